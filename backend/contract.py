@@ -1,0 +1,408 @@
+"""What the rooms promise each other. READ FIRST.
+
+An *analysis* answers one question about one *subject* under frozen *params*; a *request* names all of them
+plus the model's fingerprint, dtype and device, and hashes to a *key*; a *result* is a tidy table (and packed
+arrays) written once under that key. No torch here: the app process imports this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from backend.errors import BadInput
+
+# ---------------------------------------------------------------- params and subjects
+
+
+class Params(BaseModel):
+    """Frozen knobs of one analysis or recipe; every field has a range, a default and a sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompt(BaseModel):
+    """One sequence of token ids; `text` is for people and is no part of the identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["prompt"] = "prompt"
+    tokens: tuple[int, ...] = Field(min_length=1)
+    text: str = ""
+    asks_for_text: ClassVar[bool] = True
+
+    @field_validator("tokens")
+    @classmethod
+    def _no_negative_ids(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if any(t < 0 for t in tokens):
+            raise ValueError("token ids are 0 or larger")
+        return tokens
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the key depends on."""
+        return {"kind": self.kind, "tokens": list(self.tokens)}
+
+
+class Weights(BaseModel):
+    """The model itself, without a prompt: the analysis makes its own inputs from its params."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["weights"] = "weights"
+    asks_for_text: ClassVar[bool] = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the key depends on."""
+        return {"kind": self.kind}
+
+
+Subject = Prompt | Weights
+
+
+def subject_from(data: Mapping[str, Any]) -> Subject:
+    """Read a subject from its JSON form. Raises BadInput for an unknown kind."""
+    kinds = {"prompt": Prompt, "weights": Weights}
+    if data.get("kind") not in kinds:
+        raise BadInput(f"Subject {data.get('kind')!r}", "no such kind of subject", f"Use one of {sorted(kinds)}")
+    return kinds[data["kind"]](**data)
+
+
+# ---------------------------------------------------------------- what a table holds
+
+Kind = Literal["int", "float", "str", "bool", "array"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A column that says where a row stands (layer, head, pos, ...)."""
+
+    name: str
+    help: str
+    unit: str = ""
+    kind: Kind = "int"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A column that says what was found there.
+
+    `kind="array"` holds a 1-D array per row, all of one length within a result. Rows that agree on every axis
+    but the last are packed into one blob (a head of attention is one blob), kept as `dtype`; where `limits`
+    is given a small uint8 display copy (thumbnail per blob) is kept too.
+    """
+
+    name: str
+    help: str
+    unit: str = ""
+    kind: Kind = "float"
+    dtype: str = "float16"
+    limits: tuple[float, float] | None = None
+
+
+@dataclass
+class View:
+    """What a figure builder may know beside its table: token labels, params, the part chosen, model card."""
+
+    tokens: list[str] = field(default_factory=list)
+    vocab: Callable[[int], str] = str
+    params: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A named picture of an analysis: `build(table, view) -> plotly Figure`; `choose` lists the axes of which
+    one part is picked before (its table then holds the array columns of that part only)."""
+
+    name: str
+    title: str
+    build: Callable[..., Any]
+    choose: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- the analysis
+
+#: progress(fraction in 0..1, words); raises backend.errors.Cancelled when the job was cancelled.
+Progress = Callable[[float, str], None]
+
+
+@dataclass
+class Analysis:
+    """One registered question. Made by the `@analysis` decorator only."""
+
+    name: str
+    version: int
+    title: str
+    asks: str
+    subject: type[Prompt] | type[Weights]
+    params: type[Params]
+    axes: tuple[Axis, ...]
+    values: tuple[Value, ...]
+    compute: Callable[[Any, Any, Any, Progress], Any]
+    needs: tuple[str, ...] = ()
+    doc: str = ""
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    @property
+    def table(self) -> str:
+        """The store's table of this version."""
+        return f"{self.name}_v{self.version}"
+
+    @property
+    def scalars(self) -> list[Axis | Value]:
+        """All columns but the arrays."""
+        return [c for c in (*self.axes, *self.values) if c.kind != "array"]
+
+    @property
+    def arrays(self) -> list[Value]:
+        """The array columns."""
+        return [v for v in self.values if v.kind == "array"]
+
+    def figure(self, title: str, choose: Sequence[str] = ()) -> Callable[[Callable], Callable]:
+        """Register a figure builder `(table, view) -> plotly Figure` under its function's name."""
+
+        def keep(build: Callable) -> Callable:
+            self.figures[build.__name__] = Figure(build.__name__, title, build, tuple(choose))
+            return build
+
+        return keep
+
+    def unfit(self, capabilities: Sequence[str]) -> str:
+        """Return why a model with these capabilities cannot be asked, or ''."""
+        missing = [NEEDS.get(n, n) for n in self.needs if n not in capabilities]
+        return f"{self.title} needs {', '.join(missing)}" if missing else ""
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON form that the API and the command line show."""
+
+        def column(c: Axis | Value) -> dict:
+            return {"name": c.name, "help": c.help, "unit": c.unit, "kind": c.kind}
+
+        return {
+            "name": self.name, "version": self.version, "title": self.title, "asks": self.asks,
+            "subject": self.subject.model_fields["kind"].default, "needs": list(self.needs),
+            "params": self.params.model_json_schema(), "axes": [column(a) for a in self.axes],
+            "values": [column(v) for v in self.values], "doc": self.doc,
+            "figures": [{"name": f.name, "title": f.title, "choose": list(f.choose)} for f in self.figures.values()],
+        }
+
+
+#: capability -> words for the reason shown when a model lacks it
+NEEDS = {
+    "attention_patterns": "attention patterns (the model's attention is not exposed)",
+    "unembed": "a residual stream that can be read through the final norm and W_U",
+    "mlp": "MLP layers",
+    "gradients": "gradients of the bare module",
+    "causal": "a causal model",
+    "next_token": "a model that predicts its own vocabulary",
+}
+
+
+def analysis(
+    *, version: int, title: str, asks: str, subject: type, params: type[Params],
+    axes: Sequence[Axis], values: Sequence[Value], needs: Sequence[str] = (),
+) -> Callable[[Callable], Analysis]:
+    """Declare `compute(model, subject, params, progress) -> pandas.DataFrame` as an analysis.
+
+    The name is the module's own; the module docstring becomes its documentation. Bump `version` when numbers change.
+    """
+
+    def wrap(compute: Callable) -> Analysis:
+        import sys
+
+        module = sys.modules[compute.__module__]
+        return Analysis(
+            name=compute.__module__.rsplit(".", 1)[-1], version=version, title=title, asks=asks, subject=subject,
+            params=params, axes=tuple(axes), values=tuple(values), compute=compute, needs=tuple(needs),
+            doc=(module.__doc__ or "").strip(),
+        )
+
+    return wrap
+
+
+# ---------------------------------------------------------------- models
+
+
+class ModelSpec(BaseModel):
+    """Where a model comes from: `scheme:place[@revision]`, and the step where it is a run.
+
+    Schemes: run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH, tl:PATH.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scheme: Literal["run", "dir", "hub", "nanogpt", "tl"]
+    place: str
+    revision: str = ""
+    step: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.place}" + (f"@{self.revision}" if self.revision else "")
+
+
+def parse_spec(text: str, step: int | None = None) -> ModelSpec:
+    """Read `scheme:place[@revision]`. Raises BadInput that lists the five forms."""
+    scheme, colon, place = text.strip().partition(":")
+    if not colon or scheme not in ("run", "dir", "hub", "nanogpt", "tl") or not place.strip():
+        raise BadInput(
+            f"Model {text!r}", "not a model specification",
+            "Write run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
+        )
+    revision = ""
+    if scheme == "hub" and "@" in place:
+        place, _, revision = place.rpartition("@")
+    if step is not None and scheme != "run":
+        raise BadInput(f"Step {step} of {text!r}", "only a run has steps", "Leave the step out")
+    return ModelSpec(scheme=scheme, place=place.strip(), revision=revision, step=step)  # type: ignore[arg-type]
+
+
+class ModelCard(BaseModel):
+    """What is known of an opened model. Sizes follow the glossary; bytes and seconds as named."""
+
+    model_config = ConfigDict(extra="forbid")
+    spec: str
+    step: int | None = None
+    source: str = Field(description="where the weights came from, for people")
+    architecture: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int = Field(description="0 where attention-only")
+    d_vocab: int
+    d_vocab_out: int
+    n_ctx: int
+    n_params: int
+    dtype: str
+    device: str
+    memory_bytes: int
+    fingerprint: str
+    capabilities: list[str]
+    tokenizer: dict[str, Any] = Field(
+        default_factory=lambda: {"kind": "ids"},
+        description="{kind: ids} | {kind: chars, symbols: [...]} | {kind: hf, json: tokenizer.json as text}",
+    )
+    fidelity: dict[str, float] = Field(
+        default_factory=dict, description="max_abs_log_prob (nats), top1_agreement (0..1), n_tokens"
+    )
+    notes: list[str] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What an analysis may ask of an opened model. Tensors are torch, on `card.device`, in `card.dtype`.
+
+    Points are the house's names: embed, resid_pre, resid_mid, resid_post, q, k, v, attn_scores, pattern, z,
+    attn_out, mlp_pre, mlp_post, mlp_out. Hook names of a library never leave models/.
+    """
+
+    card: ModelCard
+
+    def capture(self, tokens: Any, points: Sequence[str], layers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
+        """Run once on tokens [batch, pos] and return {(point, layer): tensor}; pattern is [batch, head, query, key],
+        residual points [batch, pos, d_model]. `embed` is layer 0's resid_pre under the key ("embed", 0)."""
+        ...
+
+    def logits(self, tokens: Any) -> Any:
+        """The plain forward of the bare module: [batch, pos, d_vocab_out]."""
+        ...
+
+    def unembed(self, resid: Any) -> Any:
+        """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
+        ...
+
+
+# ---------------------------------------------------------------- requests and results
+
+
+class Request(BaseModel):
+    """Everything a number depends on. Same request, same key, same numbers."""
+
+    model_config = ConfigDict(frozen=True)
+    analysis: str
+    version: int
+    spec: str = Field(description="how to find the model; not part of the key, its fingerprint is")
+    step: int | None = None
+    fingerprint: str
+    dtype: str
+    device: str
+    subject: dict[str, Any]
+    params: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the key hashes: all but where the weights happen to lie and the words for people."""
+        return {
+            "analysis": self.analysis, "version": self.version, "fingerprint": self.fingerprint, "dtype": self.dtype,
+            "device": self.device.split(":")[0], "subject": subject_from(self.subject).identity(), "params": self.params,
+        }
+
+    @property
+    def key(self) -> str:
+        """32 hex digits of the sha256 of the canonical JSON of `identity()`."""
+        return canonical_hash(self.identity())
+
+
+def canonical_hash(data: Any) -> str:
+    """Return 32 hex digits of sha256 over JSON with sorted keys and no spaces."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class PackedArray:
+    """One blob: `part` are the axes it stands for, `data` C-ordered bytes of `shape` in `dtype`."""
+
+    column: str
+    part: dict[str, int]
+    shape: tuple[int, ...]
+    dtype: str
+    data: bytes
+
+
+@dataclass
+class Result:
+    """What a worker hands back: scalar columns as an Arrow table, arrays packed, and how it was made."""
+
+    table: Any  # pyarrow.Table
+    arrays: list[PackedArray]
+    provenance: dict[str, Any]  # seconds, device, dtype, versions, host, worker, started (ISO), seed
+
+
+# ---------------------------------------------------------------- training recipes
+
+
+@dataclass
+class Recipe:
+    """One training task. `train(params, run, resume_from, progress)` writes a run folder through the Recorder `run`.
+
+    `resume_from` is the last checkpoint's step or None; progress raises Cancelled to stop within one step.
+    """
+
+    name: str
+    title: str
+    asks: str
+    params: type[Params]
+    train: Callable[[Any, Any, int | None, Progress], None]
+    doc: str = ""
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON form that the API and the command line show."""
+        return {"name": self.name, "title": self.title, "asks": self.asks, "doc": self.doc,
+                "params": self.params.model_json_schema()}
+
+
+def recipe(*, title: str, asks: str, params: type[Params]) -> Callable[[Callable], Recipe]:
+    """Declare a training function as a recipe; name and documentation come from its module."""
+
+    def wrap(train: Callable) -> Recipe:
+        import sys
+
+        module = sys.modules[train.__module__]
+        return Recipe(train.__module__.rsplit(".", 1)[-1], title, asks, params, train, (module.__doc__ or "").strip())
+
+    return wrap
