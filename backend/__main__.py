@@ -1,0 +1,242 @@
+"""The command line, derived from the registry: `python -m backend --help`.
+
+Works through a running dashboard where there is one, else opens the cache itself. Exit codes: 0, 2 for bad input,
+1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from backend import analyses, export
+from backend import settings as settings_room
+from backend.client import running_dashboard
+from backend.contract import Params, Prompt
+from backend.errors import BadInput, Broken, PhasescopeError, from_record
+from backend.runs import recipes
+
+ENDED = ("done", "failed", "cancelled", "interrupted")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser: one sub-command per analysis and per recipe with a flag per param."""
+    top = argparse.ArgumentParser("python -m backend", description="Phasescope without the browser.")
+    top.add_argument("--json", action="store_true", help="print JSON for machines")
+    commands = top.add_subparsers(dest="command", required=True)
+    for name, words in (("list", "the analyses and recipes"), ("models", "the models opened so far and the runs"),
+                        ("jobs", "the jobs, newest first"), ("doctor", "versions, devices, cache, workers")):
+        commands.add_parser(name, help=words)
+    describe = commands.add_parser("describe", help="one analysis or recipe: columns, params, source")
+    describe.add_argument("name")
+    _run_parser(commands)
+    _train_parser(commands)
+    for sub in commands.choices.values():
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for machines")
+    return top
+
+
+def _run_parser(commands: Any) -> None:
+    run = commands.add_parser("run", help="compute an analysis, or fetch it where it is kept")
+    names = run.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
+    for one in analyses.registry().values():
+        sub = names.add_parser(one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.add_argument("--model", required=True, metavar="SPEC",
+                         help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH")
+        sub.add_argument("--step", help="checkpoint of a run: a number, or `all` for a sweep")
+        if one.subject is Prompt:
+            sub.add_argument("--text", default="", help="the prompt")
+            sub.add_argument("--tokens", default="", help="token ids instead of text: 5,17,3")
+        sub.add_argument("--out", help="FILE.parquet, FILE.csv, FILE.json or FILE.arrow")
+        _flags(sub, one.params)
+
+
+def _train_parser(commands: Any) -> None:
+    train = commands.add_parser("train", help="train a recipe into a run folder")
+    names = train.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
+    for one in recipes.registry().values():
+        sub = names.add_parser(one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub.add_argument("--run-dir", default="", help="folder of the run; default: a new one under PHASESCOPE_RUNS")
+        sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --run-dir")
+        _flags(sub, one.params)
+
+
+def _flags(sub: argparse.ArgumentParser, params: type[Params]) -> None:
+    for name, field in params.model_fields.items():
+        names = sorted({f"--{name}", f"--{name.replace('_', '-')}"})
+        text = (field.description or "").replace("%", "%%")
+        sub.add_argument(*names, dest=f"param:{name}", metavar="VALUE", help=f"{text} (default {field.default})")
+
+
+def _params(args: argparse.Namespace) -> dict[str, Any]:
+    given = {k.partition(":")[2]: v for k, v in vars(args).items() if k.startswith("param:") and v is not None}
+    return {k: None if v.lower() == "none" else v for k, v in given.items()}
+
+
+# ---------------------------------------------------------------- commands
+
+
+def connect() -> Any:
+    """Return the running dashboard's client, else a facade of our own that computes in this process."""
+    settings = settings_room.load()
+    remote = running_dashboard(settings)
+    if remote is not None:
+        return remote
+    from backend import Backend
+
+    return Backend(settings, inline=True)
+
+
+def do_list(args: argparse.Namespace) -> Any:
+    """List analyses and recipes."""
+    rows = [{"kind": "analysis", "name": a.name, "asks": a.asks} for a in analyses.registry().values()]
+    return rows + [{"kind": "recipe", "name": r.name, "asks": r.asks} for r in recipes.registry().values()]
+
+
+def do_describe(args: argparse.Namespace) -> Any:
+    """Describe one by name."""
+    known: Mapping[str, Any] = {**recipes.registry(), **analyses.registry()}
+    if args.name not in known:
+        raise BadInput(f"Describe {args.name!r}", "no such analysis or recipe", f"Known: {', '.join(sorted(known))}")
+    return known[args.name].schema()
+
+
+def do_models(args: argparse.Namespace) -> Any:
+    """List opened models and runs."""
+    with _connection() as house:
+        opened = json.loads(house.models().to_json(orient="records", date_format="iso"))
+        runs = [{"spec": f"run:{r['name']}", "state": r["state"], "checkpoints": len(r["checkpoints"])} for r in house.runs()]
+    return {"opened": opened, "runs": runs}
+
+
+def do_jobs(args: argparse.Namespace) -> Any:
+    """List jobs."""
+    with _connection() as house:
+        return [{k: j[k] for k in ("id", "kind", "title", "state", "progress", "words")} for j in house.jobs()]
+
+
+def do_doctor(args: argparse.Namespace) -> Any:
+    """Report on the installation."""
+    from backend import doctor
+
+    with _connection() as house:
+        remote = hasattr(house, "doctor")
+        found = house.doctor() if remote else doctor.report(house)
+        return {"through": "the running dashboard" if remote else "the cache directly", **found}
+
+
+def do_run(args: argparse.Namespace) -> Any:
+    """Compute or fetch one analysis, at one step or at all."""
+    with _connection() as house:
+        if args.step == "all":
+            steps: list[int | None] = list(house.run(args.model.removeprefix("run:"))["checkpoints"])
+        else:
+            steps = [_whole(args.step)]
+        answers = [_one(house, args, step) for step in steps]
+        table = pd.concat([t if len(steps) == 1 else t.assign(step=s) for s, (_, t) in zip(steps, answers, strict=True)])
+    if args.out:
+        export.write(table, args.out)
+    told = [a for a, _ in answers]
+    if args.json:
+        return {"results": told, "rows": len(table), "out": args.out, **({} if args.out else {"table": _rows(table)})}
+    for line in told:
+        print(f"{line['key']}  {line['how']}  {line['seconds']:.3g} s", file=sys.stderr)
+    return args.out and f"{len(table)} rows to {args.out}" or table
+
+
+def _one(house: Any, args: argparse.Namespace, step: int | None) -> tuple[dict[str, Any], pd.DataFrame]:
+    start = time.monotonic()
+    ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args)}
+    answer = house.submit(args.analysis, args.model, step, **ask)
+    if answer["state"] == "opening":
+        _finish(house, answer["job"])
+        answer = house.submit(args.analysis, args.model, step, **ask)
+    how = "cache hit" if answer["state"] == "kept" else "computed"
+    if answer["job"]:
+        _finish(house, answer["job"])
+    table = house.table(answer["key"])
+    return {"key": answer["key"], "how": how, "step": step, "seconds": time.monotonic() - start}, table
+
+
+def do_train(args: argparse.Namespace) -> Any:
+    """Train a recipe and say where it lies."""
+    with _connection() as house:
+        started = house.train(args.recipe, _params(args), run_dir=args.run_dir, resume=args.resume)
+        ended = _finish(house, started["job"])
+    return {"run": started["run"], "run_dir": ended["payload"]["run_dir"], "state": ended["state"]}
+
+
+def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Wait for a job, say how it goes on stderr, cancel it on Ctrl-C, raise its error."""
+    try:
+        while job["state"] not in ENDED:
+            job = house.wait(job["id"], 1.0)
+            if sys.stderr.isatty():
+                print(f"\r{job['progress']:4.0%} {job['words'][:60]:60}", end="", file=sys.stderr)
+    except KeyboardInterrupt:
+        house.cancel(job["id"])
+        raise
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if job["state"] != "done":
+        raise from_record(job["error"]) if job.get("error") else Broken(job["title"], f"the job was {job['state']}", "Run it again")
+    return job
+
+
+class _connection:
+    """`with` a house that is closed at the end."""
+
+    def __enter__(self) -> Any:
+        self.house = connect()
+        return self.house
+
+    def __exit__(self, *_: Any) -> None:
+        self.house.close()
+
+
+def _whole(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise BadInput(f"--step {text!r}", "not a whole number", "Give a step of the run, or `all`")
+    return int(text)
+
+
+def _rows(table: pd.DataFrame) -> Any:
+    return json.loads(export.to_bytes(table, "json"))
+
+
+def show(answer: Any, as_json: bool) -> None:
+    """Print an answer: JSON for machines, aligned text for people."""
+    if as_json:
+        print(json.dumps(_rows(answer) if isinstance(answer, pd.DataFrame) else answer, indent=1, default=str))
+    elif isinstance(answer, list):
+        print(pd.DataFrame(answer).to_string(index=False) if answer else "none yet")
+    elif isinstance(answer, dict):
+        print(json.dumps(answer, indent=1, ensure_ascii=False, default=str))
+    else:
+        print(answer)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        show(globals()[f"do_{args.command}"](args), args.json)
+        return 0
+    except PhasescopeError as error:
+        print(json.dumps(error.record()) if args.json else f"{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
