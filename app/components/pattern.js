@@ -1,0 +1,197 @@
+// One head large. Offscreen pixels once per data; axes, cross-hair and colour bar drawn over them.
+const PAD = 6, BAR = 12, SMALL = 11;
+
+function map(root) {
+  const title = el("div", "psc-title", root), canvas = el("canvas", "psc-map", root), over = el("canvas", "psc-over", root);
+  const note = el("div", "psc-note", root), hint = tip(root);
+  const pixels = document.createElement("canvas");
+  const me = { h: null, values: null, digest: "", at: null, pick: () => {} };
+  let box = null, c = null;
+  const start = (axis, i) => Math.floor((i * me.h.n[axis]) / me.h.m[axis]); // same bins as Python's edges()
+  const cellOf = (axis, token) => { let i = Math.floor((token * me.h.m[axis]) / me.h.n[axis]); while (start(axis, i + 1) <= token) i++; return i; };
+  const words = (axis, i) => {
+    const a = start(axis, i), b = start(axis, i + 1) - 1, t = axis ? me.h.keys : me.h.queries;
+    return b > a ? `${a}–${b} ${t[a]} … ${t[b]}` : `${a} ${t[a]}`;
+  };
+
+  me.load = (bytes) => {
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), n = me.h.m[0] * me.h.m[1];
+    me.values = new Float32Array(n);
+    for (let i = 0; i < n; i++) me.values[i] = half(view.getUint16(2 * i, true));
+  };
+
+  me.colour = () => {
+    const [Q, K] = me.h.m, [low, high] = me.h.limits, table = LUT[me.h.scale];
+    pixels.width = K;
+    pixels.height = Q;
+    const image = new ImageData(K, Q), out = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < Q * K; i++) {
+      const v = me.values[i];
+      out[i] = Number.isNaN(v) ? 0 : table[Math.max(0, Math.min(255, Math.round(((v - low) / (high - low)) * 255)))];
+    }
+    pixels.getContext("2d").putImageData(image, 0, 0);
+  };
+
+  // widest label, never more than a fifth of the room; longer ones are shortened with an ellipsis
+  function labels(g, tokens, most) {
+    const cut = (t) => { if (g.measureText(t).width <= most) return t; let s = t; while (s.length > 1 && g.measureText(s + "…").width > most) s = s.slice(0, -1); return s + "…"; };
+    const shown = tokens.map(cut);
+    return [shown, Math.max(10, ...shown.map((t) => g.measureText(t).width))];
+  }
+
+  me.draw = () => {
+    if (!me.values || !root.clientWidth) return;
+    c = colours(root);
+    const { m, max_height } = me.h, W = root.clientWidth, g0 = canvas.getContext("2d");
+    g0.setTransform(1, 0, 0, 1, 0, 0);
+    g0.font = `${SMALL}px ${c.mono}`;
+    const most = Math.min(120, W / 5);
+    const [rows, left] = labels(g0, m[0] === me.h.n[0] ? me.h.queries : me.h.queries.filter((_, i) => cellOf(0, i) >= 0 && start(0, cellOf(0, i)) === i), most);
+    const [cols, bottom] = labels(g0, m[1] === me.h.n[1] ? me.h.keys : me.h.keys.filter((_, i) => start(1, cellOf(1, i)) === i), most);
+    const x = left + PAD + 18, right = BAR + 58;
+    const room = Math.max(40, W - x - right);
+    const cell = Math.max(0.25, Math.min(room / m[1], (max_height - bottom - 40) / m[0], 56));
+    const w = cell * m[1], h = cell * m[0], flat = Math.max(...cols.map((t) => g0.measureText(t).width)) + 6 <= cell;
+    const below = flat ? SMALL + 6 : bottom + PAD;
+    box = { x, y: 4, w, h, cell, W, H: 4 + h + below + 20, right: x + w };
+    const g = sized(canvas, W, box.H);
+    sized(over, W, box.H);
+    over.style.top = canvas.offsetTop + "px";
+    g.imageSmoothingEnabled = false;
+    shrink(g);
+    g.strokeStyle = c.line;
+    g.strokeRect(x - 0.5, box.y - 0.5, w + 1, h + 1);
+    axes(g, rows, cols, flat, below);
+    bar(g);
+    mark();
+  };
+
+  // fewer screen pixels than cells: keep the maximum, so that a stripe stays visible
+  function shrink(g) {
+    const r = canvas.width / box.W, [Q, K] = me.h.m, q = Math.round(box.h * r), k = Math.round(box.w * r);
+    if (k >= K && q >= Q) return g.drawImage(pixels, box.x, box.y, box.w, box.h);
+    const best = new Float32Array(q * k).fill(-Infinity), [low, high] = me.h.limits, table = LUT[me.h.scale];
+    for (let i = 0, p = 0; i < Q; i++) for (let j = 0; j < K; j++, p++) {
+      const to = Math.floor((i * q) / Q) * k + Math.floor((j * k) / K);
+      if (me.values[p] > best[to]) best[to] = me.values[p];
+    }
+    const image = new ImageData(k, q), out = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < q * k; i++) out[i] = best[i] === -Infinity ? 0 : table[Math.max(0, Math.min(255, Math.round(((best[i] - low) / (high - low)) * 255)))];
+    g.putImageData(image, Math.round(box.x * r), Math.round(box.y * r));
+  }
+
+  function axes(g, rows, cols, flat, below) {
+    const { x, y, w, h, cell } = box, every = Math.max(1, Math.ceil((SMALL + 1) / cell)), faint = c.text;
+    g.font = `${SMALL}px ${c.mono}`;
+    g.fillStyle = faint;
+    g.textBaseline = "middle";
+    g.textAlign = "right";
+    for (let i = 0; i < rows.length; i += every) g.fillText(rows[i], x - PAD, y + (i + 0.5) * cell);
+    for (let j = 0; j < cols.length; j += flat ? 1 : every) {
+      g.save();
+      g.translate(x + (j + 0.5) * cell, y + h + PAD);
+      if (!flat) g.rotate(-Math.PI / 2);
+      g.textAlign = flat ? "center" : "right";
+      g.textBaseline = flat ? "top" : "middle";
+      g.fillText(cols[j], 0, 0);
+      g.restore();
+    }
+    g.font = `${SMALL}px ${c.font}`;
+    g.globalAlpha = 0.7;
+    g.textAlign = "center";
+    g.textBaseline = "bottom";
+    g.fillText("key token", x + w / 2, box.H - 2);
+    g.save();
+    g.translate(2, y + h / 2);
+    g.rotate(-Math.PI / 2);
+    g.textBaseline = "top";
+    g.fillText("query token", 0, 0);
+    g.restore();
+    g.globalAlpha = 1;
+  }
+
+  function bar(g) {
+    const x = box.right + 14, h = Math.min(box.h, 220), table = LUT[me.h.scale], [low, high] = me.h.limits;
+    for (let i = 0; i < h; i++) {
+      g.fillStyle = css(table[Math.round((1 - i / h) * 255)]);
+      g.fillRect(x, box.y + i, BAR, 1.5);
+    }
+    g.font = `${SMALL}px ${c.font}`;
+    g.fillStyle = c.text;
+    g.textAlign = "left";
+    g.textBaseline = "top";
+    g.fillText(number(high), x + BAR + 5, box.y);
+    g.textBaseline = "bottom";
+    g.fillText(number(low), x + BAR + 5, box.y + h);
+    if (!me.h.unit) return;
+    g.save();
+    g.translate(x + BAR + 6, box.y + h / 2);
+    g.rotate(-Math.PI / 2);
+    g.textAlign = "center";
+    g.textBaseline = "top";
+    if (g.measureText(me.h.unit).width < h - 30) g.fillText(me.h.unit, 0, 0);
+    g.restore();
+  }
+
+  function mark() {
+    const g = over.getContext("2d"), { x, y, w, h, cell } = box;
+    g.clearRect(0, 0, box.W, box.H);
+    if (me.h.selected !== null && me.h.selected !== undefined) {
+      g.strokeStyle = c.accent;
+      g.lineWidth = 2;
+      g.strokeRect(x - 1, y + cellOf(0, me.h.selected) * cell - 1, w + 2, Math.max(cell, 1) + 2);
+      root.dataset.selected = me.h.selected;
+    }
+    if (!me.at) return;
+    const [i, j] = me.at;
+    g.fillStyle = c.text;
+    g.globalAlpha = 0.16;
+    g.fillRect(x, y + i * cell, w, Math.max(cell, 1));
+    g.fillRect(x + j * cell, y, Math.max(cell, 1), h);
+    g.globalAlpha = 1;
+    g.strokeStyle = "#ffffff";
+    g.lineWidth = 1;
+    g.strokeRect(x + j * cell - 0.5, y + i * cell - 0.5, cell + 1, cell + 1);
+  }
+
+  over.onmousemove = (e) => {
+    const r = over.getBoundingClientRect(), i = Math.floor((e.clientY - r.top - box.y) / box.cell), j = Math.floor((e.clientX - r.left - box.x) / box.cell);
+    me.at = i >= 0 && j >= 0 && i < me.h.m[0] && j < me.h.m[1] ? [i, j] : null;
+    over.style.cursor = me.at ? "crosshair" : "default";
+    mark();
+    if (!me.at) return hint.hide();
+    const o = root.getBoundingClientRect(), unit = me.h.unit ? " " + me.h.unit : "";
+    hint.show([number(me.values[i * me.h.m[1] + j]) + unit, "query " + words(0, i), "key " + words(1, j)], e.clientX - o.left, e.clientY - o.top);
+  };
+  over.onmouseleave = () => { me.at = null; if (box) mark(); hint.hide(); };
+  over.onclick = () => {
+    if (!me.at) return;
+    me.h.selected = start(0, me.at[0]);
+    mark();
+    me.pick({ query: me.h.selected, key: start(1, me.at[1]) });
+  };
+  me.words = () => {
+    const { n, m } = me.h;
+    title.textContent = me.h.title;
+    title.style.display = me.h.title ? "block" : "none";
+    note.textContent = m[0] < n[0] || m[1] < n[1] ? `${m[0]} of ${n[0]} queries, ${m[1]} of ${n[1]} keys: each cell is the largest of several` : "";
+    note.style.display = note.textContent ? "block" : "none";
+  };
+  me.stop = watch(root, me.draw);
+  return me;
+}
+
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const started = performance.now(), me = own(parentElement, map);
+  const [header, bytes] = unpack(data);
+  me.h = header;
+  me.pick = (value) => setTriggerValue("pick", value);
+  const digest = header.digest + header.m + header.limits + header.scale;
+  if (me.digest !== digest) { me.load(bytes); me.colour(); }
+  me.digest = digest;
+  me.words();
+  me.draw();
+  performance.measure("phasescope:pattern", { start: started });
+  return () => me.stop();
+}

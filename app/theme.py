@@ -1,0 +1,182 @@
+"""How Phasescope looks: colours, the one style sheet, and how numbers are written.
+
+The colours of widgets and charts live in `.streamlit/config.toml`; the ones here are for what we draw ourselves.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import streamlit as st
+
+ACCENT = {"light": "#0F6E84", "dark": "#4FB3C9"}
+TEXT = {"light": "#1B2429", "dark": "#E2E9EC"}
+MUTED = {"light": "#5B6B74", "dark": "#93A3AC"}
+LINE = {"light": "#D9E1E5", "dark": "#2E3A42"}
+#: Okabe and Ito (2008), colour-blind safe; black left out because it would vanish on a dark page
+CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
+SEQUENTIAL = (
+    "#440154", "#482878", "#3E4989", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6ECE58", "#B5DE2B", "#FDE725",
+)
+DIVERGING = (
+    "#053061", "#2166AC", "#4393C3", "#92C5DE", "#E3EEF4", "#FAE9DF", "#F4A582", "#D6604D", "#B2182B", "#67001F",
+)
+#: a null or control behind a measured value
+NULL = "#8C8C8C"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', Arial, sans-serif"
+THIN = "\u2009"
+KINDS = ("neutral", "accent", "good", "warn", "bad")
+
+
+def dark() -> bool:
+    """Say whether the visitor's page is dark now (False outside a browser)."""
+    return getattr(st.context.theme, "type", None) == "dark"
+
+
+def style() -> None:
+    """Inject the style sheet; call once per page, before anything else."""
+    st.html(f"<style>{CSS}</style>")
+
+
+def badge(text: str, kind: str = "neutral", title: str = "") -> str:
+    """Return a small label as HTML for `st.html` or `unsafe_allow_html`; kind is one of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"badge kind {kind!r}, not one of {KINDS}")
+    hint = f' title="{html.escape(title)}"' if title else ""
+    return f'<span class="ps-badge ps-{kind}"{hint}>{html.escape(text)}</span>'
+
+
+def badges(items: list[tuple[str, str]]) -> None:
+    """Show a row of (text, kind) badges."""
+    st.html('<div class="ps-row">' + "".join(badge(text, kind) for text, kind in items) + "</div>")
+
+
+# ---------------------------------------------------------------- numbers and times
+
+
+def number(x: Any) -> str:
+    """Write x with 3 significant digits: 0.0312, 12.3, 4 560, 1.2e-7; a dash where there is none."""
+    if x is None or (isinstance(x, float) and math.isnan(x)):
+        return "–"
+    x = float(x)
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    if x == 0:
+        return "0"
+    if not 1e-4 <= abs(x) < 1e7:
+        mantissa, exponent = f"{x:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
+    rounded = float(f"{x:.3g}")
+    if abs(rounded) >= 100:
+        return count(int(rounded))
+    text = f"{rounded:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+
+
+def count(n: int | None) -> str:
+    """Write a whole number in full, thousands apart by a thin space from five digits on."""
+    if n is None:
+        return "–"
+    text = f"{abs(n):,}".replace(",", THIN) if abs(n) >= 10_000 else str(abs(n))
+    return f"−{text}" if n < 0 else text
+
+
+def seconds(s: float | None) -> str:
+    """Write a duration: 12 ms, 1.3 s, 48 s, 4 min, 2 h 5 min, 3 d."""
+    if s is None or math.isnan(s):
+        return "–"
+    if s < 0.9995:
+        return f"{s * 1000:.0f} ms"
+    if s < 59.5:
+        return f"{s:.1f} s" if s < 9.95 else f"{s:.0f} s"
+    minutes = round(s / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+    return f"{round(s / 86400)} d"
+
+
+def bytes(n: float | None) -> str:  # noqa: A001 the glossary's word; used as theme.bytes
+    """Write a size: 812 B, 4.01 MB, 1.2 GB (powers of ten)."""
+    if n is None:
+        return "–"
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(n) >= size * 0.9995:
+            return f"{number(n / size)} {unit}"
+    return f"{int(n)} B"
+
+
+def ago(t: datetime | float | str | None, now: datetime | None = None) -> str:
+    """Write how long ago: just now, 40 s ago, 4 min ago; t is a datetime, seconds since 1970 or ISO text (UTC)."""
+    if t is None:
+        return "–"
+    if isinstance(t, str):
+        t = datetime.fromisoformat(t)
+    if isinstance(t, int | float):
+        t = datetime.fromtimestamp(t, UTC)
+    if t.tzinfo is None:
+        t = t.replace(tzinfo=UTC)
+    passed = ((now or datetime.now(UTC)) - t).total_seconds()
+    return "just now" if passed < 5 else f"{seconds(passed)} ago"
+
+
+# ---------------------------------------------------------------- plotly
+
+
+def template(is_dark: bool | None = None) -> Any:
+    """Return our plotly template: transparent, system font, hair-line grid, colour-blind-safe scales."""
+    import plotly.graph_objects as go
+
+    mode = "dark" if (dark() if is_dark is None else is_dark) else "light"
+    axis = {"gridcolor": LINE[mode], "linecolor": LINE[mode], "zerolinecolor": LINE[mode], "ticks": "outside",
+            "tickcolor": LINE[mode], "automargin": True, "title": {"standoff": 8}}
+    return go.layout.Template(layout={
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(CATEGORICAL),
+        "font": {"family": FONT, "size": 13, "color": TEXT[mode]}, "xaxis": axis, "yaxis": axis,
+        "colorscale": {"sequential": _scale(SEQUENTIAL), "sequentialminus": _scale(SEQUENTIAL[::-1]),
+                       "diverging": _scale(DIVERGING)},
+        "margin": {"l": 56, "r": 16, "t": 36, "b": 44}, "hoverlabel": {"font": {"family": FONT, "size": 12}},
+        "legend": {"bgcolor": "rgba(0,0,0,0)"}, "uirevision": "keep",
+    })
+
+
+def _scale(colours: tuple[str, ...]) -> list[list]:
+    return [[i / (len(colours) - 1), c] for i, c in enumerate(colours)]
+
+
+CSS = """
+[data-testid="stMainBlockContainer"] { max-width: 2400px; padding-left: 2rem; padding-right: 2rem; }
+[data-testid="stVerticalBlock"] { gap: 0.7rem; }
+@media (max-width: 900px) {
+  [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
+}
+/* labels wrap, they are never cut off */
+[data-testid="stWidgetLabel"] p, [data-testid="stMetricLabel"] p, [data-testid="stMetricLabel"] div,
+[data-testid="stMetricValue"] div { white-space: normal; overflow: visible; text-overflow: clip; }
+[data-testid="stWidgetLabel"] p { font-size: 0.85rem; }
+[data-testid="stTable"] td, [data-testid="stMetricValue"], .ps-num { font-variant-numeric: tabular-nums; }
+[data-testid="stTable"] td { font-family: var(--ps-mono, ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace);
+  font-size: 0.82rem; }
+[data-testid="stMetric"] { padding: 0; }
+[data-testid="stCaptionContainer"] p { line-height: 1.4; }
+.ps-row { display: flex; flex-wrap: wrap; gap: 0.35rem; align-items: center; }
+.ps-badge { display: inline-block; padding: 0.05rem 0.5rem; border-radius: 0.6rem; font-size: 0.78rem; line-height: 1.5;
+  border: 1px solid color-mix(in srgb, currentColor 30%, transparent); white-space: nowrap;
+  background: color-mix(in srgb, currentColor 8%, transparent); font-variant-numeric: tabular-nums; }
+.ps-neutral { color: color-mix(in srgb, currentColor 70%, transparent); }
+.ps-accent { color: var(--st-primary-color, #2389A0); }
+.ps-good { color: #118A62; } .ps-warn { color: #A86A00; } .ps-bad { color: #C2410C; }
+@media (prefers-color-scheme: dark) { .ps-good { color: #4CC79B; } .ps-warn { color: #E6B450; } .ps-bad { color: #F2906B; } }
+.ps-problem { border-left: 3px solid #C2410C; padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }
+.ps-problem .ps-what { opacity: 0.75; font-size: 0.85rem; }
+.ps-problem .ps-found { font-weight: 600; }
+.ps-empty { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); border-radius: 0.5rem;
+  padding: 1.4rem 1.6rem; line-height: 1.5; }
+.ps-empty .ps-title { font-weight: 600; margin-bottom: 0.2rem; }
+.ps-empty .ps-text { opacity: 0.75; max-width: 60ch; }
+.ps-error { color: #C2410C; font-size: 0.85rem; line-height: 1.4; }
+"""
