@@ -1,0 +1,171 @@
+"""How a run folder is laid out, and who holds it. Standard library only: the recorder and the follower share it.
+
+    run.json                            what the run is; renamed into place whole
+    metrics.jsonl                       append-only; one line per log call or event
+    checkpoints/step_00000120.safetensors   weights
+    resume/step_00000120.safetensors    optimiser and random state; the last two only
+    lock                                process id and host of the one live writer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backend.errors import Busy
+
+RUN, METRICS, LOCK, CHECKPOINTS, RESUME = "run.json", "metrics.jsonl", "lock", "checkpoints", "resume"
+#: a writer on another host counts as alive while its last line is younger than this (seconds)
+FRESH = 60.0
+#: events that end a run
+ENDS = ("finished", "stopped", "failed")
+_STEP = re.compile(r"^step_(\d+)\.safetensors$")
+
+
+def file_of(folder: Path, part: str, step: int) -> Path:
+    """Return the path of the checkpoint (`part` CHECKPOINTS) or resume state (RESUME) of a step."""
+    return folder / part / f"step_{step:08d}.safetensors"
+
+
+def steps_in(folder: Path, part: str = CHECKPOINTS) -> list[int]:
+    """Return the steps that have a whole file in `part`, ascending; [] where there is no such folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(int(m[1]) for m in map(_STEP.match, os.listdir(folder / part)) if m)
+    return []
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, meets the old one, the new one or none, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Tail(NamedTuple):
+    """The last whole line that can be read ({} if none), and whether the file ends with a whole line."""
+
+    line: dict[str, Any]
+    whole: bool
+
+
+def last_line(path: Path, window: int = 1 << 16) -> Tail:
+    """Read the end of a metrics file; an absent or empty file has no line and ends whole."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - window))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return Tail({}, True)
+    for text in reversed(lines[:-1]):
+        with contextlib.suppress(ValueError):
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return Tail(found, lines[-1] == b"")
+    return Tail({}, lines[-1] == b"")
+
+
+# ---------------------------------------------------------------- who holds the folder
+
+
+def holder(folder: Path) -> dict[str, Any] | None:
+    """Return {pid, host, born} of the lock file; {} where it cannot be read yet, None where there is none."""
+    try:
+        found = json.loads((folder / LOCK).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def alive(held: dict[str, Any] | None, last_time: float | None) -> bool:
+    """Say whether the writer named by a lock lives: by its process here, by the age of its last line elsewhere."""
+    if held is None:
+        return False
+    if held.get("host") == socket.gethostname():
+        return _process_lives(int(held.get("pid", 0)), held.get("born"))
+    return last_time is not None and time.time() - last_time < FRESH
+
+
+def born(pid: int) -> str | None:
+    """Return when a process of this machine began (kernel clock ticks), None where the system does not tell."""
+    with contextlib.suppress(OSError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if stat[0] == "Z" else stat[19]
+    return None
+
+
+def _process_lives(pid: int, since: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    # the same number may have gone to another process, or be a zombie nobody has waited for
+    return pid > 0 and (since is None or born(pid) == since)
+
+
+class Lock:
+    """The one writer of a run folder: a kernel lock on the lock file, and pid and host in it for people and readers.
+
+    The kernel lets go when the process dies, so a dead writer's file is taken over.
+    Raises Busy where another writer lives.
+    """
+
+    def __init__(self, folder: Path, last_time: float | None = None):
+        self.folder, self.path = folder, folder / LOCK
+        self.fd = self._open()
+        held = holder(folder)
+        if held and held.get("host") != socket.gethostname() and alive(held, last_time):
+            os.close(self.fd)
+            raise self._busy()
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, json.dumps(mine).encode(), 0)
+
+    def _open(self) -> int:
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                unsupported = error.errno in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+                if not unsupported or alive(holder(self.folder), None):
+                    os.close(fd)
+                    raise self._busy() from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(fd).st_ino == os.stat(self.path).st_ino:
+                    return fd
+            os.close(fd)  # the last holder removed this file between our open and our lock
+
+    def _busy(self) -> Busy:
+        held = holder(self.folder) or {}
+        who = f"process {held.get('pid', '?')} on {held.get('host', '?')} is writing to it"
+        return Busy(f"Run {self.folder.name!r}", who, "Stop that process or choose another name")
+
+    def release(self) -> None:
+        """Remove the lock file and let go. Harmless when called twice."""
+        if self.fd < 0:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        os.close(self.fd)
+        self.fd = -1

@@ -1,0 +1,220 @@
+"""Write a run folder from any training loop, three lines:
+
+    run = Recorder("runs/mine")
+    run.log(step, loss=loss, **{"induction_score/L1H2": score})
+    run.checkpoint(step, model)
+
+then `run.finish()`, or use it as a context manager. Standard library only; torch and safetensors are imported by
+the first `checkpoint()`. Every line is one write to a file opened for appending, so a crash tears at most the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from backend.errors import BadInput, Broken, Cancelled, NotFound
+from backend.runs import layout, provenance
+from backend.runs.layout import CHECKPOINTS, METRICS, RESUME, RUN
+
+KEEP_RESUME = 2
+
+
+class Recorder:
+    """The one writer of a run folder.
+
+    Args:
+        folder: the run's folder, made if need be; its last part is the run's name in the dashboard.
+        name, recipe, params, model: kept in run.json; `model` is a native model config, so that the checkpoints
+            can be opened as models.
+        resume: continue a run that is there. Lines logged after step `resume_from` (default: none) no longer count.
+        extra: further keys of run.json; a None leaves the key out.
+    Raises:
+        BadInput: the folder holds a run and `resume` is off. NotFound: nothing to resume. Busy: another live writer.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, name: str | None = None, recipe: str = "", params: Mapping[str, Any] | None = None,
+        model: Mapping[str, Any] | None = None, resume: bool = False, resume_from: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ):
+        self.folder = Path(folder)
+        self._check(resume)
+        for part in (CHECKPOINTS, RESUME):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        lock = layout.Lock(self.folder, _modified(self.folder / METRICS))
+        self._let_go = weakref.finalize(self, lock.release)
+        try:
+            self._check(resume)  # again, now that nobody else can have made it
+            self.step, self.ended = -1, ""
+            if resume:
+                self.info = json.loads((self.folder / RUN).read_text())
+            else:
+                self.info = provenance.describe(name or self.folder.name, recipe, params, model, extra)
+                self._write_info()
+            self._fd = os.open(self.folder / METRICS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._let_go.detach()
+            self._let_go = weakref.finalize(self, _close, self._fd, lock)
+            self._begin(resume, resume_from)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _check(self, resume: bool) -> None:
+        asked, there = f"Run {self.folder.name!r}", (self.folder / RUN).exists()
+        if there and not resume:
+            raise BadInput(asked, "a run of this name is there already", "Choose another name, or resume it")
+        if resume and not there:
+            raise NotFound(asked, f"no {RUN} in {self.folder}", "Start it anew, or correct the folder")
+
+    def _begin(self, resume: bool, resume_from: int | None) -> None:
+        if not resume:
+            self.event("started", 0)
+            return
+        for part in (".", CHECKPOINTS, RESUME):
+            for left in (self.folder / part).glob(".*.tmp"):
+                left.unlink()
+        tail = layout.last_line(self.folder / METRICS)
+        if not tail.whole:
+            self._write(b"\n")  # close the line that a crash tore; it stays, and nobody reads it as a number
+        last = tail.line.get("step", -1)
+        self.event("resumed", last if resume_from is None else resume_from)
+
+    # ------------------------------------------------------------ what a training loop calls
+
+    def describe(self, **more: Any) -> None:
+        """Add keys to run.json (such as `model`) before the first metric is logged."""
+        self.info.update(more)
+        self._write_info()
+
+    def log(self, step: int, values: Mapping[str, Any] | None = None, /, **metrics: Any) -> None:
+        """Append one line of metrics: `name`, `name/L1` (a layer) or `name/L1H2` (a head) -> number.
+
+        A number is anything `float()` takes; NaN and infinities are kept. Raises BadInput for a bad name or number.
+        """
+        given = {**(values or {}), **metrics}
+        numbers = {_name(k): _number(k, v) for k, v in given.items()}
+        self._append({"step": _step(step), "time": time.time(), "values": numbers})
+        self.step = int(step)
+
+    def event(self, event: str, step: int | None = None, **more: Any) -> None:
+        """Append one event line: started, resumed, checkpoint, finished, stopped, failed, or a word of your own."""
+        self.step = self.step if step is None else step
+        self._append({"event": event, "step": self.step, "time": time.time(), **more})
+
+    def checkpoint(self, step: int, model: Any, optimizer: Any = None, rng: Mapping[str, Any] | None = None) -> Path:
+        """Save the weights of a module or a state dict as safetensors, whole or not at all; return the path.
+
+        With `optimizer` (and `rng`: name -> uint8 state tensor) an exact resume is possible; that is kept for the
+        last two checkpoints only.
+        """
+        from backend.runs import checkpoints
+
+        if optimizer is not None:
+            checkpoints.save_resume(layout.file_of(self.folder, RESUME, _step(step)), optimizer, rng or {})
+        path = layout.file_of(self.folder, CHECKPOINTS, _step(step))
+        checkpoints.save_weights(path, model)
+        for old in layout.steps_in(self.folder, RESUME)[:-KEEP_RESUME]:
+            layout.file_of(self.folder, RESUME, old).unlink()
+        self.event("checkpoint", int(step))
+        return path
+
+    # ------------------------------------------------------------ endings
+
+    def finish(self) -> None:
+        """Say that the run reached its end, and let go of the folder."""
+        self._end("finished")
+
+    def stop(self, reason: str = "") -> None:
+        """Say that a person or a shutdown stopped the run, and let go of the folder."""
+        self._end("stopped", reason=reason)
+
+    def fail(self, error: BaseException | str) -> None:
+        """Say what went wrong, and let go of the folder."""
+        words = str(error) or type(error).__name__
+        self._end("failed", error=words[:2000])
+
+    def _end(self, how: str, **more: Any) -> None:
+        if self.ended:
+            return
+        try:
+            self.event(how, **more)
+        finally:
+            self.ended = how
+            self._let_go()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.finish()
+        elif isinstance(error, (Cancelled, KeyboardInterrupt)):
+            self.stop(str(error) or "interrupted from the keyboard")
+        else:
+            # the folder may be what failed (a full disk); the first error is the one to show
+            with contextlib.suppress(OSError, Broken):
+                self.fail(error)
+
+    # ------------------------------------------------------------ bytes
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self.ended:
+            raise BadInput(f"Run {self.folder.name!r}", f"it is {self.ended} already", "Open it again with resume=True")
+        self._write(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        try:
+            written = os.write(self._fd, line)
+        except OSError as error:
+            raise Broken(f"Run {self.folder.name!r}", f"its folder cannot be written ({error.strerror})",
+                         "Make room or correct the rights, then resume it") from None
+        if written < len(line):
+            with contextlib.suppress(OSError):
+                os.write(self._fd, b"\n")
+            raise Broken(f"Run {self.folder.name!r}", "the disk is full", "Make room, then resume it")
+
+    def _write_info(self) -> None:
+        layout.write_whole(self.folder / RUN, json.dumps(self.info, indent=1, default=str).encode() + b"\n")
+
+
+def _close(fd: int, lock: layout.Lock) -> None:
+    os.close(fd)
+    lock.release()
+
+
+def _modified(path: Path) -> float | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
+
+
+def _step(step: Any) -> int:
+    if isinstance(step, bool) or int(step) != step or step < 0:
+        raise BadInput(f"Step {step!r}", "not a whole number from 0", "Count steps 0, 1, 2, ...")
+    return int(step)
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise BadInput(f"Metric {str(name)[:40]!r}", "not 1 to 200 characters", "Use name, name/L1 or name/L1H2")
+    return name
+
+
+def _number(name: str, value: Any) -> float | str:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        found = f"{type(value).__name__} is not one number"
+        raise BadInput(f"Metric {name!r}", found, "Log its mean or one entry per name") from None
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
