@@ -170,7 +170,8 @@ CSS = """
 .ps-neutral { color: color-mix(in srgb, currentColor 70%, transparent); }
 .ps-accent { color: var(--st-primary-color, #2389A0); }
 .ps-good { color: #118A62; } .ps-warn { color: #A86A00; } .ps-bad { color: #C2410C; }
-@media (prefers-color-scheme: dark) { .ps-good { color: #4CC79B; } .ps-warn { color: #E6B450; } .ps-bad { color: #F2906B; } }
+@media (prefers-color-scheme: dark) {
+  .ps-good { color: #4CC79B; } .ps-warn { color: #E6B450; } .ps-bad { color: #F2906B; } }
 .ps-problem { border-left: 3px solid #C2410C; padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }
 .ps-problem .ps-what { opacity: 0.75; font-size: 0.85rem; }
 .ps-problem .ps-found { font-weight: 600; }

@@ -26,9 +26,12 @@ export default function (component) {
   if (me.digest === digest) return;
   me.digest = digest;
   me.node.style.minHeight = data.height + "px";
-  const started = performance.now();
   library(data.src).then(
-    () => { CircuitsVis.render(me.node.id, CircuitsVis[data.kind], data.props); performance.measure("phasescope:circuitsvis", { start: started }); },
+    () => {
+      const started = performance.now();
+      CircuitsVis.render(me.node.id, CircuitsVis[data.kind], data.props);
+      performance.measure("phasescope:circuitsvis", { start: started });
+    },
     (error) => { me.node.textContent = error.message; },
   );
 }

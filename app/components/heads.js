@@ -8,7 +8,7 @@ function grid(root) {
   const sheet = el("div", "psc-sheet", box);
   const canvas = el("canvas", "psc-cells", sheet);
   const ring = el("div", "psc-ring", sheet);
-  const cols = el("div", "psc-cols", sheet), rows = el("div", "psc-rows", sheet), corner = el("div", "psc-corner", sheet);
+  const cols = el("div", "psc-cols", sheet), rows = el("div", "psc-rows", sheet);
   const hint = tip(root);
   const atlas = document.createElement("canvas");
   const me = { h: null, atlas, digest: "", cell: 0, pick: () => {} };
@@ -55,7 +55,7 @@ function grid(root) {
   }
 
   function captions(strip, n, letter, cell, across) {
-    const every = Math.ceil((across ? 24 : 13) / cell), items = [];
+    const every = Math.ceil((across ? 24 : 13) / cell), items = across ? [el("i", "psc-corner")] : [];
     for (let i = 0; i < n; i += every) {
       const t = el("span", "", null, letter + i);
       t.style[across ? "left" : "top"] = (across ? LEFT : TOP) + (i + 0.5) * cell + "px";

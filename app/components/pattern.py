@@ -35,8 +35,9 @@ def pattern(
     before = _cell(pending(key), values.shape)
     sent = np.ascontiguousarray(max_pool(exact(values, limits), SIDE))
     header = {
-        "n": list(values.shape), "m": list(sent.shape), "limits": [float(v) for v in limits], "unit": unit, "scale": scale,
-        "title": title, "queries": [visible(t) for t in tokens], "keys": [visible(t) for t in columns],
+        "n": list(values.shape), "m": list(sent.shape), "limits": [float(v) for v in limits],
+        "unit": unit, "scale": scale, "title": title, "queries": [visible(t) for t in tokens],
+        "keys": [visible(t) for t in columns],
         "selected": before["query"] if before else selected, "max_height": max_height,
         "digest": hashlib.blake2b(sent.tobytes(), digest_size=8).hexdigest(),
     }

@@ -1,0 +1,44 @@
+"""Fixtures of all tests. Browser tests skip, and say why, where there is no Chromium; .ci/run counts that as failing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests import browser
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium for the whole session."""
+    where = browser.executable()
+    if where is None:
+        pytest.skip("no Chromium: install the package chromium or set PHASESCOPE_CHROMIUM")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as play:
+        running = play.chromium.launch(executable_path=where, args=browser.FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """A factory: `page(url, width=1440, height=900, dark=False)` opens a watched page and waits until it is ready."""
+    contexts: list[Any] = []
+
+    def open_page(url: str, width: int = 1440, height: int = 900, dark: bool = False, wait: bool = True) -> Any:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
+        )
+        contexts.append(context)
+        new = browser.watch(context.new_page())
+        new.goto(url)
+        if wait:
+            browser.wait_ready(new)
+        return new
+
+    yield open_page
+    for context in contexts:
+        context.close()
