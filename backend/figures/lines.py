@@ -1,0 +1,87 @@
+"""Line charts with interval bands, and bars with error bars beside their null."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from backend.figures.style import BAND, CATEGORIES, NULL_GREY, finish, label, plain, rgba
+
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+
+
+@dataclass
+class Line:
+    """One curve: x, y, and where known the interval [low, high] drawn as a band."""
+
+    name: str
+    x: Any
+    y: Any
+    low: Any = None
+    high: Any = None
+    colour: str = ""
+    hover: Sequence[str] | None = None
+
+
+def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = False, height: int = 340) -> go.Figure:
+    """Draw curves on one pair of axes; titles carry the unit."""
+    figure = go.Figure([t for i, c in enumerate(curves) for t in _traces(c, i)])
+    figure.update_layout(xaxis={"title": {"text": x_title}, "type": "log" if log_x else "linear"},
+                         yaxis={"title": {"text": y_title}}, showlegend=len(curves) > 1,
+                         legend=LEGEND)
+    return finish(figure, height)
+
+
+def stacked_lines(
+    panels: Sequence[tuple[Line, str, Mapping[str, Any]]], *, x_title: str, x_axis: Mapping[str, Any] | None = None,
+    title: str = "",
+) -> go.Figure:
+    """Draw one (line, y title, y axis settings) per row under a shared x axis."""
+    figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, (line, y_title, settings) in enumerate(panels, start=1):
+        figure.add_traces(_traces(line, row - 1), rows=row, cols=1)
+        figure.update_yaxes({"title": {"text": y_title}} | dict(settings), row=row, col=1)
+        figure.update_xaxes(dict(x_axis or {}), row=row, col=1)
+    figure.update_xaxes(title={"text": x_title}, row=len(panels), col=1)
+    figure.update_layout(showlegend=False)
+    return finish(figure, 160 + 150 * len(panels), title)
+
+
+def _traces(line: Line, index: int) -> list[go.Scatter]:
+    colour = line.colour or CATEGORIES[index % len(CATEGORIES)]
+    x, y = plain(line.x), plain(line.y)
+    name = label(line.name, 40)
+    template = ("%{text}" if line.hover is not None else f"{name}: %{{y:.3g}}") + "<extra></extra>"
+    curve = go.Scatter(x=x, y=y, name=name, mode="lines+markers" if len(x) <= 60 else "lines",
+                       line={"color": colour, "width": 2}, text=line.hover, hovertemplate=template)
+    if line.low is None or line.high is None:
+        return [curve]
+    edge = {"width": 0, "color": colour}
+    common = {"x": x, "mode": "lines", "line": edge, "hoverinfo": "skip", "showlegend": False}
+    low = go.Scatter(y=plain(line.low), name=f"{name} low", **common)
+    fill = {"fill": "tonexty", "fillcolor": rgba(colour, BAND)}
+    return [low, go.Scatter(y=plain(line.high), name=f"{name} high", **fill, **common), curve]
+
+
+def bars(
+    names: Sequence[str], values: Any, *, errors: Any = None, null: Any = None, colours: Sequence[str] | None = None,
+    x_title: str, y_title: str, hover: Sequence[str] | None = None, height: int = 340,
+) -> go.Figure:
+    """Draw bars with error bars; the null stands in grey behind each."""
+    figure = go.Figure()
+    if null is not None:
+        figure.add_trace(go.Bar(x=list(names), y=plain(null), name="null", marker={"color": NULL_GREY}, width=0.85,
+                                opacity=0.6, hovertemplate="null: %{y:.3g}<extra></extra>"))
+    figure.add_trace(go.Bar(
+        x=list(names), y=plain(values), name="measured", width=0.5,
+        marker={"color": list(colours or [CATEGORIES[0]] * len(names))},
+        error_y=None if errors is None else {"type": "data", "array": plain(errors), "thickness": 1, "width": 3},
+        text=list(hover) if hover is not None else None, textposition="none",
+        hovertemplate=("%{text}" if hover is not None else f"%{{x}}<br>{y_title}: %{{y:.3g}}") + "<extra></extra>"))
+    figure.update_layout(barmode="overlay", showlegend=null is not None, legend=LEGEND,
+                         xaxis={"title": {"text": x_title}, "type": "category"}, yaxis={"title": {"text": y_title}})
+    return finish(figure, height)

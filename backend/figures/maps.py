@@ -1,0 +1,99 @@
+"""Heat maps: `pixels` (one, with token labels) and `grid` (several small ones that share their colours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain
+
+CLICKABLE = 2000  # cells above which no click targets are laid over the map (each is a point the browser draws)
+
+
+def pixels(
+    z: Any, *, x: Sequence[str], y: Sequence[str], x_title: str, y_title: str, value: str,
+    limits: tuple[float, float] | None = None, diverging: bool = False, text: Any = None, hover: Any = None,
+    reverse_y: bool = True, title: str = "", colour_ticks: Mapping[str, Any] | None = None, height: int | None = None,
+) -> go.Figure:
+    """Draw z [row, column]. `text` stands in the cells, `hover` [row, column] replaces the hover's last line.
+
+    A click gives customdata [row, column] where the map is small enough (CLICKABLE).
+    """
+    z = plain(z)
+    columns, x_axis = category_axis(x, x_title)
+    rows, y_axis = category_axis(y, y_title, reverse=reverse_y)
+    bar: dict[str, Any] = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    words = _words(z, value, hover)
+    template = f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>"
+    heat = go.Heatmap(
+        z=z, x=columns, y=rows, colorbar=bar | dict(colour_ticks or {}), text=text,
+        texttemplate=None if text is None else "%{text}", **_colours(z, limits, diverging),
+    )
+    targets = _targets(columns, rows, words, template)
+    if targets:
+        heat.hoverinfo = "skip"
+    else:
+        heat.customdata, last = hover, f"{value}: %{{z:.3g}}" if hover is None else "%{customdata}"
+        heat.hovertemplate = template + last + "<extra></extra>"
+    figure = go.Figure([heat, *targets])
+    figure.update_layout(hoverdistance=-1 if targets else 20)
+    figure.update_layout(xaxis=x_axis, yaxis=y_axis)
+    return finish(figure, height or int(np.clip(120 + 26 * len(rows), 320, 720)), title)
+
+
+def _words(z: np.ndarray, value: str, hover: Any) -> list[str]:
+    return [str(h) for row in hover for h in row] if hover is not None else [f"{value}: {v:.3g}" for v in z.flat]
+
+
+def _colours(z: np.ndarray, limits: tuple[float, float] | None, diverging: bool) -> dict[str, Any]:
+    if limits is None:
+        finite = z[np.isfinite(z)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        most = max(abs(low), abs(high))
+        limits = (-most, most) if diverging else (low, high)
+    return {"zmin": limits[0], "zmax": limits[1], "colorscale": DIVERGING if diverging else SEQUENTIAL}
+
+
+def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str], template: str) -> list[go.Scatter]:
+    """Return almost transparent squares that hear clicks: streamlit reports points, never heat map cells.
+
+    They lie above the map, so they carry its hover too.
+    """
+    if len(columns) * len(rows) > CLICKABLE:
+        return []
+    cells = [(r, c) for r in range(len(rows)) for c in range(len(columns))]
+    return [go.Scatter(
+        x=[columns[c] for _, c in cells], y=[rows[r] for r, _ in cells], customdata=cells, text=list(words),
+        mode="markers", marker={"symbol": "square", "size": 14, "color": "rgba(0,0,0,0.004)"}, showlegend=False,
+        hovertemplate=template + "%{text}<extra></extra>", name="cells",
+    )]
+
+
+def grid(
+    maps: Mapping[str, Any], *, x_title: str, y_title: str, value: str,
+    limits: tuple[float, float], marks: Mapping[str, Any] | None = None,
+) -> go.Figure:
+    """Draw one small map per entry, side by side, on one colour axis. `marks` are texts [row, column] per entry."""
+    figure = make_subplots(1, len(maps), subplot_titles=[label(w, 40) for w in maps], shared_yaxes=True,
+                           horizontal_spacing=0.03)
+    for i, (words, z) in enumerate(maps.items(), start=1):
+        z = plain(z)
+        columns, x_axis = category_axis([str(c) for c in range(z.shape[1])], x_title)
+        rows, y_axis = category_axis([str(r) for r in range(z.shape[0])], y_title if i == 1 else "", reverse=True)
+        text = None if marks is None else marks[words]
+        figure.add_trace(go.Heatmap(
+            z=z, x=columns, y=rows, coloraxis="coloraxis", text=text, name=words,
+            texttemplate=None if text is None else "%{text}",
+            hovertemplate=f"L%{{y}}H%{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
+        for targets in _targets(columns, rows, _words(z, words, None), "L%{y}H%{x}<br>"):
+            figure.add_trace(targets, 1, i)
+        figure.update_xaxes(x_axis, row=1, col=i)
+        figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
+    figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": limits[0], "cmax": limits[1], "colorbar": {
+        "title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}})
+    height = int(np.clip(140 + 24 * len(next(iter(maps.values()))), 260, 720))
+    return finish(figure, height).update_layout(margin={"t": 44})
