@@ -6,21 +6,35 @@ corrupt the weights without an error (stack.md 2.3).
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
 import torch
 from torch import nn
 from transformer_lens.config import TransformerBridgeConfig, TransformerLensConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
+from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
-from backend.errors import BadInput
+from backend.errors import BadInput, Unfit, Unsupported
 
 #: every field a native config may name
 NATIVE_FIELDS = frozenset(
     {*inspect.signature(TransformerBridgeConfig).parameters, *inspect.signature(TransformerLensConfig).parameters}
 ) - {"kwargs"}
 ARCHITECTURE = "TransformerLensNative"
+#: the house's points -> the library's hooks
+POINTS = {
+    "embed": "blocks.0.hook_resid_pre",
+    **{f"resid_{p}": f"blocks.{{layer}}.hook_resid_{p}" for p in ("pre", "mid", "post")},
+    **{p: f"blocks.{{layer}}.attn.hook_{p}" for p in ("q", "k", "v", "attn_scores", "pattern", "z")},
+    "attn_out": "blocks.{layer}.hook_attn_out",
+    "mlp_pre": "blocks.{layer}.mlp.hook_pre",
+    "mlp_post": "blocks.{layer}.mlp.hook_post",
+    "mlp_out": "blocks.{layer}.hook_mlp_out",
+}
 
 
 def native_config(config: dict[str, Any]) -> TransformerBridgeConfig:
@@ -53,3 +67,125 @@ def _construct(cfg: TransformerBridgeConfig) -> NativeModel:
         return NativeModel(cfg)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise BadInput("The model's config", str(error).split("\n")[0], "Correct the config") from None
+
+
+def add_output_bias(model: nn.Module, bias: torch.Tensor) -> None:
+    """Give a NativeModel the unembedding bias b_U [d_vocab_out] that it lacks of itself."""
+    old = model.head
+    head = nn.Linear(old.in_features, old.out_features, bias=True, dtype=old.weight.dtype, device=old.weight.device)
+    head.weight = old.weight
+    with torch.no_grad():
+        head.bias.copy_(bias)
+    model.head = head
+
+
+def convert_legacy(state: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Rename and reshape a state dict with old transformer-lens keys (blocks.0.attn.W_Q) to NativeModel's keys.
+
+    Raises BadInput for a key that has no place, or a shape that does not fit the config.
+    """
+    try:
+        return {_native_key(k): v for k, v in convert_tl_checkpoint(state, native_config(config)).items()}
+    except ValueError as error:
+        found = str(error).removeprefix("convert_tl_checkpoint: ").split(". ")[0].rstrip(".")
+        raise BadInput("The transformer-lens checkpoint", found, "Give weights that belong to this config") from None
+
+
+def _native_key(key: str) -> str:
+    """Return NativeModel's name of a bridge key: blocks.0.mlp.in.weight -> layers.0.mlp.fc_in.weight."""
+    for bridge, native in (("embed.", "tok_embed."), ("pos_embed.", "pos."), ("blocks.", "layers."),
+                           ("ln_final.", "ln_out."), ("unembed.", "head.")):  # fmt: skip
+        if key.startswith(bridge):
+            key = native + key[len(bridge) :]
+            break
+    return key.replace(".mlp.in.", ".mlp.fc_in.").replace(".mlp.out.", ".mlp.fc_out.")
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """Copy the module tree but keep the very same parameters and buffers: nothing is doubled in memory."""
+    memo = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
+
+
+def hook_view(bare: nn.Module) -> TransformerBridge:
+    """Wrap a copy of the module tree that shares the bare module's tensors; the bare module stays as it was.
+
+    GPT-2 and GPT-NeoX join Q, K and V in one matrix; there the view keeps its own split copies of those.
+    Raises Unsupported, naming the architecture, where transformer-lens has no adapter.
+    """
+    config = native_view_config(bare) if isinstance(bare, NativeModel) else {"hf_config": bare.config}
+    name = ARCHITECTURE if isinstance(bare, NativeModel) else type(bare).__name__
+    parameter = next(bare.parameters())
+    try:
+        return build_bridge_from_module(
+            shared_copy(bare), architecture=name, model_name=name, dtype=parameter.dtype, device=parameter.device,
+            **config,
+        )
+    except Exception as error:  # noqa: BLE001 - adapters of other architectures fail in many ways
+        found = f"{name} has no hooks here ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
+        raise Unsupported("The model's architecture", found, "Open GPT-2, GPT-NeoX, Llama or a relative") from None
+
+
+def native_view_config(bare: nn.Module) -> dict[str, Any]:
+    """Return the keyword that hands a NativeModel's own config to the view."""
+    config = copy.deepcopy(bare.cfg)
+    config.architecture = ARCHITECTURE
+    return {"tl_config": config}
+
+
+def sizes(view: TransformerBridge) -> dict[str, int]:
+    """Return the glossary's sizes of a view; d_mlp is 0 where the model is attention-only."""
+    cfg = view.cfg
+    out = {n: int(getattr(cfg, n)) for n in ("n_layers", "n_heads", "d_model", "d_head", "d_vocab", "n_ctx")}
+    out["n_key_value_heads"] = int(getattr(cfg, "n_key_value_heads", None) or out["n_heads"])
+    out["d_mlp"] = _d_mlp(view)
+    return out
+
+
+@torch.no_grad()
+def _d_mlp(view: TransformerBridge) -> int:
+    """Return the MLP's width as one token shows it: the config of some architectures (OPT) says it wrong."""
+    name = POINTS["mlp_post"].format(layer=0)
+    if name not in view.hook_dict:
+        return 0
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(view.parameters()).device)
+    return int(run_hooked(view, token, [name])[1][name].shape[-1])
+
+
+def hook_name(view: TransformerBridge, point: str, layer: int) -> str:
+    """Return the library's hook name of a house point.
+
+    Raises BadInput for no such point, Unfit for a model without it.
+    """
+    if point not in POINTS:
+        raise BadInput(f"Point {point!r}", "no such point", f"Use one of {', '.join(POINTS)}")
+    name = POINTS[point].format(layer=layer)
+    if point == "resid_mid" and name not in view.hook_dict and view.cfg.attn_only:
+        name = POINTS["resid_post"].format(layer=layer)  # without an MLP the two are the same stream
+    if name not in view.hook_dict:
+        why = "attention and MLP read the same stream" if point == "resid_mid" else "the model has no such part"
+        raise Unfit(f"Point {point} of layer {layer}", why, "Choose another point")
+    return name
+
+
+def run_hooked(
+    view: TransformerBridge, tokens: torch.Tensor, names: list[str]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Run once and return (logits, {hook name: tensor}) for the named hooks only."""
+    logits, cache = view.run_with_cache(tokens, names_filter=names)
+    return logits, {n: cache[n] for n in names}
+
+
+def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
+    """Read a residual stream [..., d_model] through the final norm, W_U and b_U."""
+    flat = resid.reshape(1, -1, resid.shape[-1])
+    logits = view.unembed(view.ln_final(flat)) * _scale(view.cfg)
+    cap = float(getattr(view.cfg, "output_logits_soft_cap", -1.0) or -1.0)
+    if cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits.reshape(*resid.shape[:-1], logits.shape[-1])
+
+
+def _scale(cfg: Any) -> float:
+    """Return what the architecture multiplies its logits by: Cohere scales them, Granite divides."""
+    return float(getattr(cfg, "logit_scale", None) or 1.0) / float(getattr(cfg, "logits_scaling", None) or 1.0)

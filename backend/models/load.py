@@ -1,0 +1,109 @@
+"""Open any model: read its weights, build the bare module, measure it, fill its card."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from backend.contract import ModelCard, ModelSpec, Progress
+from backend.errors import Unsupported
+from backend.models import bridge, fingerprints, hf, hub, registry, weights
+from backend.models.fidelity import examine
+from backend.models.model import LoadedModel
+from backend.models.registry import Located
+from backend.settings import Settings
+
+
+@dataclass
+class Opened:
+    """What a source hands over: the bare module on the CPU or device, and what it knows of it."""
+
+    bare: nn.Module
+    fingerprint: str
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "ids"})
+    notes: list[str] = field(default_factory=list)
+
+
+def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> LoadedModel:
+    """Open a model from any of the five sources, in the settings' dtype and on their device.
+
+    progress(fraction, words) may raise Cancelled. Raises NotFound, Unsupported or BadInput with one sentence.
+    """
+    tell, began = progress or (lambda fraction, words: None), time.perf_counter()
+    located = registry.locate(spec, settings)
+    if located.remote:
+        located = registry.hub_folder(spec, hub.download(spec, lambda f, w: tell(0.7 * f, w)))
+    tell(0.7, f"Reading {located.source}")
+    with weights.on_device(f"Model {str(spec)!r}"):
+        opened = SOURCES[located.kind](located, getattr(torch, settings.dtype))
+        opened.bare.to(device(settings), getattr(torch, settings.dtype))
+        tell(0.9, "Comparing the hooked with the plain forward")
+        model = LoadedModel(opened.bare)
+        model.card = _card(model, located, opened, began)
+    tell(1.0, "Open")
+    return model
+
+
+def device(settings: Settings) -> str:
+    """Return "cuda" or "cpu". Raises Unsupported where cuda is asked for and absent."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise Unsupported("PHASESCOPE_DEVICE=cuda", "no CUDA device here", "Set it to auto or cpu")
+    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _card(model: LoadedModel, located: Located, opened: Opened, began: float) -> ModelCard:
+    measured, capabilities, notes = examine(model)
+    parameters = list(model.bare.parameters())
+    return ModelCard(
+        spec=str(located.spec), step=located.step, source=located.source, architecture=architecture(model.bare),
+        **model.sizes, d_vocab_out=int(model.logits([[0]]).shape[-1]), n_params=sum(p.numel() for p in parameters),
+        dtype=str(parameters[0].dtype).removeprefix("torch."), device=parameters[0].device.type,
+        memory_bytes=model.memory_bytes(), fingerprint=opened.fingerprint, capabilities=capabilities,
+        tokenizer=opened.tokenizer, fidelity=measured, notes=[*opened.notes, *notes],
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def architecture(bare: nn.Module) -> str:
+    """Return the architecture's name for people."""
+    return "native (transformer-lens)" if isinstance(bare, bridge.NativeModel) else type(bare).__name__
+
+
+def _native(located: Located, dtype: torch.dtype) -> Opened:
+    print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
+    state = weights.read_safetensors(located.files)
+    model = native_from(located.config, state, str(located.spec))
+    return Opened(model, print_, **_run_tokenizer(located))
+
+
+def native_from(config: dict[str, Any], state: dict[str, torch.Tensor], asked: str) -> nn.Module:
+    """Build a NativeModel holding this state dict; a `head.bias` (b_U) gets its place."""
+    model = bridge.build_native(config)
+    if "head.bias" in state:
+        bridge.add_output_bias(model, torch.zeros(model.head.out_features))
+    weights.fit(model, state, asked)
+    return model
+
+
+def _hf(located: Located, dtype: torch.dtype) -> Opened:
+    print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
+    if located.spec.scheme == "run":
+        state = weights.read_safetensors(located.files)
+        built = hf.from_config(located.config, state, dtype, str(located.spec))
+        return Opened(built, print_, **_run_tokenizer(located))
+    model, notes = hf.load_folder(located.folder, located.config, dtype)
+    tokenizer, more = hf.tokenizer(located.folder)
+    return Opened(model, print_, tokenizer, [*notes, *more])
+
+
+def _run_tokenizer(located: Located) -> dict[str, Any]:
+    """Return the tokenizer that run.json names, if it does."""
+    return {"tokenizer": located.extra["tokenizer"]} if "tokenizer" in located.extra else {}
+
+
+SOURCES: dict[str, Callable[[Located, torch.dtype], Opened]] = {"native": _native, "hf": _hf}

@@ -1,0 +1,119 @@
+"""An opened model: the bare module, its card, and a hook view made when first asked for.
+
+Gradients, counting and `torch.func` use `bare`. The view is for reading points only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from backend.contract import ModelCard
+from backend.errors import BadInput, Unfit
+from backend.models import bridge
+
+
+class LoadedModel:
+    """Implements `contract.Model` for native and Hugging Face modules alike."""
+
+    card: ModelCard
+
+    def __init__(self, bare: nn.Module):
+        self.bare = bare.eval()
+
+    @cached_property
+    def view(self) -> Any:
+        """The hook view; it shares the bare module's parameters. Never hand it to torch.func."""
+        return bridge.hook_view(self.bare)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Sizes in the glossary's words."""
+        return bridge.sizes(self.view)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bare.parameters()).device
+
+    def tokens(self, tokens: Any) -> torch.Tensor:
+        """Return token ids as a long tensor [batch, pos] on the model's device.
+
+        Raises BadInput where a sequence is empty or longer than n_ctx, or an id is outside the vocabulary.
+        """
+        ids = torch.as_tensor(tokens, dtype=torch.long, device=self.device)
+        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
+        n_ctx, d_vocab = self.sizes["n_ctx"], self.sizes["d_vocab"]
+        if ids.numel() == 0:
+            raise BadInput("The tokens", "there are none", "Give at least one token")
+        if ids.shape[1] > n_ctx:
+            found = f"too long by {ids.shape[1] - n_ctx} (n_ctx {n_ctx})"
+            raise BadInput(f"{ids.shape[1]} tokens", found, "Shorten the text")
+        if int(ids.min()) < 0 or int(ids.max()) >= d_vocab:
+            worst = int(ids.max()) if int(ids.max()) >= d_vocab else int(ids.min())
+            raise BadInput(f"Token {worst}", f"outside the vocabulary 0..{d_vocab - 1}", "Use ids of this model")
+        return ids
+
+    def capture(
+        self, tokens: Any, points: Sequence[str], layers: Sequence[int] | None = None
+    ) -> dict[tuple[str, int], torch.Tensor]:
+        """Run once on tokens [batch, pos] and return {(point, layer): tensor}.
+
+        pattern and attn_scores (-inf where masked) are [batch, head, query, key]; q, k, v, z [batch, pos, head, d_head]
+        (k and v have n_key_value_heads); others [batch, pos, d_model or d_mlp]. No gradients: use `bare` for those.
+        Raises BadInput for an unknown point or layer, Unfit for a point that this model lacks.
+        """
+        return self.run(tokens, points, layers)[1]
+
+    @torch.no_grad()
+    def run(
+        self, tokens: Any, points: Sequence[str], layers: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor]]:
+        """Return (logits of the hooked run, what `capture` returns)."""
+        ids = self.tokens(tokens)
+        names = {(p, n): bridge.hook_name(self.view, p, n) for p in points for n in self._layers(p, layers)}
+        logits, found = bridge.run_hooked(self.view, ids, list(dict.fromkeys(names.values())))
+        return logits, {key: _tidy(key[0], found[name]) for key, name in names.items()}
+
+    def _layers(self, point: str, layers: Sequence[int] | None) -> list[int]:
+        n_layers = self.sizes["n_layers"]
+        if point == "embed":
+            return [0]
+        wrong = [n for n in layers or () if not 0 <= n < n_layers]
+        if wrong:
+            raise BadInput(f"Layer {wrong[0]}", f"the model has layers 0..{n_layers - 1}", "Choose one of them")
+        return list(range(n_layers)) if layers is None else list(layers)
+
+    def forward(self, tokens: Any) -> torch.Tensor:
+        """The plain forward of the bare module with gradients: [batch, pos, d_vocab_out]."""
+        out = self.bare(self.tokens(tokens))
+        return out if isinstance(out, torch.Tensor) else out.logits
+
+    @torch.no_grad()
+    def logits(self, tokens: Any) -> torch.Tensor:
+        """The plain forward of the bare module, without gradients: [batch, pos, d_vocab_out]."""
+        return self.forward(tokens)
+
+    @torch.no_grad()
+    def unembed(self, resid: torch.Tensor) -> torch.Tensor:
+        """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
+        if hasattr(self, "card") and "unembed" not in self.card.capabilities:
+            found = "its residual stream cannot be read through W_U"
+            raise Unfit(f"Model {self.card.spec}", found, "Choose another model")
+        return bridge.unembed(self.view, resid)
+
+    def memory_bytes(self) -> int:
+        """Bytes of all tensors, those of the view that are not shared included."""
+        modules = [self.bare, *([self.view] if "view" in self.__dict__ else [])]
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _tidy(point: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Mask attention scores with -inf: some libraries write the dtype's lowest number instead."""
+    if point != "attn_scores":
+        return tensor
+    return tensor.masked_fill(tensor <= torch.finfo(tensor.dtype).min / 2, float("-inf"))
