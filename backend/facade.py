@@ -139,9 +139,10 @@ class Backend:
 
     # ------------------------------------------------------------ asking
 
-    def request(self, analysis: str, card: ModelCard, subject: Prompt | Weights, params: Mapping[str, Any]) -> Request:
+    def request(self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Prompt | Weights, params: Mapping[str, Any]) -> Request:
         """Name everything the number depends on. Raises BadInput (params) or Unfit (the model cannot)."""
         asked = self.analysis(analysis)
+        card = card if isinstance(card, ModelCard) else ModelCard(**card)
         reason = asked.unfit(card.capabilities)
         if reason:
             raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
@@ -150,6 +151,17 @@ class Backend:
             dtype=card.dtype, device=card.device, subject=subject.model_dump(),
             params=validated(asked.params, params, asked.title).model_dump(),
         )
+
+    def kept(self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Prompt | Weights,
+             params: Mapping[str, Any] | None = None) -> str | None:
+        """Return the key of the result where it is kept, else None; starts nothing."""
+        key = self.request(analysis, card, subject, params or {}).key
+        return key if self.store.has(key) else None
+
+    def last_job(self, key: str) -> dict[str, Any] | None:
+        """Return the newest job that was to compute this key, or None."""
+        record = self.store.job_of_key(key)
+        return self._live(record) if record else None
 
     def ask(self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Prompt | Weights,
             params: Mapping[str, Any] | None = None, recompute: bool = False) -> dict[str, Any]:
@@ -262,6 +274,10 @@ class Backend:
     def results(self, analysis: str | None = None, text: str = "", limit: int = 200, offset: int = 0) -> pd.DataFrame:
         """Return kept results, last used first."""
         return self.store.results(analysis=analysis, text=text, limit=limit, offset=offset)
+
+    def count_results(self, analysis: str | None = None, text: str = "") -> int:
+        """Return how many results fit the filter."""
+        return self.store.count_results(analysis=analysis, text=text)
 
     def delete(self, keys: Sequence[str]) -> int:
         """Delete results with their arrays; returns how many there were."""

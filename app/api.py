@@ -1,0 +1,189 @@
+"""The HTTP API, version 1, under /api/v1: loopback, bearer token (from cache/api.json), JSON in and out.
+
+GET /api/v1 lists the routes with their first docstring line. Errors answer with the record
+{error, asked, found, todo} and 400 (bad input), 401, 404, 409 or 500.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app import house
+from backend import doctor, export
+from backend.errors import BadInput, PhasescopeError
+
+TOKEN = ""  # set by the lifespan; empty refuses everybody
+MEDIA = {"arrow": "application/vnd.apache.arrow.stream", "json": "application/json", "csv": "text/csv",
+         "parquet": "application/vnd.apache.parquet"}
+
+
+def _allowed(request: Request) -> bool:
+    given = request.headers.get("authorization", "")
+    return bool(TOKEN) and secrets.compare_digest(given.encode(), f"Bearer {TOKEN}".encode())
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    return Response(json.dumps(data, default=str), status, media_type="application/json")
+
+
+def _route(path: str, answer: Callable[[Any, Request, dict], Any], method: str = "GET", open_: bool = False) -> Route:
+    """Wrap `answer(backend, request, body)`: token, JSON body, a thread of its own, errors as records."""
+
+    async def endpoint(request: Request) -> Response:
+        if not open_ and not _allowed(request):
+            return _json({"error": "BadInput", "asked": path, "found": "no valid bearer token",
+                          "todo": "Send Authorization: Bearer with the token of cache/api.json"}, 401)
+        try:
+            body = await _body(request) if method == "POST" else {}
+            found = await run_in_threadpool(answer, house.backend(), request, body)
+        except PhasescopeError as error:
+            return _json(error.record(), error.http_status)
+        except (KeyError, TypeError) as error:
+            return _json({"error": "BadInput", "asked": path, "found": f"a body without or with a wrong {error}",
+                          "todo": "See GET /api/v1"}, 400)
+        return found if isinstance(found, Response) else _json(found)
+
+    endpoint.__doc__ = answer.__doc__
+    return Route(f"/api/v1{path}", endpoint, methods=[method])
+
+
+async def _body(request: Request) -> dict:
+    try:
+        body = await request.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise BadInput(request.url.path, "the body is not a JSON object", "Send one, see GET /api/v1")
+    return body
+
+
+def index(backend: Any, request: Request, body: dict) -> Any:
+    """This list."""
+    return [{"path": r.path, "methods": sorted((r.methods or set()) - {"HEAD"}), "does": (r.endpoint.__doc__ or "").split("\n")[0]}
+            for r in ROUTES]
+
+
+def health(backend: Any, request: Request, body: dict) -> Any:
+    """Say that the dashboard is alive; with a token also workers, cache and notices."""
+    return backend.health() if _allowed(request) else {"ok": True}
+
+
+def get_doctor(backend: Any, request: Request, body: dict) -> Any:
+    """Versions, devices, settings, cache, workers."""
+    return doctor.report(backend)
+
+
+def get_analyses(backend: Any, request: Request, body: dict) -> Any:
+    """Every analysis with the JSON schema of its params, its columns and figures."""
+    return [a.schema() for a in backend.analyses().values()]
+
+
+def get_recipes(backend: Any, request: Request, body: dict) -> Any:
+    """Every training recipe with the JSON schema of its params."""
+    return [r.schema() for r in backend.recipes().values()]
+
+
+def get_models(backend: Any, request: Request, body: dict) -> Any:
+    """The models opened so far."""
+    return JSONResponse(json.loads(backend.models().to_json(orient="records", date_format="iso")))
+
+
+def post_model(backend: Any, request: Request, body: dict) -> Any:
+    """Open {spec, step}: the card where it is known, else the job that opens it."""
+    return backend.open(body["spec"], body.get("step"))
+
+
+def get_runs(backend: Any, request: Request, body: dict) -> Any:
+    """Every run with state, params and checkpoints."""
+    return backend.runs()
+
+
+def get_run(backend: Any, request: Request, body: dict) -> Any:
+    """One run."""
+    return backend.run(request.path_params["name"])
+
+
+def get_metrics(backend: Any, request: Request, body: dict) -> Any:
+    """Metrics of a run, ?names=loss,accuracy&points=2000."""
+    names = [n for n in request.query_params.get("names", "").split(",") if n]
+    frame = backend.metrics(request.path_params["name"], names or None, int(request.query_params.get("points", 2000)))
+    return json.loads(export.to_bytes(frame, "json"))
+
+
+def post_run(backend: Any, request: Request, body: dict) -> Any:
+    """Train {recipe, params, name, run_dir, resume} as a job."""
+    return backend.train(body["recipe"], body.get("params", {}), body.get("name", ""), body.get("run_dir", ""),
+                         bool(body.get("resume")))
+
+
+def post_submit(backend: Any, request: Request, body: dict) -> Any:
+    """Ask {analysis, model, step, text or ids, params}: kept, or a job; `opening` means wait for that job and ask again."""
+    return backend.submit(body["analysis"], body["model"], body.get("step"), body.get("text", ""), body.get("ids"),
+                          body.get("params") or {})
+
+
+def get_jobs(backend: Any, request: Request, body: dict) -> Any:
+    """Jobs, newest first."""
+    return backend.jobs()
+
+
+def get_job(backend: Any, request: Request, body: dict) -> Any:
+    """One job; ?wait=SECONDS answers when it has ended or the time is over (at most 30)."""
+    wait = _number(request.query_params.get("wait", "0"))
+    job_id = request.path_params["id"]
+    return backend.wait(job_id, min(wait, 30.0)) if wait > 0 else backend.job(job_id)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(f"wait={text!r}", "not a number", "Give seconds") from None
+
+
+def post_cancel(backend: Any, request: Request, body: dict) -> Any:
+    """Cancel a job; {force: true} ends its worker."""
+    return backend.cancel(request.path_params["id"], bool(body.get("force")))
+
+
+def post_retry(backend: Any, request: Request, body: dict) -> Any:
+    """Queue an ended job again."""
+    return backend.retry(request.path_params["id"])
+
+
+def get_results(backend: Any, request: Request, body: dict) -> Any:
+    """Kept results, ?analysis=NAME&text=WORDS."""
+    frame = backend.results(request.query_params.get("analysis") or None, request.query_params.get("text", ""))
+    return JSONResponse(json.loads(frame.to_json(orient="records", date_format="iso")))
+
+
+def get_result(backend: Any, request: Request, body: dict) -> Any:
+    """The table of a result, ?format=arrow (default), json, csv or parquet."""
+    form = request.query_params.get("format", "arrow")
+    data = export.to_bytes(backend.table(request.path_params["key"]), form)
+    return Response(data, media_type=MEDIA[form])
+
+
+def get_record(backend: Any, request: Request, body: dict) -> Any:
+    """The provenance of a result."""
+    return backend.record(request.path_params["key"])
+
+
+ROUTES = [
+    _route("", index, open_=True), _route("/health", health, open_=True), _route("/doctor", get_doctor),
+    _route("/analyses", get_analyses), _route("/recipes", get_recipes),
+    _route("/models", get_models), _route("/models", post_model, "POST"),
+    _route("/runs", get_runs), _route("/runs", post_run, "POST"), _route("/runs/{name}", get_run),
+    _route("/runs/{name}/metrics", get_metrics), _route("/submit", post_submit, "POST"),
+    _route("/jobs", get_jobs), _route("/jobs/{id}", get_job), _route("/jobs/{id}/cancel", post_cancel, "POST"),
+    _route("/jobs/{id}/retry", post_retry, "POST"),
+    _route("/results", get_results), _route("/results/{key}", get_result), _route("/results/{key}/record", get_record),
+]

@@ -1,0 +1,64 @@
+"""The page that an analysis gets for nothing: subject bar, form, every figure, numbers and provenance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import asking, house, url, widgets
+from app.subject import Bar, subject_bar
+from backend.contract import Analysis, Prompt, Weights
+
+
+def page(one: Analysis) -> Any:
+    """Return the st.Page of an analysis."""
+
+    def show() -> None:
+        render(house.backend(), one.name)
+
+    return st.Page(show, title=one.title, icon=":material/insights:", url_path=one.name)
+
+
+def render(backend: Any, name: str) -> None:
+    """Draw the page of the analysis `name`."""
+    one = backend.analysis(name)
+    st.markdown(f"### {one.title}")
+    st.caption(one.asks)
+    prompt = one.subject is Prompt
+    bar = subject_bar(backend, prompt=prompt)
+    reason = one.unfit(bar.card["capabilities"])
+    if reason:
+        widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
+        return
+    left, right = st.columns([3, 1])
+    with right:
+        params = form(one)
+    with left:
+        key = asking.answer(backend, one.name, bar.card, bar.subject if prompt else Weights(), params)
+        if key:
+            figures(backend, one, key, bar)
+    if key:
+        asking.provenance(backend, key)
+
+
+def form(one: Analysis) -> dict[str, Any]:
+    """Draw the params form; its values live in the URL."""
+    given = widgets.decode(url.get("params") or "", one.params) if url.get("params") else None
+    values = widgets.form(one.params, key=f"params:{one.name}", values=given, columns=1)
+    defaults = one.params().model_dump()
+    url.put(params=widgets.encode(values) if values and values != defaults else None)
+    return values or {}
+
+
+def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
+    """Draw every figure of a kept result, with pickers for the part it shows."""
+    for figure in one.figures.values():
+        chosen = {}
+        if figure.choose:
+            table = backend.table(key, arrays=False)
+            columns = st.columns(max(len(figure.choose), 3))
+            for axis, place in zip(figure.choose, columns, strict=False):
+                options = sorted(int(v) for v in table[axis].unique())
+                chosen[axis] = place.selectbox(axis, options, key=f"{key}:{figure.name}:{axis}")
+        st.plotly_chart(backend.figure(key, figure.name, chosen), key=f"{key}:{figure.name}")

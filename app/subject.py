@@ -1,0 +1,172 @@
+"""The subject bar at the top of a page: model, checkpoint, prompt. The same on every page; its state is the URL."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+
+from app import theme, url, widgets
+from app.asking import finish
+from backend.contract import Prompt, parse_spec
+from backend.errors import NotFound, PhasescopeError
+
+TEXTS = {
+    "A sentence": "When Mary and John went to the store, John gave a drink to Mary",
+    "A repeated phrase": "the cat sat on the mat and the dog ran; the cat sat on the mat and the dog ran",
+    "Python": "def add(a, b):\n    return a + b\n",
+}
+
+
+@dataclass
+class Bar:
+    """What the bar chose; `card` and `subject` are there, else the bar has stopped the page."""
+
+    spec: str
+    step: int | None
+    card: dict[str, Any]
+    subject: Prompt | None
+    labels: list[str] = field(default_factory=list)
+    checkpoints: list[int] = field(default_factory=list)
+
+
+def subject_bar(house: Any, prompt: bool = True) -> Bar:
+    """Draw the bar and return its choice; where something is missing say so and stop the page."""
+    runs = {f"run:{r['name']}": r for r in house.runs() if r["checkpoints"]}
+    spec = url.get("model") or default_model(runs, house)
+    with st.container(key="subject-bar"):
+        left, middle, right = st.columns([3, 4, 6] if prompt else [3, 7, 1], vertical_alignment="bottom")
+        with left:
+            _model_picker(house, runs, spec)
+        steps = runs[spec]["checkpoints"] if spec in runs else []
+        with middle:
+            step = checkpoint_slider(steps) if steps else _no_slider(spec)
+        card = _opened(house, spec, step)
+        subject = _prompt_field(house, card, right) if prompt else None
+    labels = house.tokenizer(card).labels(list(subject.tokens)) if subject else []
+    return Bar(spec, step, card, subject, labels, steps)
+
+
+def default_model(runs: dict[str, Any], house: Any) -> str:
+    """Return the model of a first visit: a shipped run, else any run, else the last opened model."""
+    shipped = [s for s, r in runs.items() if r.get("shipped")]
+    opened = list(house.models()["spec"]) if not runs else []
+    found = next(iter([*shipped, *runs, *opened]), "")
+    if not found:
+        widgets.empty_state("No model yet", "Open one on the Models page, or train one on the Training page.")
+        st.page_link("pages/models.py", label="Open a model", icon=":material/folder_open:")
+        st.stop()
+    return found
+
+
+def _model_picker(house: Any, runs: dict[str, Any], spec: str) -> None:
+    opened = house.models()
+    facts = {r.spec: f"{r.n_layers} layers x {r.n_heads} heads, {theme.count(r.n_params)} parameters" for r in opened.itertuples()}
+    options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))
+    url.bound(st.selectbox, "Model", "model", fallback=spec, options=options,
+              format_func=lambda s: short_name(s) + (f"  ·  {facts[s]}" if s in facts else ""),
+              also=lambda _: {"step": None, "layer": None, "head": None, "query": None, "pos": None, "target": None},
+              help="Runs and models opened so far. Open another on the Models page.")
+
+
+def short_name(spec: str) -> str:
+    """Return a spec for people: the last part of a path, the scheme behind."""
+    scheme, _, place = spec.partition(":")
+    name = place.rstrip("/").rsplit("/", 1)[-1] if scheme in ("dir", "nanogpt", "tl") else place
+    return f"{name} ({scheme})"
+
+
+def checkpoint_slider(steps: Sequence[int]) -> int:
+    """Draw the checkpoint slider with its previous/next keys and return the step."""
+    now = url.get("step")
+    if now not in steps:
+        now = steps[-1] if now is None else min(steps, key=lambda s: abs(s - now))
+        url.put(step=now if url.get("step") is not None else None)
+    at = list(steps).index(now)
+    back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
+    back.button("", icon=":material/chevron_left:", key="step-back", help="Previous checkpoint", disabled=at == 0,
+                on_click=lambda: url.put(step=steps[max(at - 1, 0)]), type="tertiary")
+    with slider:
+        if len(steps) > 1:
+            url.bound(st.select_slider, f"Checkpoint (step, {at + 1} of {len(steps)})", "step", fallback=now, options=list(steps))
+        else:
+            st.caption(f"One checkpoint: step {now}")
+    on.button("", icon=":material/chevron_right:", key="step-on", help="Next checkpoint", disabled=at == len(steps) - 1,
+              on_click=lambda: url.put(step=steps[min(at + 1, len(steps) - 1)]), type="tertiary")
+    return now
+
+
+def _no_slider(spec: str) -> None:
+    st.caption("A single set of weights: no checkpoints to move through."
+               if not spec.startswith("run:") else "This run has no checkpoint yet.")
+
+
+def _opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
+    """Return the card, opening the model by a job where needed; stops the page until it is open."""
+    try:
+        parse_spec(spec, step)
+        answer = house.open(spec, step)
+        if answer["card"] is None and finish(house, answer["job"], lambda: house.open(spec, step)):
+            answer = house.open(spec, step)
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+        st.page_link("pages/models.py", label="Open another model", icon=":material/folder_open:")
+        st.stop()
+    if answer["card"] is None:
+        st.stop()
+    return answer["card"]
+
+
+# ---------------------------------------------------------------- the prompt
+
+
+def presets(card: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return {name: (text, token ids)}: texts where there is a tokenizer, repeated random ids where not."""
+    if card["tokenizer"].get("kind", "ids") != "ids":
+        return {name: (text, "") for name, text in TEXTS.items()}
+    found = {}
+    for n in (8, 16, 32):
+        if 2 * n <= card["n_ctx"]:
+            block = random.Random(n).sample(range(card["d_vocab"]), n) if card["d_vocab"] >= n else []
+            found[f"{n} random tokens, twice"] = ("", " ".join(map(str, block * 2)))
+    small = min(card["n_ctx"], card["d_vocab"], 8)
+    return {k: v for k, v in found.items() if v[1]} or {"First tokens": ("", " ".join(map(str, range(small))))}
+
+
+def _prompt_field(house: Any, card: dict[str, Any], place: Any) -> Prompt:
+    known = presets(card)
+    as_ids = card["tokenizer"].get("kind", "ids") == "ids" or bool(url.get("tokens"))
+    first = known[list(known)[min(1, len(known) - 1)] if as_ids else list(known)[0]]
+    with place:
+        left, right = st.columns([6, 1], vertical_alignment="bottom", gap="small")
+        with left:
+            if as_ids:
+                url.bound(st.text_input, "Prompt (token ids)", "tokens", fallback=first[1],
+                          help=f"Whole numbers from 0 to {card['d_vocab'] - 1}, at most {card['n_ctx']} of them.")
+            else:
+                url.bound(st.text_input, "Prompt (text)", "text", fallback=first[0],
+                          help=f"At most {card['n_ctx']} tokens.", live=True)
+        with right.popover("", icon=":material/edit_note:", help="Examples and the link to this view"):
+            for name, (text, ids) in known.items():
+                st.button(name, key=f"preset:{name}", on_click=lambda t=text, i=ids: url.put(text=t or None, tokens=i or None))
+            if card["tokenizer"].get("kind", "ids") != "ids":
+                st.button("Type token ids instead", on_click=lambda: url.put(tokens="0 1 2 3", text=None))
+                st.button("Type text again", on_click=lambda: url.put(tokens=None))
+            st.caption("The address in your browser is a link to this very view.")
+        return _checked_prompt(house, card, as_ids)
+
+
+def _checked_prompt(house: Any, card: dict[str, Any], as_ids: bool) -> Prompt:
+    value = st.session_state["url:tokens" if as_ids else "url:text"]
+    try:
+        subject = house.prompt(card, ids=value) if as_ids and value.strip() else house.prompt(card, text=value)
+    except NotFound:
+        raise
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+        st.stop()
+    st.caption(f"{len(subject.tokens)} of at most {card['n_ctx']} tokens")
+    return subject

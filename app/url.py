@@ -1,0 +1,93 @@
+"""The state of a view lives in the URL: a typed codec, and widgets bound to it.
+
+The URL is the truth. A bound widget takes its value from the URL before it is drawn and writes back when changed;
+what identifies the subject is carried from page to page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+
+@dataclass(frozen=True)
+class Field:
+    """One URL field: text -> value (None where the text is no such value), value -> text, and the value when absent."""
+
+    decode: Callable[[str], Any]
+    encode: Callable[[Any], str] = str
+    default: Any = None
+
+
+def _int(text: str) -> int | None:
+    return int(text) if text.lstrip("-").isdigit() and text.isascii() else None
+
+
+def _choice(*options: str) -> Callable[[str], str | None]:
+    return lambda text: text if text in options else None
+
+
+def _names(text: str) -> list[str]:
+    return [t for t in text.split(",") if t]
+
+
+COLOURS = ("probability", "entropy", "kl_to_final", "target_log_prob", "target_rank")
+
+FIELDS: dict[str, Field] = {
+    "model": Field(str), "step": Field(_int), "text": Field(str), "tokens": Field(str),
+    "layer": Field(_int, default=0), "head": Field(_int, default=0), "pos": Field(_int), "query": Field(_int),
+    "colour": Field(_choice(*COLOURS), default="probability"), "target": Field(_int),
+    "runs": Field(_names, ",".join, default=[]), "axis": Field(_choice("log", "linear"), default="linear"),
+    "key": Field(str), "job": Field(str), "find": Field(str, default=""), "figure": Field(str),
+    "analysis": Field(str), "params": Field(str), "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
+    "recipe": Field(str), "state": Field(str),
+}
+CARRIED = ("model", "step", "text", "tokens", "layer", "head")
+
+
+def get(name: str) -> Any:
+    """Return the typed value of a field; nonsense in the URL counts as absent."""
+    field = FIELDS[name]
+    text = st.query_params.get(name)
+    value = field.decode(text) if text is not None else None
+    return field.default if value is None else value
+
+
+def put(**values: Any) -> None:
+    """Write fields; a value that is None or the default leaves the URL."""
+    for name, value in values.items():
+        if value is None or value == FIELDS[name].default:
+            st.query_params.pop(name, None)
+        else:
+            st.query_params[name] = FIELDS[name].encode(value)
+
+
+def query(**values: Any) -> dict[str, str]:
+    """Return the query parameters of a link to another page: the subject as it is now, with changes."""
+    state = {n: get(n) for n in CARRIED} | values
+    return {n: FIELDS[n].encode(v) for n, v in state.items() if v is not None and v != FIELDS[n].default}
+
+
+def carry() -> None:
+    """Keep the subject when the page changes: what the URL lacks comes from the page before."""
+    page_before = st.session_state.setdefault("carried", {})
+    if "model" not in st.query_params:
+        put(**{n: page_before[n] for n in CARRIED if n in page_before and n not in st.query_params})
+    st.session_state["carried"] = {n: get(n) for n in CARRIED if n in st.query_params}
+
+
+def bound(widget: Callable[..., Any], label: str, name: str, fallback: Any = None, also: Callable[[Any], dict] | None = None,
+          **more: Any) -> Any:
+    """Draw a widget whose value is the URL field `name`; `also(value)` gives further fields to write with it."""
+    key = f"url:{name}"
+    value = get(name)
+    options = more.get("options")
+    st.session_state[key] = fallback if value is None or (options is not None and value not in options) else value
+
+    def changed() -> None:
+        put(**{name: st.session_state[key]}, **(also(st.session_state[key]) if also else {}))
+
+    return widget(label, key=key, on_change=changed, **more)

@@ -1,0 +1,38 @@
+"""Attention: all heads at a glance, one head large, scores per head."""
+
+import streamlit as st
+
+from app import asking, house, url, widgets
+from app.attention_view import grid, large_head, scores_table, through_training
+from app.subject import subject_bar
+from backend.contract import Weights
+
+backend = house.backend()
+st.markdown("### Attention")
+st.caption("Where does each head look? All heads at a glance; click one to see it large.")
+bar = subject_bar(backend)
+reason = backend.analysis("attention").unfit(bar.card["capabilities"])
+if reason:
+    widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
+    st.stop()
+key = asking.answer(backend, "attention", bar.card, bar.subject)
+if key is None:
+    st.stop()
+layer, head = min(url.get("layer"), bar.card["n_layers"] - 1), min(url.get("head"), bar.card["n_heads"] - 1)
+before = backend.kept("head_scores", bar.card, Weights())
+left, right = st.columns([2, 3], gap="medium")
+with left:
+    grid(backend, key, bar, before, (layer, head))
+with right:
+    large_head(backend, key, bar, layer, head)
+left, right = st.columns([3, 2], gap="medium")
+with left:
+    st.markdown("##### Scores per head", help="Entropy and previous-token on this prompt; induction on repeated random tokens.")
+    score_key = before or asking.answer(backend, "head_scores", bar.card, Weights())
+    scores_table(backend, key, score_key)
+if score_key and not before:
+    st.rerun()  # the labels on the thumbnails are known now
+with right:
+    if bar.checkpoints:
+        through_training(backend, bar, layer, head)
+asking.provenance(backend, key, {"layer": layer, "head": head})

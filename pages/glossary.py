@@ -1,0 +1,20 @@
+"""Glossary: every quantity with its definition, unit and source, from the analyses themselves."""
+
+import streamlit as st
+
+from app import house
+
+backend = house.backend()
+st.markdown("### Glossary")
+st.caption("What each quantity means, its unit, and where the definition comes from. Made from the analyses themselves.")
+find = st.text_input("Find", placeholder="entropy").lower()
+for one in backend.analyses().values():
+    columns = [c for c in (*one.axes, *one.values) if find in f"{c.name} {c.help}".lower()]
+    if find and not columns and find not in one.doc.lower():
+        continue
+    with st.container(border=True):
+        st.markdown(f"#### {one.title}\n{one.asks}")
+        st.table({"quantity": [c.name for c in columns], "meaning": [c.help for c in columns], "unit": [c.unit or "none" for c in columns]},
+                 hide_index=True)
+        with st.expander("Definition and source"):
+            st.markdown(one.doc)
