@@ -33,8 +33,8 @@ class Recorder:
 
     Args:
         folder: the run's folder, made if need be; its last part is the run's name in the dashboard.
-        name, recipe, params, model: kept in run.json; `model` is a native model config, so that the checkpoints
-            can be opened as models.
+        name, recipe, params, model: kept in run.json; `model` is {"kind": "native" | "hf", "config": {...}},
+            so that the checkpoints can be opened as models.
         resume: continue a run that is there. Lines logged after step `resume_from` (default: none) no longer count.
         extra: further keys of run.json; a None leaves the key out.
     Raises:
@@ -51,7 +51,7 @@ class Recorder:
         for part in (CHECKPOINTS, RESUME):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         lock = layout.Lock(self.folder, _modified(self.folder / METRICS))
-        self._let_go = weakref.finalize(self, lock.release)
+        self._let_go: weakref.finalize = weakref.finalize(self, lock.release)
         try:
             self._check(resume)  # again, now that nobody else can have made it
             self.step, self.ended = -1, ""

@@ -70,7 +70,7 @@ def induction(params: InductionParams, run: Recorder, resume_from: int | None, p
     from backend.runs.loop import run_loop
 
     if resume_from is None:
-        run.describe(model=model_config(params))
+        run.describe(model={"kind": "native", "config": model_config(params)})
     run_loop(make_training(params), run, params.steps, resume_from, progress)
 
 

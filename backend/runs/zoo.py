@@ -1,0 +1,57 @@
+"""Make the runs that ship with Phasescope again: `python -m backend.runs.zoo` (what `make zoo` calls).
+
+The same machine, package versions and processor features give the same weights bit for bit; elsewhere rounding may
+differ, so curves agree closely up to the transition and in their shape after it, and the bits do not.
+No time of day is part of the weights; `metrics.jsonl` carries the time and pace of the machine that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from backend.runs import layout
+from backend.runs.train import train
+from backend.settings import SHIPPED_RUNS
+
+COMMAND = "python -m backend.runs.zoo"
+#: name -> (recipe, params)
+ZOO: dict[str, tuple[str, dict]] = {"induction-demo": ("induction", {"seed": 0})}
+#: what run.json says and leaves out: nothing of the machine that made it
+EXTRA = {"shipped": True, "command": COMMAND, "host": None, "pid": None, "git": None}
+
+
+def make(name: str, target: Path, **params: int) -> Path:
+    """Train one run beside `target` and put it in place when it is whole; return its folder."""
+    recipe, kept = ZOO[name]
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".zoo-", dir=target) as work:
+        fresh = Path(work) / name
+        train(recipe, {**kept, **params}, fresh, False, _say, extra={**EXTRA, "name": name})
+        shutil.rmtree(fresh / layout.RESUME)  # a shipped run is looked at, not continued
+        shutil.rmtree(target / name, ignore_errors=True)
+        fresh.rename(target / name)
+    return target / name
+
+
+def _say(fraction: float, words: str) -> None:
+    if sys.stderr.isatty() or fraction in (0, 1):
+        sys.stderr.write(f"\r{fraction:4.0%} {words}\033[K" + ("\n" if fraction in (0, 1) else ""))
+
+
+def main() -> None:
+    """Read the command line and make every run of the zoo."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Train the runs that ship with Phasescope again.")
+    parser.add_argument("--out", type=Path, default=SHIPPED_RUNS, help="folder for the runs (default: where they ship)")
+    folder = parser.parse_args().out
+    for name in ZOO:
+        made = make(name, folder)
+        size = sum(f.stat().st_size for f in made.rglob("*") if f.is_file())
+        sys.stderr.write(f"{name}: {len(layout.steps_in(made))} checkpoints, {size / 1e6:.1f} MB\n")
+
+
+if __name__ == "__main__":
+    main()
