@@ -88,9 +88,11 @@ def grid(
         figure.add_trace(go.Heatmap(
             z=z, x=columns, y=rows, coloraxis="coloraxis", text=text, name=words,
             texttemplate=None if text is None else "%{text}",
-            hovertemplate=f"L%{{y}}H%{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
-        for targets in _targets(columns, rows, _words(z, words, None), "L%{y}H%{x}<br>"):
+            hovertemplate=f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
+        for targets in _targets(columns, rows, _words(z, words, None), f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>"):
+            figure.data[-1].hoverinfo = "skip"
             figure.add_trace(targets, 1, i)
+            figure.update_layout(hoverdistance=-1)
         figure.update_xaxes(x_axis, row=1, col=i)
         figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": limits[0], "cmax": limits[1], "colorbar": {
