@@ -99,7 +99,7 @@ def words(job: Mapping[str, Any]) -> str:
     """Say in one line how a job stands."""
     if job["state"] == "queued":
         ahead = job.get("position")
-        return f"{job['title']} · queued" + (f", {ahead} before it" if ahead else "")
+        return f"{job['title']} · queued" + (f", next" if ahead == 1 else f", place {ahead}" if ahead else "")
     return f"{job['title']} · {job['words'] or job['state']}"
 
 
