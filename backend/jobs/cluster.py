@@ -1,0 +1,153 @@
+"""Our own scheduler and workers as subprocesses on the loopback address. No Dask import: only command lines.
+
+Never LocalCluster or multiprocessing here: under Streamlit a spawned child runs the app's script again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from backend.errors import Broken
+from backend.jobs.lifeline import PRIVATE
+from backend.settings import ROOT, Settings
+
+START_TIMEOUT = 60.0
+#: how Dask must behave for us: a death is told at once, memory ends a worker rather than pausing it for ever
+DASK = {
+    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
+    "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1 hour",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TARGET": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE": "False",
+    "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "0.95",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False",
+}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+QUIET = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+
+
+def gpus(settings: Settings) -> list[str]:
+    """Return CUDA_VISIBLE_DEVICES for each GPU (or MIG slice) that may be used, without loading torch."""
+    if settings.device == "cpu":
+        return []
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [d for d in allowed.split(",") if d.strip() and d.strip() != "-1"]
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return _parse_gpus(listing)
+
+
+def _parse_gpus(listing: str) -> list[str]:
+    """Read `nvidia-smi -L`: a GPU that is cut into MIG slices counts as its slices."""
+    found: list[str] = []
+    for prefix, uuid in re.findall(r"^(\s*)\S.*\(UUID: ([^)]+)\)", listing, re.MULTILINE):
+        if prefix and found and found[-1].startswith("GPU-"):
+            found.pop()
+        found.append(uuid)
+    return found
+
+
+class Cluster:
+    """A scheduler, and one worker (behind its nanny) per GPU, else per core; each computes one job at a time.
+
+    CPU workers advertise GPU=1 like the others, so that exclusive use is one mechanism, not two.
+    """
+
+    def __init__(self, settings: Settings, warm: bool = True):
+        self._settings, self._warm = settings, warm
+        self._scheduler: subprocess.Popen | None = None
+        self._nannies: dict[int, subprocess.Popen] = {}
+        self._folder = Path()
+        self._devices: list[str] = []
+
+    def start(self) -> str:
+        """Start everything; returns the scheduler's address. Raises Broken with the last words of its log."""
+        self._folder = Path(tempfile.mkdtemp(prefix="phasescope-"))  # 0700: only the owner reads it
+        self._scheduler = self._spawn("scheduler", ["distributed.cli.dask_scheduler", *QUIET, "--port", "0",
+                                      "--scheduler-file", str(self._file), "--preload", "backend.jobs.lifeline"], {})
+        self._devices = gpus(self._settings)
+        for number in range(self._settings.workers or len(self._devices) or os.cpu_count() or 1):
+            self._start_worker(number)
+        return self._address()
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "scheduler.json"
+
+    def alive(self) -> bool:
+        """True while the scheduler runs."""
+        return self._scheduler is not None and self._scheduler.poll() is None
+
+    def mend(self) -> int:
+        """Start nannies again that have ended; returns how many."""
+        gone = [n for n, p in self._nannies.items() if p.poll() is not None]
+        for number in gone:
+            self._start_worker(number)
+        return len(gone)
+
+    def stop(self) -> None:
+        """End all of it: closing their standard input is the signal (lifeline.py), killing the last resort."""
+        processes = [p for p in (*self._nannies.values(), self._scheduler) if p is not None]
+        for process in processes:
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]
+        for process in processes:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._nannies, self._scheduler = {}, None
+        if self._folder.name:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start_worker(self, number: int) -> None:
+        env = {"CUDA_VISIBLE_DEVICES": self._devices[number % len(self._devices)]} if self._devices else {}
+        self._nannies[number] = self._spawn(f"worker-{number}", [
+            "distributed.cli.dask_worker", *QUIET, "--scheduler-file", str(self._file), "--nthreads", "1",
+            "--nworkers", "1", "--nanny", "--memory-limit", self._memory_limit(), "--resources", "GPU=1",
+            "--local-directory", str(self._folder),
+            "--preload", "backend.jobs.dask_worker", "--preload-nanny", "backend.jobs.lifeline"], env)
+
+    def _memory_limit(self) -> str:
+        """Bytes per worker, or a fraction of what this machine (or container) has, which Dask knows better than we."""
+        if self._settings.worker_memory_gb:
+            return str(int(self._settings.worker_memory_gb * 1e9))
+        return f"{0.8 / (self._settings.workers or len(self._devices) or os.cpu_count() or 1):.6f}"
+
+    def _spawn(self, name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen:
+        path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+        environ = {**os.environ, **DASK, **THREADS, "PYTHONPATH": path, PRIVATE: str(self._folder),
+                   "PHASESCOPE_WARM": "1" if self._warm else "0", "TOKENIZERS_PARALLELISM": "false", **env}
+        with open(self._folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                    env=environ, cwd=self._folder, start_new_session=True)
+
+    def _address(self) -> str:
+        end = time.monotonic() + START_TIMEOUT
+        while self.alive() and time.monotonic() < end:
+            with suppress(OSError, ValueError, KeyError):
+                return json.loads(self._file.read_text())["address"]
+            time.sleep(0.02)
+        last = self._last_words("scheduler")
+        raise Broken("The scheduler", f"did not start: {last}", "Look at `python -m backend doctor`")
+
+    def _last_words(self, name: str) -> str:
+        with suppress(OSError):
+            lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+            return lines[-1][:300] if lines else "no word"
+        return "no log"

@@ -1,0 +1,33 @@
+"""Preload of our Dask scheduler and nannies: they end when the process that started them does, however it ends.
+
+The owner holds the other end of their standard input; its end, even by kill -9, closes that pipe. A pipe rather than
+PR_SET_PDEATHSIG, which follows the starting *thread* and exists on Linux only. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from contextlib import suppress
+from typing import Any
+
+PRIVATE = "PHASESCOPE_PRIVATE_DIR"
+
+
+def dask_setup(server: Any) -> None:
+    """Called by Dask in the scheduler and in each nanny."""
+    threading.Thread(target=_follow, args=(server,), name="phasescope-lifeline", daemon=True).start()
+
+
+def _follow(server: Any) -> None:
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    child = getattr(server, "pid", None)  # a nanny's worker; a scheduler has none
+    if child and child != os.getpid():
+        with suppress(OSError):
+            os.kill(child, signal.SIGKILL)  # also where it is stuck in C and holds the interpreter lock
+    shutil.rmtree(os.environ.get(PRIVATE, ""), ignore_errors=True)
+    os._exit(0)
