@@ -90,7 +90,8 @@ class Records(Tokenizers):
 
     def job_of_key(self, key: str) -> dict | None:
         """Return the newest job that was to compute this key, or None."""
-        rows = self._rows("SELECT record FROM jobs WHERE key = ? ORDER BY created DESC NULLS LAST, rowid DESC LIMIT 1", [key])
+        sql = "SELECT record FROM jobs WHERE key = ? ORDER BY created DESC NULLS LAST, rowid DESC LIMIT 1"
+        rows = self._rows(sql, [key])
         return json.loads(rows[0][0]) if rows else None
 
     def drop_jobs(self, before: float | str | datetime) -> int:

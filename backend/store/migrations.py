@@ -1,0 +1,59 @@
+"""The schema's version and the way from every older one to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+APP = "phasescope"
+SCHEMA = 2
+SCHEMA_SQL = Path(__file__).with_name("schema.sql")
+
+#: version -> SQL steps that lead from it to the next version, run in one transaction
+MIGRATIONS: dict[int, list[str]] = {
+    1: [
+        "ALTER TABLE results ADD COLUMN pinned BOOLEAN DEFAULT false",
+        "UPDATE results SET pinned = false",
+    ],
+}
+
+
+def schema_version(con: Any) -> int | None:
+    """Return the schema version of an open file, 0 where it holds no table at all, None where it is not ours."""
+    tables = {row[0] for row in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables:
+        return 0
+    if "meta" not in tables:
+        return None
+    try:
+        meta = dict(con.execute("SELECT name, value FROM meta").fetchall())
+        return int(meta["schema"]) if meta.get("app") == APP else None
+    except Exception:  # a stranger's table of the same name may hold anything
+        return None
+
+
+def bring_up_to_date(con: Any) -> list[str]:
+    """Create the schema in an empty file, or lead an older one to `SCHEMA`. Returns what was done, in words."""
+    found = schema_version(con)
+    if found == 0:
+        _in_transaction(con, [SCHEMA_SQL.read_text(), *_meta(SCHEMA)])
+        return []
+    assert found is not None and found <= SCHEMA
+    for version in range(found, SCHEMA):
+        _in_transaction(con, [*MIGRATIONS[version], *_meta(version + 1)])
+    return [f"The cache was brought from schema {found} to {SCHEMA}"] if found < SCHEMA else []
+
+
+def _meta(version: int) -> list[str]:
+    return ["DELETE FROM meta", f"INSERT INTO meta VALUES ('app', '{APP}'), ('schema', '{version}')"]
+
+
+def _in_transaction(con: Any, statements: list[str]) -> None:
+    con.execute("BEGIN")
+    try:
+        for sql in statements:
+            con.execute(sql)
+        con.execute("COMMIT")
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise
