@@ -44,6 +44,7 @@ class RunFolder:
         self.name = self.path.name
         self._inode: int | None = None
         self._rewinds: list[tuple[int, int]] | None = None
+        self._highest: int | None = -1  # largest step read so far; None where an earlier process read it
 
     # ------------------------------------------------------------ what it is
 
@@ -101,7 +102,7 @@ class RunFolder:
                 if self._replaced(file, stat, offset):
                     return self._again(stat)
                 self._inode = stat.st_ino
-                if self._rewinds is None and self._scan(file) and any(at >= offset > 0 for at, _ in self._rewinds or ()):
+                if self._rewinds is None and self._scan(file, offset):
                     return self._again(stat, known=self._rewinds)
                 file.seek(offset)
                 block = _whole_lines(file, max_bytes)
@@ -116,18 +117,19 @@ class RunFolder:
         return stat.st_size < offset or file.read(1) != b"\n" or self._inode not in (None, stat.st_ino)
 
     def _again(self, stat: os.stat_result, known: list[tuple[int, int]] | None = None) -> Chunk:
-        self._inode, self._rewinds = stat.st_ino, known
+        self._inode, self._rewinds, self._highest = stat.st_ino, known, -1
         return Chunk(_frame([]), [], 0, reset=True)
 
-    def _scan(self, file: Any) -> bool:
-        """Find every resume in the file: (byte offset of its line, step it went on from)."""
+    def _scan(self, file: Any, offset: int) -> bool:
+        """Note every resume in the file, (byte of its line, step it went on from); say whether one is past `offset`."""
         file.seek(0)
         self._rewinds, at = [], 0
+        self._highest = None if offset else -1
         for line in file:
             if b'"resumed"' in line and line.endswith(b"\n"):
                 self._note_rewind(_loads(line), at)
             at += len(line)
-        return bool(self._rewinds)
+        return offset > 0 and any(where >= offset for where, _ in self._rewinds)
 
     def _note_rewind(self, record: dict[str, Any] | None, at: int) -> bool:
         if record is None or record.get("event") != "resumed" or self._rewinds is None:
@@ -138,18 +140,18 @@ class RunFolder:
 
     def _parse(self, block: bytes, offset: int, stat: os.stat_result) -> Chunk:
         rows: list[tuple] = []
-        events, bad, at, highest = [], 0, offset, -1
+        events, bad, at = [], 0, offset
         for line in block.splitlines(keepends=True):
             record = _loads(line)
             if record is None:
                 bad += bool(line.strip())
-            elif self._note_rewind(record, at) and (offset > 0 or highest > record["step"]):
+            elif self._note_rewind(record, at) and (self._highest is None or self._highest > record["step"]):
                 return self._again(stat, known=self._rewinds)
             elif "event" in record:
                 events.append(record)
             elif not self._superseded(at, record["step"]):
                 bad += _explode(record, rows)
-                highest = max(highest, record["step"])
+                self._highest = None if self._highest is None else max(self._highest, record["step"])
             at += len(line)
         return Chunk(_frame(rows), events, at, bad=bad)
 

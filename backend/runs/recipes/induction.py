@@ -8,7 +8,7 @@ Model: pre-norm with LayerNorm, learned positions, no attention biases, weights 
 (0.9, 0.98), constant rate, no clipping; cross-entropy over all positions, in nats.
 
 Measured every `log_every` steps on fixed rows: `loss` on 64 held-out rows of the training data; all else on 64
-rows [A; A] of one random block each: loss on either half, accuracy on the second half, the in-context learning
+rows [A; A] of one random block each: loss on either half (the step from one to the other left out), accuracy on the second half, the in-context learning
 score (loss over the last tenth of positions minus that over the second tenth), and for each head its induction
 score (attention to the token after the earlier occurrence) and previous-token score. Runs on the CPU.
 
@@ -17,7 +17,7 @@ Source: Olsson et al. (2022), In-context Learning and Induction Heads.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -50,7 +50,7 @@ class InductionParams(Params):
     weight_decay: float = Field(0.01, ge=0, le=10, description="weight decay of AdamW")
     log_every: int = Field(20, ge=1, le=1000, description="steps between measurements; at most 10 from step 100 to 300")
     n_checkpoints: int = Field(
-        30, ge=2, le=200, description="about how many checkpoints: half log-spaced, half between steps 100 and 400"
+        30, ge=2, le=200, description="checkpoints, at measured steps: half between steps 100 and 400, half log-spaced"
     )
 
     @model_validator(mode="after")
@@ -83,13 +83,20 @@ def model_config(params: InductionParams) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def checkpoint_steps(steps: int, n: int) -> set[int]:
-    """Return about n steps from 0 to `steps`: half log-spaced, half evenly where the transition lies."""
-    low, high = min(DENSE_KEEP[0], steps), min(DENSE_KEEP[1], steps)
-    dense = n // 2 if high > low else 0
-    spaced = max(n - dense - 1, 1)
-    even = {low + round((high - low) * i / max(dense - 1, 1)) for i in range(dense)}
-    return {0, steps} | even | {round(math.exp(math.log(steps) * i / spaced)) for i in range(spaced)}
+def checkpoint_steps(steps: int, n: int, unit: int) -> set[int]:
+    """Return n steps (fewer where there are not as many) from 0 to `steps`, each a measured one (multiple of `unit`):
+    half evenly where the transition lies, the others log-spaced."""
+    low, high = (min(edge, steps) for edge in DENSE_KEEP)
+    chosen = {0, steps} | _snapped((low + (high - low) * i / max(n // 2 - 1, 1) for i in range(n // 2)), unit, steps)
+    for count in range(n, 20 * n):  # neighbours snap to one step, so ask for more until there are enough
+        spaced = _snapped((steps ** (i / count) for i in range(count)), unit, steps)
+        if len(chosen | spaced) >= n:
+            return chosen | spaced
+    return chosen | spaced
+
+
+def _snapped(places: Iterable[float], unit: int, steps: int) -> set[int]:
+    return {min(round(place / unit) * unit, steps) for place in places}
 
 
 def log_due(step: int, every: int) -> bool:
@@ -117,9 +124,10 @@ def make_training(params: InductionParams) -> Training:
         position_losses(model(x := tiled_rows(params, params.batch_size, generator)), x).mean().backward()
         optimizer.step()
 
+    keep_at = checkpoint_steps(params.steps, params.n_checkpoints, params.log_every)
     return Training(
         model, optimizer, generator, update, lambda: measure(model, tiled, doubled),
-        lambda step: log_due(step, params.log_every), checkpoint_steps(params.steps, params.n_checkpoints),
+        lambda step: log_due(step, params.log_every), keep_at,
     )  # fmt: skip
 
 
