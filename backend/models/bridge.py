@@ -69,13 +69,12 @@ def _construct(cfg: TransformerBridgeConfig) -> NativeModel:
         raise BadInput("The model's config", str(error).split("\n")[0], "Correct the config") from None
 
 
-def add_output_bias(model: nn.Module, bias: torch.Tensor) -> None:
-    """Give a NativeModel the unembedding bias b_U [d_vocab_out] that it lacks of itself."""
+def add_output_bias(model: nn.Module) -> None:
+    """Give a NativeModel the unembedding bias b_U [d_vocab_out], zero here, that it lacks of itself."""
     old = model.head
     head = nn.Linear(old.in_features, old.out_features, bias=True, dtype=old.weight.dtype, device=old.weight.device)
     head.weight = old.weight
-    with torch.no_grad():
-        head.bias.copy_(bias)
+    nn.init.zeros_(head.bias)
     model.head = head
 
 
@@ -85,13 +84,13 @@ def convert_legacy(state: dict[str, torch.Tensor], config: dict[str, Any]) -> di
     Raises BadInput for a key that has no place, or a shape that does not fit the config.
     """
     try:
-        return {_native_key(k): v for k, v in convert_tl_checkpoint(state, native_config(config)).items()}
+        return {native_key(k): v for k, v in convert_tl_checkpoint(state, native_config(config)).items()}
     except ValueError as error:
         found = str(error).removeprefix("convert_tl_checkpoint: ").split(". ")[0].rstrip(".")
         raise BadInput("The transformer-lens checkpoint", found, "Give weights that belong to this config") from None
 
 
-def _native_key(key: str) -> str:
+def native_key(key: str) -> str:
     """Return NativeModel's name of a bridge key: blocks.0.mlp.in.weight -> layers.0.mlp.fc_in.weight."""
     for bridge, native in (("embed.", "tok_embed."), ("pos_embed.", "pos."), ("blocks.", "layers."),
                            ("ln_final.", "ln_out."), ("unembed.", "head.")):  # fmt: skip

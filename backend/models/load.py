@@ -12,7 +12,7 @@ from torch import nn
 
 from backend.contract import ModelCard, ModelSpec, Progress
 from backend.errors import Unsupported
-from backend.models import bridge, fingerprints, hf, hub, registry, weights
+from backend.models import bridge, fingerprints, hf, hub, legacy, nanogpt, registry, weights
 from backend.models.fidelity import examine
 from backend.models.model import LoadedModel
 from backend.models.registry import Located
@@ -77,15 +77,14 @@ def architecture(bare: nn.Module) -> str:
 def _native(located: Located, dtype: torch.dtype) -> Opened:
     print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
     state = weights.read_safetensors(located.files)
-    model = native_from(located.config, state, str(located.spec))
-    return Opened(model, print_, **_run_tokenizer(located))
+    return Opened(native_from(located.config, state, str(located.spec)), print_, **_run_tokenizer(located))
 
 
 def native_from(config: dict[str, Any], state: dict[str, torch.Tensor], asked: str) -> nn.Module:
-    """Build a NativeModel holding this state dict; a `head.bias` (b_U) gets its place."""
+    """Build a NativeModel that holds this state dict; a `head.bias` (b_U) gets its place."""
     model = bridge.build_native(config)
     if "head.bias" in state:
-        bridge.add_output_bias(model, torch.zeros(model.head.out_features))
+        bridge.add_output_bias(model)
     weights.fit(model, state, asked)
     return model
 
@@ -106,4 +105,27 @@ def _run_tokenizer(located: Located) -> dict[str, Any]:
     return {"tokenizer": located.extra["tokenizer"]} if "tokenizer" in located.extra else {}
 
 
-SOURCES: dict[str, Callable[[Located, torch.dtype], Opened]] = {"native": _native, "hf": _hf}
+def _nanogpt(located: Located, dtype: torch.dtype) -> Opened:
+    args, state = nanogpt.read(located.files[0])
+    print_ = fingerprints.fingerprint_state_dict(state, nanogpt.identity(args))
+    converted = nanogpt.hf_state(state, bool(args.get("bias", True)))
+    bare = hf.from_config(nanogpt.hf_config(args), converted, dtype, str(located.spec))
+    tokenizer, notes = nanogpt.tokenizer(located.extra.get("meta"), args["vocab_size"])
+    return Opened(bare, print_, tokenizer, ["Computed as nanoGPT does: exact GELU", *notes])
+
+
+def _tl(located: Located, dtype: torch.dtype) -> Opened:
+    asked = str(located.spec)
+    config, state, notes = legacy.prepare(weights.read_state(located.files[0]), located.config, asked)
+    model = bridge.build_native(config)
+    if "head.bias" in state:
+        bridge.add_output_bias(model)
+    notes += legacy.zero_biases(model.state_dict(), state)
+    weights.fit(model, state, asked)
+    notes.append("No tokenizer: type token ids")
+    return Opened(model, fingerprints.fingerprint_state_dict(state, config), notes=notes)
+
+
+SOURCES: dict[str, Callable[[Located, torch.dtype], Opened]] = {
+    "native": _native, "hf": _hf, "nanogpt": _nanogpt, "tl": _tl,
+}  # fmt: skip

@@ -25,12 +25,14 @@ class Resident:
     def get(self, spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> LoadedModel:
         """Return the model, opened now or before; it is opened again when its files changed."""
         with self._lock:
-            key = self._key(registry.locate(spec, settings), settings)
+            located = registry.locate(spec, settings)
+            key = self._key(located, settings)  # of before: files that change while we read are read again
             if key not in self._models:
                 self._forget_older(key)
-                self._make_room(_expected_bytes(registry.locate(spec, settings), settings))
+                self._make_room(_expected_bytes(located, settings))
                 model = load.open_model(spec, settings, progress)
-                key = self._key(registry.locate(spec, settings), settings)  # a download gave it a signature
+                if located.remote:  # the download gave it a signature
+                    key = self._key(registry.locate(spec, settings), settings)
                 self._models[key] = model
             self._models.move_to_end(key)
             self._make_room(0)
