@@ -65,7 +65,7 @@ class Tail(NamedTuple):
 
 
 def last_line(path: Path, window: int = 1 << 16) -> Tail:
-    """Read the end of a metrics file; an absent or empty file has no line and ends whole."""
+    """Read the end of a metrics file, further back while no whole line is found; an absent file ends whole."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -78,7 +78,7 @@ def last_line(path: Path, window: int = 1 << 16) -> Tail:
             found = json.loads(text)
             if isinstance(found, dict):
                 return Tail(found, lines[-1] == b"")
-    return Tail({}, lines[-1] == b"")
+    return last_line(path, 8 * window) if window < size else Tail({}, lines[-1] == b"")
 
 
 # ---------------------------------------------------------------- who holds the folder

@@ -54,7 +54,7 @@ class Recorder:
         self._let_go: weakref.finalize = weakref.finalize(self, lock.release)
         try:
             self._check(resume)  # again, now that nobody else can have made it
-            self.step, self.ended = -1, ""
+            self.step, self.ended, self._torn = -1, "", False
             if resume:
                 self.info = json.loads((self.folder / RUN).read_text())
             else:
@@ -83,8 +83,8 @@ class Recorder:
             for left in (self.folder / part).glob(".*.tmp"):
                 left.unlink()
         tail = layout.last_line(self.folder / METRICS)
-        if not tail.whole:
-            self._write(b"\n")  # close the line that a crash tore; it stays, and nobody reads it as a number
+        # a line that a crash tore is closed; it stays, and nobody reads it as a number
+        self._torn = not tail.whole
         last = tail.line.get("step", -1)
         self.event("resumed", last if resume_from is None else resume_from)
 
@@ -172,15 +172,19 @@ class Recorder:
         self._write(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
+        line = b"\n" + line if self._torn else line
         try:
             written = os.write(self._fd, line)
         except OSError as error:
-            raise Broken(f"Run {self.folder.name!r}", f"its folder cannot be written ({error.strerror})",
-                         "Make room or correct the rights, then resume it") from None
+            raise self._unwritable(error.strerror or "unknown reason") from None
         if written < len(line):
-            with contextlib.suppress(OSError):
-                os.write(self._fd, b"\n")
-            raise Broken(f"Run {self.folder.name!r}", "the disk is full", "Make room, then resume it")
+            self._torn = True  # the next line closes this one
+            raise self._unwritable("the disk is full")
+        self._torn = False
+
+    def _unwritable(self, why: str) -> Broken:
+        found = f"its folder cannot be written ({why})"
+        return Broken(f"Run {self.folder.name!r}", found, "Make room or correct the rights, then resume it")
 
     def _write_info(self) -> None:
         layout.write_whole(self.folder / RUN, json.dumps(self.info, indent=1, default=str).encode() + b"\n")

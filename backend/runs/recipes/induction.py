@@ -8,9 +8,10 @@ Model: pre-norm with LayerNorm, learned positions, no attention biases, weights 
 (0.9, 0.98), constant rate, no clipping; cross-entropy over all positions, in nats.
 
 Measured every `log_every` steps on fixed rows: `loss` on 64 held-out rows of the training data; all else on 64
-rows [A; A] of one random block each: loss on either half (the step from one to the other left out), accuracy on the second half, the in-context learning
-score (loss over the last tenth of positions minus that over the second tenth), and for each head its induction
-score (attention to the token after the earlier occurrence) and previous-token score. Runs on the CPU.
+rows [A; A] of one random block each: loss on either half (the step from one to the other left out), accuracy on
+the second half, the in-context learning score (loss over the last tenth of positions minus that over the second
+tenth; it rises before it falls), and for each head its induction score (attention to the token after the earlier
+occurrence) and previous-token score. Runs on the CPU.
 
 Source: Olsson et al. (2022), In-context Learning and Induction Heads.
 """
@@ -84,8 +85,10 @@ def model_config(params: InductionParams) -> dict[str, Any]:
 
 
 def checkpoint_steps(steps: int, n: int, unit: int) -> set[int]:
-    """Return n steps (fewer where there are not as many) from 0 to `steps`, each a measured one (multiple of `unit`):
-    half evenly where the transition lies, the others log-spaced."""
+    """Return about n steps from 0 to `steps`, half of them evenly where the transition lies, the others log-spaced.
+
+    Each is a multiple of `unit`, so a measured one; fewer where there are not as many.
+    """
     low, high = (min(edge, steps) for edge in DENSE_KEEP)
     chosen = {0, steps} | _snapped((low + (high - low) * i / max(n // 2 - 1, 1) for i in range(n // 2)), unit, steps)
     for count in range(n, 20 * n):  # neighbours snap to one step, so ask for more until there are enough
