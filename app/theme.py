@@ -38,7 +38,11 @@ def dark() -> bool:
 
 def style() -> None:
     """Inject the style sheet; call once per page, before anything else."""
-    st.html(f"<style>{CSS}</style>")
+    chosen = getattr(st.context.theme, "type", None)
+    # the visitor's choice in the menu wins over the system's; before it is known the system's holds
+    known = f":root {{ {_VARIABLES[chosen]} }}" if chosen in _VARIABLES else ""
+    st.html(f"<style>:root {{ {_VARIABLES['light']} }} "
+            f"@media (prefers-color-scheme: dark) {{ :root {{ {_VARIABLES['dark']} }} }} {known}{CSS}</style>")
 
 
 def badge(text: str, kind: str = "neutral", title: str = "") -> str:
@@ -133,7 +137,7 @@ def template(is_dark: bool | None = None) -> Any:
 
     mode = "dark" if (dark() if is_dark is None else is_dark) else "light"
     axis = {"gridcolor": LINE[mode], "linecolor": LINE[mode], "zerolinecolor": LINE[mode], "ticks": "outside",
-            "tickcolor": LINE[mode], "automargin": True, "title": {"standoff": 8}}
+            "tickcolor": LINE[mode], "automargin": True, "title": {"standoff": 8, "font": {"size": 12}}}
     return go.layout.Template(layout={
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "colorway": list(CATEGORICAL),
         "font": {"family": FONT, "size": 13, "color": TEXT[mode]}, "xaxis": axis, "yaxis": axis,
@@ -148,36 +152,44 @@ def _scale(colours: tuple[str, ...]) -> list[list]:
     return [[i / (len(colours) - 1), c] for i, c in enumerate(colours)]
 
 
+_VARIABLES = {
+    "light": f"--ps-accent: {ACCENT['light']}; --ps-good: #0B7A55; --ps-warn: #955C00; --ps-bad: #BE3F0A;",
+    "dark": f"--ps-accent: {ACCENT['dark']}; --ps-good: #4CC79B; --ps-warn: #E6B450; --ps-bad: #F2906B;",
+}
+
 CSS = """
 [data-testid="stMainBlockContainer"] { max-width: 2400px; padding-left: 2rem; padding-right: 2rem; }
 [data-testid="stVerticalBlock"] { gap: 0.7rem; }
-@media (max-width: 900px) {
-  [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
-}
 /* labels wrap, they are never cut off */
 [data-testid="stWidgetLabel"] p, [data-testid="stMetricLabel"] p, [data-testid="stMetricLabel"] div,
-[data-testid="stMetricValue"] div { white-space: normal; overflow: visible; text-overflow: clip; }
+[data-testid="stMetricValue"], [data-testid="stMetricValue"] * { white-space: normal; overflow: visible;
+  text-overflow: clip; overflow-wrap: anywhere; }
 [data-testid="stWidgetLabel"] p { font-size: 0.85rem; }
 [data-testid="stTable"] td, [data-testid="stMetricValue"], .ps-num { font-variant-numeric: tabular-nums; }
-[data-testid="stTable"] td { font-family: var(--ps-mono, ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace);
+[data-testid="stTable"] td { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: 0.82rem; }
 [data-testid="stMetric"] { padding: 0; }
 [data-testid="stCaptionContainer"] p { line-height: 1.4; }
+@media (max-width: 1000px) {
+  [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
+  [data-testid="stSidebar"][data-collapsed="false"] { width: 200px !important; min-width: 200px !important; }
+  [data-testid="stMetricValue"] { font-size: 1.05rem; }
+  /* maps need the width: their columns stand below each other */
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) { flex-wrap: wrap; }
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) > [data-testid="stColumn"] { min-width: 100%; }
+}
 .ps-row { display: flex; flex-wrap: wrap; gap: 0.35rem; align-items: center; }
 .ps-badge { display: inline-block; padding: 0.05rem 0.5rem; border-radius: 0.6rem; font-size: 0.78rem; line-height: 1.5;
-  border: 1px solid color-mix(in srgb, currentColor 30%, transparent); white-space: nowrap;
-  background: color-mix(in srgb, currentColor 8%, transparent); font-variant-numeric: tabular-nums; }
-.ps-neutral { color: color-mix(in srgb, currentColor 70%, transparent); }
-.ps-accent { color: var(--st-primary-color, #2389A0); }
-.ps-good { color: #118A62; } .ps-warn { color: #A86A00; } .ps-bad { color: #C2410C; }
-@media (prefers-color-scheme: dark) {
-  .ps-good { color: #4CC79B; } .ps-warn { color: #E6B450; } .ps-bad { color: #F2906B; } }
-.ps-problem { border-left: 3px solid #C2410C; padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }
-.ps-problem .ps-what { opacity: 0.75; font-size: 0.85rem; }
-.ps-problem .ps-found { font-weight: 600; }
+  border: 1px solid color-mix(in srgb, currentColor 30%, transparent); font-variant-numeric: tabular-nums;
+  background: color-mix(in srgb, currentColor 8%, transparent); }
+.ps-accent { color: var(--ps-accent); } .ps-good { color: var(--ps-good); }
+.ps-warn { color: var(--ps-warn); } .ps-bad { color: var(--ps-bad); }
+.ps-problem { border-left: 3px solid var(--ps-bad); padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }
+.ps-problem .ps-what { opacity: 0.8; font-size: 0.85rem; overflow-wrap: anywhere; }
+.ps-problem .ps-found { font-weight: 600; overflow-wrap: anywhere; }
 .ps-empty { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); border-radius: 0.5rem;
   padding: 1.4rem 1.6rem; line-height: 1.5; }
 .ps-empty .ps-title { font-weight: 600; margin-bottom: 0.2rem; }
-.ps-empty .ps-text { opacity: 0.75; max-width: 60ch; }
-.ps-error { color: #C2410C; font-size: 0.85rem; line-height: 1.4; }
+.ps-empty .ps-text { opacity: 0.8; max-width: 60ch; }
+.ps-error { color: var(--ps-bad); font-size: 0.85rem; line-height: 1.4; }
 """

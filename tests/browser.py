@@ -161,7 +161,8 @@ def screenshot(page: Any, name: str, full: bool = False) -> Path:
     ARTEFACTS.mkdir(exist_ok=True)
     path = ARTEFACTS / f"{name}.png"
     if full:  # Streamlit scrolls inside itself, so the window grows to the content
-        tall = page.evaluate("""() => (document.querySelector('[data-testid="stMain"]') || document.body).scrollHeight""")
+        tall = page.evaluate("""() =>
+            (document.querySelector('[data-testid="stMain"]') || document.body).scrollHeight""")
         before = page.viewport_size
         page.set_viewport_size({"width": before["width"], "height": max(before["height"], min(int(tall) + 80, 6000))})
         wait_ready(page)

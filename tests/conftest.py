@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Browser tests skip, and say why, where there is no Chromium; .ci/run counts that as failing."""
+"""Fixtures of all tests. Browser tests skip, saying why, where there is no Chromium; .ci/run then fails."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class Knobs(Params):
     """One field of each kind that an analysis may have."""
 
     k: int = Field(5, ge=1, le=20, title="Top tokens", description="how many tokens to list at each place")
-    steps: int = Field(2000, ge=1, le=1_000_000, title="Steps", description="updates of the weights")
+    steps: int = Field(2000, ge=1, le=1_000_000, title="Steps of training before the run ends",
+                       description="updates of the weights")
     rate: float = Field(1e-3, gt=0, le=1, title="Learning rate", description="step size of Adam")
     deep: bool = Field(True, title="All layers", description="read every layer, not only the last")
     scale: Literal["log", "linear"] = Field("log", title="Scale", description="of the vertical axis")
@@ -98,31 +99,33 @@ def show_widgets() -> None:
         if widgets.empty_state("No runs yet", "A run's loss and the scores of its heads show here while it trains.",
                                "Start the induction recipe", "start"):
             st.caption("pressed")
-    for column, (name, value) in zip(st.columns(4), [("Parameters", theme.count(124_439_808)), (
-            "Time", theme.seconds(252)), ("Memory", theme.bytes(497_759_232)), ("Loss", theme.number(0.031249))], strict=True):
+    facts = {"Parameters": theme.count(124_439_808), "Time": theme.seconds(252), "Memory": theme.bytes(497_759_232),
+             "Loss": theme.number(0.031249)}
+    for column, (name, value) in zip(st.columns(4), facts.items(), strict=True):
         column.metric(name, value)
 
 
 def show_plotly() -> None:
     x = np.arange(60)
-    figure = go.Figure(layout={"template": theme.template(), "height": 260, "xaxis_title": "step", "yaxis_title": "loss (nats)"})
+    figure = go.Figure(layout={"template": theme.template(), "height": 260})
+    figure.update_layout(xaxis_title="step", yaxis_title="loss (nats)")
     for i in range(4):
         figure.add_scatter(x=x, y=np.exp(-x / (10 + 5 * i)) + i / 4, name=f"seed {i}")
     st.plotly_chart(figure, key="chart", theme=None)
 
 
-def main() -> None:
-    st.set_page_config("Gallery", layout="wide")
-    theme.style()
-    show = st.query_params.get("show", "all")
-    n = int(st.query_params.get("n", 24))
-    if show == "grid":
-        return show_grid(int(st.query_params.get("layers", 12)), int(st.query_params.get("heads", 12)))
-    if show == "both":
-        show_grid(1, 12, n)
-    if show != "all":
-        return {"pattern": show_pattern, "both": show_pattern, "tokens": show_tokens, "circuitsvis": lambda k: show_circuitsvis(
-            k, 12), "widgets": lambda k: show_widgets(), "one": lambda k: show_grid(1, 1)}[show](n)
+SHOWS = {
+    "grid": lambda n: show_grid(*(int(st.query_params.get(k, 12)) for k in ("layers", "heads"))),
+    "pattern": show_pattern, "tokens": show_tokens, "circuitsvis": show_circuitsvis,
+    "widgets": lambda n: show_widgets(),
+    "twelve": lambda n: (show_grid(1, 12, n), show_pattern(n)),
+    "peer": lambda n: circuitsvis.circuitsvis("AttentionHeads", {
+        "attention": attention(12, n).round(4).tolist(), "tokens": tokens_of(n)}, "cv"),
+}
+
+
+def everything() -> None:
+    """All components as on a page."""
     st.sidebar.selectbox("Model", ["run:induction-0"])
     st.title("Attention")
     st.caption("Which tokens does each head look at?")
@@ -134,7 +137,11 @@ def main() -> None:
         show_tokens()
     show_widgets()
     show_plotly()
-    return None
 
 
-main()
+st.set_page_config("Gallery", layout="wide")
+theme.style()
+if "show" in st.query_params:
+    SHOWS[st.query_params["show"]](int(st.query_params.get("n", 16)))
+else:
+    everything()

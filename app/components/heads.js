@@ -65,9 +65,10 @@ function grid(root) {
   }
 
   function mark() {
-    const [l, k] = me.h.selected, cell = me.cell;
+    const [l, k] = me.h.selected || [-1, -1], cell = me.cell;
+    ring.style.display = l < 0 ? "none" : "block";
     Object.assign(ring.style, { left: LEFT + k * cell - 1 + "px", top: TOP + l * cell - 1 + "px", width: cell + 2 + "px", height: cell + 2 + "px" });
-    box.setAttribute("aria-label", `All heads, L${l}H${k} chosen. Arrow keys move.`);
+    box.setAttribute("aria-label", `All heads, ${l < 0 ? "none" : `L${l}H${k}`} chosen. Arrow keys move.`);
     root.dataset.selected = `${l},${k}`;
   }
 
@@ -95,7 +96,7 @@ function grid(root) {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
     if (!step) return;
     e.preventDefault();
-    const l = me.h.selected[0] + step[0], k = me.h.selected[1] + step[1];
+    const [l0, k0] = me.h.selected || [0, -step[1]], l = l0 + step[0], k = k0 + step[1];
     if (l < 0 || k < 0 || l >= me.h.n_layers || k >= me.h.n_heads) return;
     choose(l, k, 180); // a held key asks once, when it rests
     ring.scrollIntoView({ block: "nearest", inline: "nearest" });

@@ -16,24 +16,25 @@ Head = tuple[int, int]
 
 
 def head_grid(
-    thumbs: np.ndarray, n_layers: int, n_heads: int, selected: Head, labels: Mapping[Head, str] | None = None,
+    thumbs: np.ndarray, n_layers: int, n_heads: int, selected: Head | None, labels: Mapping[Head, str] | None = None,
     key: str = "heads", *, hover: Mapping[Head, str] | None = None, max_height: int = 560,
     on_pick: Callable[[], None] | None = None,
 ) -> Head | None:
     """Draw thumbnails uint8 [n_layers * n_heads, height, width] and return the head just clicked, else None.
 
     `labels` border a head and name it on hover ("induction 0.94"); `hover` names without a border. `selected` is
-    the caller's; a click is returned on one run only, so the caller's state stays the one truth. Arrow keys move it.
+    the caller's (outside the model: none). A click is returned on one run only, so that the caller's state stays
+    the one truth; arrow keys move the choice.
     Raises ValueError where the shape does not fit.
     """
     thumbs = np.asarray(thumbs)
     if thumbs.dtype != np.uint8 or thumbs.ndim != 3 or len(thumbs) != n_layers * n_heads or not thumbs.size:
         raise ValueError(f"thumbs {thumbs.dtype} {thumbs.shape} for {n_layers} layers x {n_heads} heads")
-    before = _head(pending(key), n_layers, n_heads)
+    chosen = _head(pending(key), n_layers, n_heads) or _head(selected, n_layers, n_heads)
     pixels = fit(thumbs)
     header = {
         "n_layers": n_layers, "n_heads": n_heads, "h": pixels.shape[1], "w": pixels.shape[2],
-        "selected": list(before or selected), "labels": _by_index(labels, n_heads), "hover": _by_index(hover, n_heads),
+        "selected": chosen, "labels": _by_index(labels, n_heads), "hover": _by_index(hover, n_heads),
         "max_height": max_height, "digest": hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest(),
     }
     return _head(mount("heads", envelope(header, pixels.tobytes()), key, on_pick), n_layers, n_heads)

@@ -46,14 +46,14 @@ function map(root) {
     g0.setTransform(1, 0, 0, 1, 0, 0);
     g0.font = `${SMALL}px ${c.mono}`;
     const most = Math.min(120, W / 5);
-    const [rows, left] = labels(g0, m[0] === me.h.n[0] ? me.h.queries : me.h.queries.filter((_, i) => cellOf(0, i) >= 0 && start(0, cellOf(0, i)) === i), most);
+    const [rows, left] = labels(g0, m[0] === me.h.n[0] ? me.h.queries : me.h.queries.filter((_, i) => start(0, cellOf(0, i)) === i), most);
     const [cols, bottom] = labels(g0, m[1] === me.h.n[1] ? me.h.keys : me.h.keys.filter((_, i) => start(1, cellOf(1, i)) === i), most);
     const x = left + PAD + 18, right = BAR + 58;
     const room = Math.max(40, W - x - right);
     const cell = Math.max(0.25, Math.min(room / m[1], (max_height - bottom - 40) / m[0], 56));
     const w = cell * m[1], h = cell * m[0], flat = Math.max(...cols.map((t) => g0.measureText(t).width)) + 6 <= cell;
     const below = flat ? SMALL + 6 : bottom + PAD;
-    box = { x, y: 4, w, h, cell, W, H: 4 + h + below + 20, right: x + w };
+    box = { x, y: 8, w, h, cell, W, H: 8 + h + below + 20, right: x + w, rows, cols, flat };
     const g = sized(canvas, W, box.H);
     sized(over, W, box.H);
     over.style.top = canvas.offsetTop + "px";
@@ -133,25 +133,46 @@ function map(root) {
     g.restore();
   }
 
+  // A label of its own colour over the thinned ones, for the row or column pointed at
+  function tag(g, axis, i, colour) {
+    const text = (axis ? box.cols : box.rows)[i], { x, y, h, cell, flat } = box, upright = axis && !flat;
+    g.save();
+    g.font = `bold ${SMALL}px ${c.mono}`;
+    g.translate(axis ? x + (i + 0.5) * cell : x - PAD, axis ? y + h + PAD : y + (i + 0.5) * cell);
+    if (upright) g.rotate(-Math.PI / 2);
+    const w = g.measureText(text).width, centred = axis && flat;
+    g.fillStyle = c.bg;
+    g.fillRect(centred ? -w / 2 - 2 : -w - 2, centred ? -2 : -SMALL / 2 - 2, w + 4, SMALL + 4);
+    g.fillStyle = colour;
+    g.textAlign = centred ? "center" : "right";
+    g.textBaseline = centred ? "top" : "middle";
+    g.fillText(text, 0, 0);
+    g.restore();
+  }
+
   function mark() {
-    const g = over.getContext("2d"), { x, y, w, h, cell } = box;
+    const g = over.getContext("2d"), { x, y, w, h, cell } = box, thick = Math.max(cell, 1);
     g.clearRect(0, 0, box.W, box.H);
-    if (me.h.selected !== null && me.h.selected !== undefined) {
-      g.strokeStyle = c.accent;
-      g.lineWidth = 2;
-      g.strokeRect(x - 1, y + cellOf(0, me.h.selected) * cell - 1, w + 2, Math.max(cell, 1) + 2);
-      root.dataset.selected = me.h.selected;
+    if (me.h.selected !== null) {
+      const i = cellOf(0, me.h.selected);
+      for (const [colour, width] of [[c.bg, 4], [c.accent, 2]]) {
+        g.strokeStyle = colour;
+        g.lineWidth = width;
+        g.strokeRect(x - 1, y + i * cell - 1, w + 2, thick + 2);
+      }
+      tag(g, 0, i, c.accent);
     }
+    root.dataset.selected = me.h.selected ?? "";
     if (!me.at) return;
     const [i, j] = me.at;
-    g.fillStyle = c.text;
-    g.globalAlpha = 0.16;
-    g.fillRect(x, y + i * cell, w, Math.max(cell, 1));
-    g.fillRect(x + j * cell, y, Math.max(cell, 1), h);
-    g.globalAlpha = 1;
+    g.fillStyle = "rgba(255, 255, 255, 0.14)";
+    g.fillRect(x, y + i * cell, w, thick);
+    g.fillRect(x + j * cell, y, thick, h);
     g.strokeStyle = "#ffffff";
     g.lineWidth = 1;
     g.strokeRect(x + j * cell - 0.5, y + i * cell - 0.5, cell + 1, cell + 1);
+    tag(g, 0, i, c.text);
+    tag(g, 1, j, c.text);
   }
 
   over.onmousemove = (e) => {
@@ -177,6 +198,7 @@ function map(root) {
     note.textContent = m[0] < n[0] || m[1] < n[1] ? `${m[0]} of ${n[0]} queries, ${m[1]} of ${n[1]} keys: each cell is the largest of several` : "";
     note.style.display = note.textContent ? "block" : "none";
   };
+  me.box = () => box; // where the map stands, for tests
   me.stop = watch(root, me.draw);
   return me;
 }

@@ -33,12 +33,13 @@ def pattern(
     if scale not in ("sequential", "diverging") or not limits[0] < limits[1]:
         raise ValueError(f"scale {scale!r} with limits {limits}")
     before = _cell(pending(key), values.shape)
+    chosen = before["query"] if before else selected
     sent = np.ascontiguousarray(max_pool(exact(values, limits), SIDE))
     header = {
         "n": list(values.shape), "m": list(sent.shape), "limits": [float(v) for v in limits],
         "unit": unit, "scale": scale, "title": title, "queries": [visible(t) for t in tokens],
         "keys": [visible(t) for t in columns],
-        "selected": before["query"] if before else selected, "max_height": max_height,
+        "selected": chosen if chosen is not None and 0 <= chosen < len(tokens) else None, "max_height": max_height,
         "digest": hashlib.blake2b(sent.tobytes(), digest_size=8).hexdigest(),
     }
     return _cell(mount("pattern", envelope(header, sent.tobytes()), key, on_pick), values.shape)
