@@ -23,7 +23,7 @@ def pack(analysis: Analysis, frame: pd.DataFrame) -> tuple[pa.Table, list[Packed
 
     Raises Broken where the frame does not hold what the analysis declared.
     """
-    declared = [c.name for c in (*analysis.axes, *analysis.values)]
+    declared = [a.name for a in analysis.axes] + [v.name for v in analysis.values]
     if list(frame.columns) != declared:
         raise Broken(f"Analysis {analysis.name}", f"returned columns {list(frame.columns)}", f"It declares {declared}")
     fields = [pa.field(c.name, ARROW[c.kind]) for c in analysis.scalars]
@@ -33,12 +33,14 @@ def pack(analysis: Analysis, frame: pd.DataFrame) -> tuple[pa.Table, list[Packed
 
 
 def _plain(column: pd.Series) -> Any:
+    if isinstance(column.dtype, pd.api.extensions.ExtensionDtype):
+        return column  # Int64 with a hole as numpy would be float64: whole numbers above 2**53 would change
     return column.to_numpy() if column.dtype != object else column.tolist()
 
 
 def _pack_column(analysis: Analysis, value: Any, frame: pd.DataFrame) -> list[PackedArray]:
     part_axes = [a.name for a in analysis.axes[:-1]]
-    groups = frame.groupby(part_axes, sort=False) if part_axes else [((), frame)]
+    groups: Any = frame.groupby(part_axes, sort=False) if part_axes else [((), frame)]
     blobs = []
     for part, rows in groups:
         block = np.stack(list(rows[value.name])).astype(value.dtype)
@@ -85,5 +87,5 @@ def unpack(analysis: Analysis, table: pd.DataFrame, arrays: list[PackedArray]) -
                 column[i] = blocks[part][seen.get(part, 0)]
                 seen[part] = seen.get(part, 0) + 1
         frame[value.name] = pd.Series(column, index=frame.index, dtype=object)
-    order = [c.name for c in (*analysis.axes, *analysis.values) if c.name in frame]
-    return frame[order]
+    declared = [a.name for a in analysis.axes] + [v.name for v in analysis.values]
+    return frame[[name for name in declared if name in frame]]

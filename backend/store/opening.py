@@ -17,7 +17,7 @@ NAME = "phasescope.duckdb"
 #: no file, no extension, no Python variable is reachable from SQL; a person's query cannot change that back
 CONFIG: dict[str, Any] = {
     "enable_external_access": "false", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-    "python_enable_replacements": "false", "lock_configuration": "true", "memory_limit": "2GB",
+    "python_enable_replacements": "false", "memory_limit": "2GB",
     "threads": str(max(1, min(4, os.cpu_count() or 1))),
 }
 #: what DuckDB says where the machine and not the file is at fault
@@ -37,7 +37,9 @@ def open_file(cache: Path) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
         notices.append(set_aside(cache, reason))
     con = _connect(path, cache, read_only=False)
     try:
-        return con, notices + bring_up_to_date(con)
+        notices += bring_up_to_date(con)
+        con.execute("SET lock_configuration = true")  # not before: DuckDB's own ALTER TABLE sets an option
+        return con, notices
     except duckdb.Error as error:
         con.close()
         raise Broken(f"Open {path}", _first_line(error), "Report it; renaming the file begins a new cache") from None
@@ -48,8 +50,8 @@ def _unreadable(path: Path, cache: Path) -> str:
 
     The header is read before DuckDB opens the file: closing any handle on it later would drop DuckDB's POSIX lock.
     """
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise Broken(f"Open {path}", "the system refuses it", "Correct the file's owner or permissions")
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        raise Broken(f"Open {path}", "no file that may be read and written", "Correct its owner or permissions")
     with path.open("rb") as file:
         if file.read(12)[8:] != b"DUCK":
             return "is not a DuckDB file"
