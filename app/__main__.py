@@ -15,7 +15,9 @@ def check_free(chosen: settings.Settings) -> None:
     """Raise Busy where a dashboard of this cache runs already or the port is taken."""
     running = client.running_dashboard(chosen)
     if running is not None:
-        raise Busy("Start the dashboard", f"one already runs on this cache at {running.url}", "Open it there, or end it first")
+        raise Busy(
+            "Start the dashboard", f"one already runs on this cache at {running.url}", "Open it there, or end it first"
+        )
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

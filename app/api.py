@@ -21,8 +21,12 @@ from backend import doctor, export
 from backend.errors import BadInput, PhasescopeError
 
 TOKEN = ""  # set by the lifespan; empty refuses everybody
-MEDIA = {"arrow": "application/vnd.apache.arrow.stream", "json": "application/json", "csv": "text/csv",
-         "parquet": "application/vnd.apache.parquet"}
+MEDIA = {
+    "arrow": "application/vnd.apache.arrow.stream",
+    "json": "application/json",
+    "csv": "text/csv",
+    "parquet": "application/vnd.apache.parquet",
+}
 
 
 def _allowed(request: Request) -> bool:
@@ -39,16 +43,30 @@ def _route(path: str, answer: Callable[[Any, Request, dict], Any], method: str =
 
     async def endpoint(request: Request) -> Response:
         if not open_ and not _allowed(request):
-            return _json({"error": "BadInput", "asked": path, "found": "no valid bearer token",
-                          "todo": "Send Authorization: Bearer with the token of cache/api.json"}, 401)
+            return _json(
+                {
+                    "error": "BadInput",
+                    "asked": path,
+                    "found": "no valid bearer token",
+                    "todo": "Send Authorization: Bearer with the token of cache/api.json",
+                },
+                401,
+            )
         try:
             body = await _body(request) if method == "POST" else {}
             found = await run_in_threadpool(answer, house.backend(), request, body)
         except PhasescopeError as error:
             return _json(error.record(), error.http_status)
         except (KeyError, TypeError) as error:
-            return _json({"error": "BadInput", "asked": path, "found": f"a body without or with a wrong {error}",
-                          "todo": "See GET /api/v1"}, 400)
+            return _json(
+                {
+                    "error": "BadInput",
+                    "asked": path,
+                    "found": f"a body without or with a wrong {error}",
+                    "todo": "See GET /api/v1",
+                },
+                400,
+            )
         return found if isinstance(found, Response) else _json(found)
 
     endpoint.__doc__ = answer.__doc__
@@ -67,8 +85,14 @@ async def _body(request: Request) -> dict:
 
 def index(backend: Any, request: Request, body: dict) -> Any:
     """This list."""
-    return [{"path": r.path, "methods": sorted((r.methods or set()) - {"HEAD"}), "does": (r.endpoint.__doc__ or "").split("\n")[0]}
-            for r in ROUTES]
+    return [
+        {
+            "path": r.path,
+            "methods": sorted((r.methods or set()) - {"HEAD"}),
+            "does": (r.endpoint.__doc__ or "").split("\n")[0],
+        }
+        for r in ROUTES
+    ]
 
 
 def health(backend: Any, request: Request, body: dict) -> Any:
@@ -120,14 +144,21 @@ def get_metrics(backend: Any, request: Request, body: dict) -> Any:
 
 def post_run(backend: Any, request: Request, body: dict) -> Any:
     """Train {recipe, params, name, run_dir, resume} as a job."""
-    return backend.train(body["recipe"], body.get("params", {}), body.get("name", ""), body.get("run_dir", ""),
-                         bool(body.get("resume")))
+    return backend.train(
+        body["recipe"], body.get("params", {}), body.get("name", ""), body.get("run_dir", ""), bool(body.get("resume"))
+    )
 
 
 def post_submit(backend: Any, request: Request, body: dict) -> Any:
-    """Ask {analysis, model, step, text or ids, params}: kept, or a job; `opening` means wait for that job and ask again."""
-    return backend.submit(body["analysis"], body["model"], body.get("step"), body.get("text", ""), body.get("ids"),
-                          body.get("params") or {})
+    """Ask {analysis, model, step, text or ids, params}: kept, or a job; after `opening` wait for the job, ask again."""
+    return backend.submit(
+        body["analysis"],
+        body["model"],
+        body.get("step"),
+        body.get("text", ""),
+        body.get("ids"),
+        body.get("params") or {},
+    )
 
 
 def get_jobs(backend: Any, request: Request, body: dict) -> Any:
@@ -178,12 +209,23 @@ def get_record(backend: Any, request: Request, body: dict) -> Any:
 
 
 ROUTES = [
-    _route("", index, open_=True), _route("/health", health, open_=True), _route("/doctor", get_doctor),
-    _route("/analyses", get_analyses), _route("/recipes", get_recipes),
-    _route("/models", get_models), _route("/models", post_model, "POST"),
-    _route("/runs", get_runs), _route("/runs", post_run, "POST"), _route("/runs/{name}", get_run),
-    _route("/runs/{name}/metrics", get_metrics), _route("/submit", post_submit, "POST"),
-    _route("/jobs", get_jobs), _route("/jobs/{id}", get_job), _route("/jobs/{id}/cancel", post_cancel, "POST"),
+    _route("", index, open_=True),
+    _route("/health", health, open_=True),
+    _route("/doctor", get_doctor),
+    _route("/analyses", get_analyses),
+    _route("/recipes", get_recipes),
+    _route("/models", get_models),
+    _route("/models", post_model, "POST"),
+    _route("/runs", get_runs),
+    _route("/runs", post_run, "POST"),
+    _route("/runs/{name}", get_run),
+    _route("/runs/{name}/metrics", get_metrics),
+    _route("/submit", post_submit, "POST"),
+    _route("/jobs", get_jobs),
+    _route("/jobs/{id}", get_job),
+    _route("/jobs/{id}/cancel", post_cancel, "POST"),
     _route("/jobs/{id}/retry", post_retry, "POST"),
-    _route("/results", get_results), _route("/results/{key}", get_result), _route("/results/{key}/record", get_record),
+    _route("/results", get_results),
+    _route("/results/{key}", get_result),
+    _route("/results/{key}/record", get_record),
 ]

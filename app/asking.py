@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import theme, widgets
+from app.links import link
 from backend.errors import PhasescopeError
 
 PATIENCE = 3.0  # s a page waits in place for a job before it lets a fragment watch
@@ -16,8 +17,14 @@ ENDED = ("done", "failed", "cancelled", "interrupted")
 LONG = 10.0  # s expected above which nothing starts without a click
 
 
-def answer(house: Any, analysis: str, card: Mapping[str, Any], subject: Any, params: Mapping[str, Any] | None = None,
-           start: bool | None = None) -> str | None:
+def answer(
+    house: Any,
+    analysis: str,
+    card: Mapping[str, Any],
+    subject: Any,
+    params: Mapping[str, Any] | None = None,
+    start: bool | None = None,
+) -> str | None:
     """Return the key of the kept result; where there is none, compute it and show how it goes (then None).
 
     `start=None` computes at once unless it is expected to take long; False waits for the button.
@@ -99,7 +106,7 @@ def words(job: Mapping[str, Any]) -> str:
     """Say in one line how a job stands."""
     if job["state"] == "queued":
         ahead = job.get("position")
-        return f"{job['title']} · queued" + (f", next" if ahead == 1 else f", place {ahead}" if ahead else "")
+        return f"{job['title']} · queued" + (", next" if ahead == 1 else f", place {ahead}" if ahead else "")
     return f"{job['title']} · {job['words'] or job['state']}"
 
 
@@ -129,8 +136,10 @@ def provenance(house: Any, key: str, where: Mapping[str, int] | None = None) -> 
     """The last expander of a page: numbers, SQL, and where they come from."""
     record = house.record(key)
     made = record["provenance"]
-    st.caption(f":material/schedule: Computed {theme.ago(record['created'])} on {made.get('device', '?')} in "
-               f"{theme.seconds(record['seconds'])} · {record['dtype']} · key `{key[:8]}`")
+    st.caption(
+        f":material/schedule: Computed {theme.ago(record['created'])} on {made.get('device', '?')} in "
+        f"{theme.seconds(record['seconds'])} · {record['dtype']} · key `{key[:8]}`"
+    )
     with st.expander("Numbers and provenance"):
         table = house.table(key, where, arrays=False)
         shown = table.head(500)
@@ -140,8 +149,16 @@ def provenance(house: Any, key: str, where: Mapping[str, int] | None = None) -> 
         st.code(house.sql(key), language="sql")
         asked = house.analyses().get(record["analysis"])
         left, right = st.columns(2)
-        left.json({"key": key, **{n: record[n] for n in ("analysis", "version", "spec", "step", "fingerprint", "dtype",
-                                                         "device", "params")}}, expanded=1)
+        left.json(
+            {
+                "key": key,
+                **{
+                    n: record[n]
+                    for n in ("analysis", "version", "spec", "step", "fingerprint", "dtype", "device", "params")
+                },
+            },
+            expanded=1,
+        )
         right.json(made, expanded=1)
         if asked:
             st.markdown(asked.doc)
@@ -149,4 +166,5 @@ def provenance(house: Any, key: str, where: Mapping[str, int] | None = None) -> 
         if columns[0].button("Compute again", key=f"again:{key}", help="Deletes this result and computes it anew"):
             house.delete([key])
             st.rerun()
-        columns[1].page_link("pages/results.py", label="Export this result", query_params={"key": key})
+        with columns[1]:
+            link("results", label="Export this result", query={"key": key})

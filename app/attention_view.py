@@ -18,7 +18,11 @@ from app.components.token_strip import token_strip
 from app.subject import Bar
 from backend.contract import Weights
 
-SCORES = {"induction_score": "induction", "previous_token_score": "previous token", "duplicate_token_score": "duplicate token"}
+SCORES = {
+    "induction_score": "induction",
+    "previous_token_score": "previous token",
+    "duplicate_token_score": "duplicate token",
+}
 
 
 def _pick_head() -> None:
@@ -33,10 +37,15 @@ def grid(house: Any, key: str, bar: Bar, score_key: str | None, chosen: tuple[in
     labels, hover = {}, {}
     if score_key:
         for row in house.table(score_key, arrays=False).itertuples():
-            hover[(row.layer, row.head)] = f"induction {theme.number(row.induction_score)}, previous token {theme.number(row.previous_token_score)}"
+            hover[(row.layer, row.head)] = (
+                f"induction {theme.number(row.induction_score)}, "
+                f"previous token {theme.number(row.previous_token_score)}"
+            )
             if row.label not in (None, "", "none"):
                 labels[(row.layer, row.head)] = f"{row.label} {theme.number(_strength(row))}"
-    head_grid(pixels, bar.card["n_layers"], bar.card["n_heads"], chosen, labels, key="heads", hover=hover, on_pick=_pick_head)
+    head_grid(
+        pixels, bar.card["n_layers"], bar.card["n_heads"], chosen, labels, key="heads", hover=hover, on_pick=_pick_head
+    )
     st.caption("Rows are layers, columns heads. Query runs down, key runs right; brighter is more attention.")
 
 
@@ -55,36 +64,84 @@ def _pick_query(at_most: int) -> None:
 def large_head(house: Any, key: str, bar: Bar, layer: int, head: int) -> None:
     """One head large, and the text strip: where the chosen query looks."""
     short = len(bar.labels) <= LIMIT
-    picture = url.bound(st.segmented_control, f"Layer {layer}, head {head}", "picture", options=["heat map", "CircuitsVis"],
-                        disabled=not short, help=f"CircuitsVis up to {LIMIT} tokens; above, it would take many seconds.") if short else "heat map"
+    picture = (
+        url.bound(
+            st.segmented_control,
+            f"Layer {layer}, head {head}",
+            "picture",
+            options=["heat map", "CircuitsVis"],
+            disabled=not short,
+            help=f"CircuitsVis up to {LIMIT} tokens; above, it would take many seconds.",
+        )
+        if short
+        else "heat map"
+    )
     block = house.array(key, "pattern", {"layer": layer, "head": head})
     if picture == "CircuitsVis":
         heads = [house.array(key, "pattern", {"layer": layer, "head": h}) for h in range(bar.card["n_heads"])]
-        attention_heads(bar.labels, np.stack(heads).astype(np.float32), [f"L{layer}H{h}" for h in range(len(heads))], key="circuitsvis")
+        attention_heads(
+            bar.labels,
+            np.stack(heads).astype(np.float32),
+            [f"L{layer}H{h}" for h in range(len(heads))],
+            key="circuitsvis",
+        )
         return
     query = min(url.get("query") if url.get("query") is not None else len(bar.labels) - 1, len(bar.labels) - 1)
     n = len(bar.labels)
-    pattern(block, bar.labels, (0.0, 1.0), key="pattern", title=f"L{layer}H{head}", unit="attention", selected=query,
-            on_pick=lambda: _pick_query(n))
+    pattern(
+        block,
+        bar.labels,
+        (0.0, 1.0),
+        key="pattern",
+        title=f"L{layer}H{head}",
+        unit="attention",
+        selected=query,
+        on_pick=lambda: _pick_query(n),
+    )
     st.caption(f"Where position {query} (outlined) looks. Click a token or a row to choose another query.")
-    token_strip(bar.labels, block[query].astype(float).tolist(), (0.0, 1.0), query, key="strip", name="attention",
-                on_pick=lambda: _pick_query(n))
+    token_strip(
+        bar.labels,
+        block[query].astype(float).tolist(),
+        (0.0, 1.0),
+        query,
+        key="strip",
+        name="attention",
+        on_pick=lambda: _pick_query(n),
+    )
 
 
 def scores_table(house: Any, key: str, score_key: str | None) -> None:
     """Per head: entropy and previous-token on this prompt, induction on repeated random tokens."""
-    here = house.table(key, arrays=False).groupby(["layer", "head"], as_index=False)[["entropy", "previous_token", "induction"]].mean()
-    shown = here.rename(columns={"previous_token": "previous token, this prompt", "induction": "induction, this prompt",
-                                 "entropy": "entropy (nats)"})
+    here = (
+        house.table(key, arrays=False)
+        .groupby(["layer", "head"], as_index=False)[["entropy", "previous_token", "induction"]]
+        .mean()
+    )
+    shown = here.rename(
+        columns={
+            "previous_token": "previous token, this prompt",
+            "induction": "induction, this prompt",
+            "entropy": "entropy (nats)",
+        }
+    )
     if score_key:
         scores = house.table(score_key, arrays=False)
-        wanted = {"induction_score": "induction score", "induction_score_se": "± s.e.", "induction_score_null": "null",
-                  "previous_token_score": "previous-token score", "label": "label"}
+        wanted = {
+            "induction_score": "induction score",
+            "induction_score_se": "± s.e.",
+            "induction_score_null": "null",
+            "previous_token_score": "previous-token score",
+            "label": "label",
+        }
         have = {c: w for c, w in wanted.items() if c in scores}
         shown = shown.merge(scores[["layer", "head", *have]].rename(columns=have), on=["layer", "head"])
     shown.insert(0, "head name", [f"L{a}H{b}" for a, b in zip(shown["layer"], shown["head"], strict=True)])
-    st.dataframe(shown.drop(columns=["layer", "head"]), hide_index=True, height=min(36 * (len(shown) + 1) + 3, 360),
-                 column_config={c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("number")})
+    st.dataframe(
+        shown.drop(columns=["layer", "head"]),
+        hide_index=True,
+        height=min(36 * (len(shown) + 1) + 3, 360),
+        column_config={c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("number")},
+    )
     if not score_key:
         st.caption("The scores on repeated random tokens appear here when they are computed.")
 
@@ -101,8 +158,13 @@ def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
     if len(sweep):
         table = house.sweep_table(sweep)
         table = table[(table["layer"] == layer) & (table["head"] == head)]
-        long = pd.concat([table[["step"]].assign(metric="head", layer=np.nan, head=np.nan, value=table[c], run=w)
-                          for c, w in SCORES.items() if c in table])
+        long = pd.concat(
+            [
+                table[["step"]].assign(metric="head", layer=np.nan, head=np.nan, value=table[c], run=w)
+                for c, w in SCORES.items()
+                if c in table
+            ]
+        )
         frames = {w: part.sort_values("step") for w, part in long.groupby("run")}
         figure = curves(frames, "head", "linear", bar.step)
         figure.update_layout(title=f"L{layer}H{head} over training")
@@ -120,16 +182,29 @@ def kept_sweep(house: Any, bar: Bar) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "key"])
 
 
+def _cancel_all(house: Any, job_ids: list[str]) -> None:
+    for job_id in job_ids:
+        house.cancel(job_id)
+
+
 @st.fragment(run_every=1.0)
 def _sweep_progress(house: Any, bar: Bar) -> None:
     """Say how far the sweep is; redraw the page when it moved."""
-    waiting = [j for j in house.jobs(states=["queued", "running"]) if j["kind"] == "analysis"
-               and j["payload"]["request"]["analysis"] == "head_scores" and j["payload"]["request"]["spec"] == bar.spec]
+    waiting = [
+        j
+        for j in house.jobs(states=["queued", "running"])
+        if j["kind"] == "analysis"
+        and j["payload"]["request"]["analysis"] == "head_scores"
+        and j["payload"]["request"]["spec"] == bar.spec
+    ]
     before = st.session_state.get("sweep-left", 0)
     st.session_state["sweep-left"] = len(waiting)
     if waiting:
         n = len(bar.checkpoints)
-        st.progress(1 - len(waiting) / max(n, len(waiting)), text=f"{len(waiting)} checkpoints left · {asking.words(waiting[-1])}")
-        st.button("Cancel the rest", on_click=lambda: [house.cancel(j["id"]) for j in waiting])
+        st.progress(
+            1 - len(waiting) / max(n, len(waiting)),
+            text=f"{len(waiting)} checkpoints left · {asking.words(waiting[-1])}",
+        )
+        st.button("Cancel the rest", on_click=_cancel_all, args=(house, [j["id"] for j in waiting]))
     if len(waiting) < before:
         st.rerun()

@@ -44,10 +44,9 @@ def render(backend: Any, name: str) -> None:
 
 def form(one: Analysis) -> dict[str, Any]:
     """Draw the params form; its values live in the URL."""
-    given = widgets.decode(url.get("params") or "", one.params) if url.get("params") else None
+    given = widgets.params_from_query(one.params, url.get("params") or "")
     values = widgets.form(one.params, key=f"params:{one.name}", values=given, columns=1)
-    defaults = one.params().model_dump()
-    url.put(params=widgets.encode(values) if values and values != defaults else None)
+    url.put(params=(widgets.params_to_query(one.params, values) or None) if values else None)
     return values or {}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import theme, url
+from app.links import link
 from app.subject import short_name
 
 TOLERANCE = 1e-3  # nats; above it the hooked view is not called faithful
@@ -18,9 +19,14 @@ def fidelity_badge(card: dict[str, Any]) -> str:
     if not found:
         return theme.badge("fidelity not measured", "warn")
     good = found["max_abs_log_prob"] <= TOLERANCE and found["top1_agreement"] == 1.0
-    words = f"hooked = plain within {theme.number(found['max_abs_log_prob'])} nats · top-1 {found['top1_agreement']:.1%}"
-    return theme.badge(words, "good" if good else "bad",
-                       f"Largest difference of log-probabilities over {int(found.get('n_tokens', 0))} fixed tokens")
+    words = (
+        f"hooked = plain within {theme.number(found['max_abs_log_prob'])} nats · top-1 {found['top1_agreement']:.1%}"
+    )
+    return theme.badge(
+        words,
+        "good" if good else "bad",
+        f"Largest difference of log-probabilities over {int(found.get('n_tokens', 0))} fixed tokens",
+    )
 
 
 def model_card(card: dict[str, Any]) -> None:
@@ -28,25 +34,36 @@ def model_card(card: dict[str, Any]) -> None:
     with st.container(border=True):
         step = f" at step {card['step']}" if card["step"] is not None else ""
         st.markdown(f"#### {short_name(card['spec'])}{step}")
-        st.html('<div class="ps-row">' + fidelity_badge(card) + theme.badge(card["architecture"]) + theme.badge(card["dtype"])
-                + theme.badge(card["device"]) + "</div>")
+        st.html(
+            '<div class="ps-row">'
+            + fidelity_badge(card)
+            + theme.badge(card["architecture"])
+            + theme.badge(card["dtype"])
+            + theme.badge(card["device"])
+            + "</div>"
+        )
         facts = {
             "layers x heads": f"{card['n_layers']} x {card['n_heads']}"
             + (f" ({card['n_key_value_heads']} key-value)" if card["n_key_value_heads"] != card["n_heads"] else ""),
-            "parameters": theme.count(card["n_params"]), "memory": theme.bytes(card["memory_bytes"]),
+            "parameters": theme.count(card["n_params"]),
+            "memory": theme.bytes(card["memory_bytes"]),
             "d_model / d_head / d_mlp": f"{card['d_model']} / {card['d_head']} / {card['d_mlp'] or 'none'}",
-            "vocabulary": theme.count(card["d_vocab"]) + (f" in, {theme.count(card['d_vocab_out'])} out"
-                                                          if card["d_vocab_out"] != card["d_vocab"] else ""),
+            "vocabulary": theme.count(card["d_vocab"])
+            + (f" in, {theme.count(card['d_vocab_out'])} out" if card["d_vocab_out"] != card["d_vocab"] else ""),
             "context": f"{theme.count(card['n_ctx'])} tokens",
         }
         columns = st.columns(3)
         for i, (name, value) in enumerate(facts.items()):
             columns[i % 3].markdown(f"{value}  \n:gray[{name}]")
-        st.caption(f"{card['source']} · fingerprint `{card['fingerprint'][:12]}` · tokenizer: {card['tokenizer']['kind']} · "
-                   f"opened in {theme.seconds(card['seconds'])}")
+        st.caption(
+            f"{card['source']} · fingerprint `{card['fingerprint'][:12]}` · tokenizer: {card['tokenizer']['kind']} · "
+            f"opened in {theme.seconds(card['seconds'])}"
+        )
         for note in card["notes"]:
             st.caption(f":material/info: {note}")
         links = st.columns(3)
         query = url.query(model=card["spec"], step=card["step"])
-        links[0].page_link("pages/attention.py", label="Attention", icon=":material/grid_on:", query_params=query)
-        links[1].page_link("pages/logit_lens.py", label="Logit lens", icon=":material/layers:", query_params=query)
+        with links[0]:
+            link("attention", label="Attention", icon="grid_on", query=query)
+        with links[1]:
+            link("logit_lens", label="Logit lens", icon="layers", query=query)

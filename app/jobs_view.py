@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import streamlit as st
 
 from app import asking, theme, url, widgets
+from app.links import link
 from backend.errors import PhasescopeError
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
@@ -31,13 +33,25 @@ def job_table(house: Any) -> None:
     if not ended and not unfinished:
         widgets.empty_state("No jobs yet", "Open a model or start a training run: its job then appears here.")
         return
-    rows = [{"job": j["title"], "state": j["state"], "kind": j["kind"], "took": theme.seconds(_took(j)),
-             "memory": theme.bytes(j.get("memory_bytes")) if j.get("memory_bytes") else "", "worker": j["worker"] or "",
-             "when": theme.ago(j["created"]), "why": (j["error"] or {}).get("found", "")} for j in ended]
+    rows = [
+        {
+            "job": j["title"],
+            "state": j["state"],
+            "kind": j["kind"],
+            "took": theme.seconds(_took(j)),
+            "memory": theme.bytes(j.get("memory_bytes")) if j.get("memory_bytes") else "",
+            "worker": j["worker"] or "",
+            "when": theme.ago(j["created"]),
+            "why": (j["error"] or {}).get("found", ""),
+        }
+        for j in ended
+    ]
     if not rows:
         st.caption("None ended this way.")
         return
-    picked = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-row", key=f"ended:{wanted}", height=300)
+    picked = st.dataframe(
+        rows, hide_index=True, on_select="rerun", selection_mode="single-row", key=f"ended:{wanted}", height=300
+    )
     chosen = picked["selection"]["rows"]
     if chosen and chosen[0] < len(ended) and ended[chosen[0]]["id"] != url.get("job"):
         url.put(job=ended[chosen[0]]["id"])
@@ -66,10 +80,14 @@ def detail(house: Any) -> None:
         widgets.error_panel(error)
         return
     with st.container(border=True):
-        st.html(f'<div class="ps-row"><b>{job["title"]}</b>{theme.badge(job["state"], KINDS.get(job["state"], "neutral"))}'
-                f'{theme.badge("took " + theme.seconds(_took(job)))}{theme.badge(f"attempt {job["attempts"]}")}</div>')
+        badges = [
+            theme.badge(job["state"], KINDS.get(job["state"], "neutral")),
+            theme.badge(f"took {theme.seconds(_took(job))}"),
+            theme.badge(f"attempt {job['attempts']}"),
+        ]
+        st.html(f'<div class="ps-row"><b>{html.escape(job["title"])}</b>' + "".join(badges) + "</div>")
         if job["state"] == "done" and job["kind"] == "analysis":
-            st.page_link("pages/results.py", label="Open the result", query_params={"key": job["key"]})
+            link("results", label="Open the result", query={"key": job["key"]})
         elif job["state"] in asking.ENDED[1:]:
             asking.story(job, lambda: _retry(house, job["id"]))
         for line in job["story"] if job["state"] == "done" else []:
@@ -87,8 +105,16 @@ def _retry(house: Any, job_id: str) -> None:
 def workers_table(house: Any) -> None:
     """Workers with memory and the models they hold."""
     st.markdown("##### Workers")
-    rows = [{"worker": w["address"], "process": w["pid"], "state": w["state"], "memory": theme.bytes(w["memory_bytes"]),
-             "models in memory": ", ".join(map(str, w.get("models", []))) or "none"} for w in house.workers()]
+    rows = [
+        {
+            "worker": w["address"],
+            "process": w["pid"],
+            "state": w["state"],
+            "memory": theme.bytes(w["memory_bytes"]),
+            "models in memory": ", ".join(map(str, w.get("models", []))) or "none",
+        }
+        for w in house.workers()
+    ]
     if rows:
         st.dataframe(rows, hide_index=True)
     else:

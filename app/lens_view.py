@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 
 from app import theme, url, widgets
-from app.components.token_strip import token_strip
 from app.components.frame import pending
+from app.components.token_strip import token_strip
 from app.subject import Bar
 from backend.errors import PhasescopeError
 
@@ -17,10 +17,15 @@ def target_picker(house: Any, bar: Bar) -> int | None:
     """Choose the token whose probability and rank are followed: empty means the next token of the prompt."""
     words = house.tokenizer(bar.card)
     as_ids = bar.card["tokenizer"]["kind"] == "ids"
-    text = st.text_input("Target token", key=f"target:{bar.spec}", value="" if url.get("target") is None else
-                         (str(url.get("target")) if as_ids else words.label(url.get("target"))),
-                         placeholder="the next token", help="Its probability and rank are followed through the layers. "
-                         "Empty: the next token of the prompt.")
+    text = st.text_input(
+        "Target token",
+        key=f"target:{bar.spec}",
+        value=""
+        if url.get("target") is None
+        else (str(url.get("target")) if as_ids else words.label(url.get("target"))),
+        placeholder="the next token",
+        help="Its probability and rank are followed through the layers. Empty: the next token of the prompt.",
+    )
     try:
         target = None if not text.strip() else _token(words, text, as_ids, bar.card["d_vocab_out"])
     except PhasescopeError as error:
@@ -33,10 +38,15 @@ def target_picker(house: Any, bar: Bar) -> int | None:
 def _token(words: Any, text: str, as_ids: bool, d_vocab: int) -> int:
     from backend.errors import BadInput
 
-    found = [int(text)] if as_ids and text.strip().isdigit() else ([] if as_ids else words.encode(text.replace("·", " ")))
+    found = (
+        [int(text)] if as_ids and text.strip().isdigit() else ([] if as_ids else words.encode(text.replace("·", " ")))
+    )
     if len(found) != 1 or not 0 <= found[0] < d_vocab:
-        raise BadInput(f"Target {text!r}", f"{len(found)} tokens" if not as_ids else f"not an id from 0 to {d_vocab - 1}",
-                       "Give one token; a word inside a text starts with a space")
+        raise BadInput(
+            f"Target {text!r}",
+            f"{len(found)} tokens" if not as_ids else f"not an id from 0 to {d_vocab - 1}",
+            "Give one token; a word inside a text starts with a space",
+        )
     return found[0]
 
 
@@ -66,7 +76,9 @@ def cell_details(house: Any, key: str, bar: Bar) -> None:
     position = url.get("pos")
     if position is None or not 0 <= position < len(bar.labels):
         position = len(bar.labels) - 1
-    st.markdown(f"##### At position {position}: `{bar.labels[position]}`", help="Click a token or a cell above to move.")
+    st.markdown(
+        f"##### At position {position}: `{bar.labels[position]}`", help="Click a token or a cell above to move."
+    )
     token_strip(bar.labels, None, (0.0, 1.0), position, key="lens-strip", on_pick=_pick_pos)
     left, middle, right = st.columns(3, gap="medium")
     with left:
@@ -81,7 +93,20 @@ def _top_tokens(house: Any, key: str, bar: Bar, position: int) -> None:
     table = house.table(key, {"pos": position}, arrays=False)
     words = house.tokenizer(bar.card)
     layers = sorted(table["layer"].unique(), reverse=True)
-    layer = st.selectbox("Top tokens after", layers, format_func=lambda v: "the embeddings" if v == -1 else f"layer {v}", key="top-layer")
+    layer = st.selectbox(
+        "Top tokens after", layers, format_func=lambda v: "the embeddings" if v == -1 else f"layer {v}", key="top-layer"
+    )
     rows = table[table["layer"] == layer].sort_values("rank")
-    st.dataframe([{"rank": int(r.rank), "token": words.label(int(r.token_id)), "probability": theme.number(2.718281828459045 ** r.log_prob),
-                   "log prob (nats)": theme.number(r.log_prob)} for r in rows.itertuples()], hide_index=True, height=300)
+    st.dataframe(
+        [
+            {
+                "rank": int(r.rank),
+                "token": words.label(int(r.token_id)),
+                "probability": theme.number(2.718281828459045**r.log_prob),
+                "log prob (nats)": theme.number(r.log_prob),
+            }
+            for r in rows.itertuples()
+        ],
+        hide_index=True,
+        height=300,
+    )

@@ -1,4 +1,4 @@
-"""The frame of every page: navigation, style, carried state. One automatic page per analysis that has none of its own."""
+"""The frame of every page: navigation, style, carried state; an automatic page per analysis that has none."""
 
 from __future__ import annotations
 
@@ -12,25 +12,34 @@ if str(ROOT) not in sys.path:
 import streamlit as st  # noqa: E402
 
 from app import auto_page, house, theme, url  # noqa: E402
+from app.links import PAGES  # noqa: E402
 
-PAGES = ROOT / "pages"
-st.set_page_config(page_title="Phasescope", page_icon=":material/network_intelligence:", layout="wide")
+st.set_page_config(page_title="Phasescope", page_icon=str(ROOT / "app" / "favicon.svg"), layout="wide")
 
 
 def _page(name: str, title: str, icon: str) -> st.Page:
     return st.Page(PAGES / f"{name}.py", title=title, icon=f":material/{icon}:", url_path=name)
 
 
-explore = [_page("models", "Models", "deployed_code"), _page("attention", "Attention", "grid_on"),
-           _page("logit_lens", "Logit lens", "layers")]
+explore = [
+    _page("models", "Models", "deployed_code"),
+    _page("attention", "Attention", "grid_on"),
+    _page("logit_lens", "Logit lens", "layers"),
+]
 explore += [auto_page.page(a) for a in house.backend().analyses().values() if not (PAGES / f"{a.name}.py").exists()]
-chosen = st.navigation({
-    "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
-    "Explore": explore,
-    "Training": [_page("training", "Training", "monitoring")],
-    "Results": [_page("results", "Results", "inventory_2"), _page("jobs", "Jobs", "pending_actions"),
-                _page("glossary", "Glossary", "menu_book")],
-}, expanded=True)
+chosen = st.navigation(
+    {
+        "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
+        "Explore": explore,
+        "Training": [_page("training", "Training", "monitoring")],
+        "Results": [
+            _page("results", "Results", "inventory_2"),
+            _page("jobs", "Jobs", "pending_actions"),
+            _page("glossary", "Glossary", "menu_book"),
+        ],
+    },
+    expanded=True,
+)
 theme.style()
 url.carry()
 for notice in house.backend().notices:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import theme, url, widgets
 from app.asking import finish
+from app.links import link
 from backend.contract import Prompt, parse_spec
 from backend.errors import NotFound, PhasescopeError
 
@@ -38,12 +39,14 @@ def subject_bar(house: Any, prompt: bool = True) -> Bar:
     runs = {f"run:{r['name']}": r for r in house.runs() if r["checkpoints"]}
     spec = url.get("model") or default_model(runs, house)
     with st.container(key="subject-bar"):
-        left, middle, right = st.columns([3, 4, 6] if prompt else [3, 7, 1], vertical_alignment="bottom")
+        left, middle, right = st.columns([4, 4, 5] if prompt else [4, 7, 1], vertical_alignment="top")
         with left:
             _model_picker(house, runs, spec)
         steps = runs[spec]["checkpoints"] if spec in runs else []
         with middle:
-            step = checkpoint_slider(steps) if steps else _no_slider(spec)
+            step = checkpoint_slider(steps) if steps else None
+            if not steps:
+                _no_slider(spec)
         card = _opened(house, spec, step)
         subject = _prompt_field(house, card, right) if prompt else None
     labels = house.tokenizer(card).labels(list(subject.tokens)) if subject else []
@@ -57,19 +60,28 @@ def default_model(runs: dict[str, Any], house: Any) -> str:
     found = next(iter([*shipped, *runs, *opened]), "")
     if not found:
         widgets.empty_state("No model yet", "Open one on the Models page, or train one on the Training page.")
-        st.page_link("pages/models.py", label="Open a model", icon=":material/folder_open:")
+        link("models", label="Open a model", icon="folder_open")
         st.stop()
     return found
 
 
 def _model_picker(house: Any, runs: dict[str, Any], spec: str) -> None:
     opened = house.models()
-    facts = {r.spec: f"{r.n_layers} layers x {r.n_heads} heads, {theme.count(r.n_params)} parameters" for r in opened.itertuples()}
+    facts = {
+        r.spec: f"{r.n_layers} layers x {r.n_heads} heads, {theme.count(r.n_params)} parameters"
+        for r in opened.itertuples()
+    }
     options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))
-    url.bound(st.selectbox, "Model", "model", fallback=spec, options=options,
-              format_func=lambda s: short_name(s) + (f"  ·  {facts[s]}" if s in facts else ""),
-              also=lambda _: {"step": None, "layer": None, "head": None, "query": None, "pos": None, "target": None},
-              help="Runs and models opened so far. Open another on the Models page.")
+    url.bound(
+        st.selectbox,
+        "Model",
+        "model",
+        fallback=spec,
+        options=options,
+        format_func=lambda s: short_name(s) + (f"  ·  {facts[s]}" if s in facts else ""),
+        also=lambda _: {"step": None, "layer": None, "head": None, "query": None, "pos": None, "target": None},
+        help="Runs and models opened so far. Open another on the Models page.",
+    )
 
 
 def short_name(spec: str) -> str:
@@ -87,21 +99,44 @@ def checkpoint_slider(steps: Sequence[int]) -> int:
         url.put(step=now if url.get("step") is not None else None)
     at = list(steps).index(now)
     back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
-    back.button("", icon=":material/chevron_left:", key="step-back", help="Previous checkpoint", disabled=at == 0,
-                on_click=lambda: url.put(step=steps[max(at - 1, 0)]), type="tertiary")
+    back.button(
+        "",
+        icon=":material/chevron_left:",
+        key="step-back",
+        help="Previous checkpoint",
+        disabled=at == 0,
+        on_click=lambda: url.put(step=steps[max(at - 1, 0)]),
+        type="tertiary",
+    )
     with slider:
         if len(steps) > 1:
-            url.bound(st.select_slider, f"Checkpoint (step, {at + 1} of {len(steps)})", "step", fallback=now, options=list(steps))
+            url.bound(
+                st.select_slider,
+                f"Checkpoint (step, {at + 1} of {len(steps)})",
+                "step",
+                fallback=now,
+                options=list(steps),
+            )
         else:
             st.caption(f"One checkpoint: step {now}")
-    on.button("", icon=":material/chevron_right:", key="step-on", help="Next checkpoint", disabled=at == len(steps) - 1,
-              on_click=lambda: url.put(step=steps[min(at + 1, len(steps) - 1)]), type="tertiary")
+    on.button(
+        "",
+        icon=":material/chevron_right:",
+        key="step-on",
+        help="Next checkpoint",
+        disabled=at == len(steps) - 1,
+        on_click=lambda: url.put(step=steps[min(at + 1, len(steps) - 1)]),
+        type="tertiary",
+    )
     return now
 
 
 def _no_slider(spec: str) -> None:
-    st.caption("A single set of weights: no checkpoints to move through."
-               if not spec.startswith("run:") else "This run has no checkpoint yet.")
+    st.caption(
+        "A single set of weights: no checkpoints to move through."
+        if not spec.startswith("run:")
+        else "This run has no checkpoint yet."
+    )
 
 
 def _opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
@@ -113,7 +148,7 @@ def _opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
             answer = house.open(spec, step)
     except PhasescopeError as error:
         widgets.error_panel(error)
-        st.page_link("pages/models.py", label="Open another model", icon=":material/folder_open:")
+        link("models", label="Open another model", icon="folder_open")
         st.stop()
     if answer["card"] is None:
         st.stop()
@@ -144,14 +179,27 @@ def _prompt_field(house: Any, card: dict[str, Any], place: Any) -> Prompt:
         left, right = st.columns([6, 1], vertical_alignment="bottom", gap="small")
         with left:
             if as_ids:
-                url.bound(st.text_input, "Prompt (token ids)", "tokens", fallback=first[1],
-                          help=f"Whole numbers from 0 to {card['d_vocab'] - 1}, at most {card['n_ctx']} of them.")
+                url.bound(
+                    st.text_input,
+                    "Prompt (token ids)",
+                    "tokens",
+                    fallback=first[1],
+                    help=f"Whole numbers from 0 to {card['d_vocab'] - 1}, at most {card['n_ctx']} of them.",
+                )
             else:
-                url.bound(st.text_input, "Prompt (text)", "text", fallback=first[0],
-                          help=f"At most {card['n_ctx']} tokens.", live=True)
+                url.bound(
+                    st.text_input,
+                    "Prompt (text)",
+                    "text",
+                    fallback=first[0],
+                    help=f"At most {card['n_ctx']} tokens.",
+                    live=True,
+                )
         with right.popover("", icon=":material/edit_note:", help="Examples and the link to this view"):
             for name, (text, ids) in known.items():
-                st.button(name, key=f"preset:{name}", on_click=lambda t=text, i=ids: url.put(text=t or None, tokens=i or None))
+                st.button(
+                    name, key=f"preset:{name}", on_click=lambda t=text, i=ids: url.put(text=t or None, tokens=i or None)
+                )
             if card["tokenizer"].get("kind", "ids") != "ids":
                 st.button("Type token ids instead", on_click=lambda: url.put(tokens="0 1 2 3", text=None))
                 st.button("Type text again", on_click=lambda: url.put(tokens=None))

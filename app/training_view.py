@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import theme, url, widgets
 from app.charts import WORDS, curves
+from app.links import link
 from backend.errors import PhasescopeError
 
 FIRST = ("loss", "second_copy_accuracy", "induction_score", "previous_token_score")
@@ -22,20 +23,38 @@ def run_list(house: Any) -> list[str]:
     living = [n for n, r in known.items() if r["state"] == "running"]
     fallback = [n for n in url.get("runs") if n in known] or living[:1] or list(known)[:1]
     url.put(runs=[n for n in url.get("runs") if n in known])
-    return url.bound(st.multiselect, "Runs", "runs", fallback=fallback, options=list(known), max_selections=8,
-                     format_func=lambda n: f"{n} · {known[n]['state']}") or fallback
+    return (
+        url.bound(
+            st.multiselect,
+            "Runs",
+            "runs",
+            fallback=fallback,
+            options=list(known),
+            max_selections=8,
+            format_func=lambda n: f"{n} · {known[n]['state']}",
+        )
+        or fallback
+    )
 
 
 def start_form(house: Any) -> None:
     """A form made from the recipe's params; starting shows the run at once."""
     with st.expander("Start a run", icon=":material/play_arrow:", expanded=True):
         recipes = house.recipes()
-        name = url.bound(st.selectbox, "Recipe", "recipe", fallback=next(iter(recipes)), options=list(recipes),
-                         format_func=lambda n: recipes[n].title)
+        name = url.bound(
+            st.selectbox,
+            "Recipe",
+            "recipe",
+            fallback=next(iter(recipes)),
+            options=list(recipes),
+            format_func=lambda n: recipes[n].title,
+        )
         recipe = recipes[name]
         st.caption(recipe.asks)
         with st.form("start-run", border=False):
-            run_name = st.text_input("Name", placeholder="chosen for you", help="Folder of the run; letters, digits, . - _")
+            run_name = st.text_input(
+                "Name", placeholder="chosen for you", help="Folder of the run; letters, digits, . - _"
+            )
             params = widgets.form(recipe.params, key=f"train:{name}", columns=2)
             pressed = st.form_submit_button("Start training", type="primary")
         if pressed and params is not None:
@@ -87,30 +106,47 @@ def _run_row(house: Any, name: str, state: str) -> None:
         kind = {"running": "accent", "finished": "good", "failed": "bad"}.get(state, "neutral")
         words = [f"<b>{name}</b>", theme.badge(state, kind)]
         if run:
-            words += [theme.badge(f"step {theme.count(run['last_step'])}"), theme.badge(f"{len(run['checkpoints'])} checkpoints")]
+            words += [
+                theme.badge(f"step {theme.count(run['last_step'])}"),
+                theme.badge(f"{len(run['checkpoints'])} checkpoints"),
+            ]
             words += [theme.badge("shipped example")] if run.get("shipped") else []
         if job and job["state"] == "running":
             words.append(theme.badge(f"{job['progress']:.0%}"))
         st.html('<div class="ps-row">' + " ".join(words) + "</div>")
     if job:
         columns[1].button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=house.cancel, args=(job["id"],))
-    elif run and state in ("stopped", "interrupted", "failed") and run.get("recipe") and not run.get("shipped"):
-        if columns[1].button("Resume", key=f"resume:{name}", icon=":material/play_arrow:"):
-            try:
-                house.resume_run(name)
-                st.rerun()
-            except PhasescopeError as error:
-                widgets.error_panel(error)
+    elif run and _resumable(run, state):
+        with columns[1]:
+            _resume_button(house, name)
     if run and run["checkpoints"]:
         with columns[2]:
             _open_at(name, run["checkpoints"])
 
 
+def _resumable(run: dict[str, Any], state: str) -> bool:
+    return state in ("stopped", "interrupted", "failed") and bool(run.get("recipe")) and not run.get("shipped")
+
+
+def _resume_button(house: Any, name: str) -> None:
+    if not st.button("Resume", key=f"resume:{name}", icon=":material/play_arrow:"):
+        return
+    try:
+        house.resume_run(name)
+        st.rerun()
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+
+
 def _open_at(name: str, checkpoints: list[int]) -> None:
     clicked = st.session_state.get(f"clicked:{name}")
     step = min(checkpoints, key=lambda s: abs(s - clicked)) if clicked is not None else checkpoints[-1]
-    st.page_link("pages/attention.py", label=f"Attention at step {step}", icon=":material/grid_on:",
-                 query_params={"model": f"run:{name}", "step": str(step), "layer": "1"})
+    link(
+        "attention",
+        label=f"Attention at step {step}",
+        icon="grid_on",
+        query={"model": f"run:{name}", "step": str(step), "layer": "1"},
+    )
 
 
 def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
@@ -127,10 +163,16 @@ def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
 
 
 def _chart(frames: dict[str, Any], metric: str, axis: str) -> None:
-    event = st.plotly_chart(curves(frames, metric, axis), key=f"chart:{metric}", on_select="rerun", selection_mode="points")
-    for point in (event or {}).get("selection", {}).get("points", []):
+    event = st.plotly_chart(
+        curves(frames, metric, axis), key=f"chart:{metric}", on_select="rerun", selection_mode="points"
+    )
+    for point in event["selection"]["points"] if event else []:
         custom = point.get("customdata")
-        name = next(iter(custom.values())) if isinstance(custom, dict) else (custom[0] if isinstance(custom, list) else custom)
+        name = (
+            next(iter(custom.values()))
+            if isinstance(custom, dict)
+            else (custom[0] if isinstance(custom, list) else custom)
+        )
         seen = (metric, name, point["x"])
         if name in frames and st.session_state.get("last-click") != seen:
             st.session_state["last-click"] = seen

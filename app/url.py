@@ -37,13 +37,27 @@ def _names(text: str) -> list[str]:
 COLOURS = ("probability", "entropy", "kl_to_final", "target_log_prob", "target_rank")
 
 FIELDS: dict[str, Field] = {
-    "model": Field(str), "step": Field(_int), "text": Field(str), "tokens": Field(str),
-    "layer": Field(_int, default=0), "head": Field(_int, default=0), "pos": Field(_int), "query": Field(_int),
-    "colour": Field(_choice(*COLOURS), default="probability"), "target": Field(_int),
-    "runs": Field(_names, ",".join, default=[]), "axis": Field(_choice("log", "linear"), default="linear"),
-    "key": Field(str), "job": Field(str), "find": Field(str, default=""), "figure": Field(str),
-    "analysis": Field(str), "params": Field(str), "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
-    "recipe": Field(str), "state": Field(str),
+    "model": Field(str),
+    "step": Field(_int),
+    "text": Field(str),
+    "tokens": Field(str),
+    "layer": Field(_int, default=0),
+    "head": Field(_int, default=0),
+    "pos": Field(_int),
+    "query": Field(_int),
+    "colour": Field(_choice(*COLOURS), default="probability"),
+    "target": Field(_int),
+    "runs": Field(_names, ",".join, default=[]),
+    "axis": Field(_choice("log", "linear"), default="linear"),
+    "key": Field(str),
+    "job": Field(str),
+    "find": Field(str, default=""),
+    "figure": Field(str),
+    "analysis": Field(str),
+    "params": Field(str),
+    "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
+    "recipe": Field(str),
+    "state": Field(str),
 }
 CARRIED = ("model", "step", "text", "tokens", "layer", "head")
 
@@ -79,8 +93,14 @@ def carry() -> None:
     st.session_state["carried"] = {n: get(n) for n in CARRIED if n in st.query_params}
 
 
-def bound(widget: Callable[..., Any], label: str, name: str, fallback: Any = None, also: Callable[[Any], dict] | None = None,
-          **more: Any) -> Any:
+def bound(
+    widget: Callable[..., Any],
+    label: str,
+    name: str,
+    fallback: Any = None,
+    also: Callable[[Any], dict] | None = None,
+    **more: Any,
+) -> Any:
     """Draw a widget whose value is the URL field `name`; `also(value)` gives further fields to write with it."""
     key = f"url:{name}"
     value = get(name)

@@ -30,8 +30,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m backend", description="Phasescope without the browser.")
     top.add_argument("--json", action="store_true", help="print JSON for machines")
     commands = top.add_subparsers(dest="command", required=True)
-    for name, words in (("list", "the analyses and recipes"), ("models", "the models opened so far and the runs"),
-                        ("jobs", "the jobs, newest first"), ("doctor", "versions, devices, cache, workers")):
+    for name, words in (
+        ("list", "the analyses and recipes"),
+        ("models", "the models opened so far and the runs"),
+        ("jobs", "the jobs, newest first"),
+        ("doctor", "versions, devices, cache, workers"),
+    ):
         commands.add_parser(name, help=words)
     describe = commands.add_parser("describe", help="one analysis or recipe: columns, params, source")
     describe.add_argument("name")
@@ -46,9 +50,15 @@ def _run_parser(commands: Any) -> None:
     run = commands.add_parser("run", help="compute an analysis, or fetch it where it is kept")
     names = run.add_subparsers(dest="analysis", required=True, metavar="ANALYSIS")
     for one in analyses.registry().values():
-        sub = names.add_parser(one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        sub.add_argument("--model", required=True, metavar="SPEC",
-                         help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH")
+        sub = names.add_parser(
+            one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument(
+            "--model",
+            required=True,
+            metavar="SPEC",
+            help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
+        )
         sub.add_argument("--step", help="checkpoint of a run: a number, or `all` for a sweep")
         if one.subject is Prompt:
             sub.add_argument("--text", default="", help="the prompt")
@@ -61,7 +71,9 @@ def _train_parser(commands: Any) -> None:
     train = commands.add_parser("train", help="train a recipe into a run folder")
     names = train.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
     for one in recipes.registry().values():
-        sub = names.add_parser(one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = names.add_parser(
+            one.name, help=one.asks, description=one.doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         sub.add_argument("--run-dir", default="", help="folder of the run; default: a new one under PHASESCOPE_RUNS")
         sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --run-dir")
         _flags(sub, one.params)
@@ -111,7 +123,10 @@ def do_models(args: argparse.Namespace) -> Any:
     """List opened models and runs."""
     with _connection() as house:
         opened = json.loads(house.models().to_json(orient="records", date_format="iso"))
-        runs = [{"spec": f"run:{r['name']}", "state": r["state"], "checkpoints": len(r["checkpoints"])} for r in house.runs()]
+        runs = [
+            {"spec": f"run:{r['name']}", "state": r["state"], "checkpoints": len(r["checkpoints"])}
+            for r in house.runs()
+        ]
     return {"opened": opened, "runs": runs}
 
 
@@ -139,7 +154,9 @@ def do_run(args: argparse.Namespace) -> Any:
         else:
             steps = [_whole(args.step)]
         answers = [_one(house, args, step) for step in steps]
-        table = pd.concat([t if len(steps) == 1 else t.assign(step=s) for s, (_, t) in zip(steps, answers, strict=True)])
+        table = pd.concat(
+            [t if len(steps) == 1 else t.assign(step=s) for s, (_, t) in zip(steps, answers, strict=True)]
+        )
     if args.out:
         export.write(table, args.out)
     told = [a for a, _ in answers]
@@ -185,7 +202,11 @@ def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if job["state"] != "done":
-        raise from_record(job["error"]) if job.get("error") else Broken(job["title"], f"the job was {job['state']}", "Run it again")
+        raise (
+            from_record(job["error"])
+            if job.get("error")
+            else Broken(job["title"], f"the job was {job['state']}", "Run it again")
+        )
     return job
 
 

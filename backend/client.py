@@ -43,8 +43,13 @@ class Remote:
     """The part of the facade that the API serves; raises the same errors."""
 
     def __init__(self, url: str, token: str):
-        self._http = httpx.Client(base_url=f"{url}/api/v1", headers={"Authorization": f"Bearer {token}"},
-                                  timeout=httpx.Timeout(60, connect=2), trust_env=False)
+        self.url = url
+        self._http = httpx.Client(
+            base_url=f"{url}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(60, connect=2),
+            trust_env=False,
+        )
 
     def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
         answer = self._http.request(method, path, **more)
@@ -53,7 +58,9 @@ class Remote:
         try:
             record = answer.json()
         except ValueError:
-            raise Broken(f"{method} {path}", f"the dashboard answered {answer.status_code}", "Look at its log") from None
+            raise Broken(
+                f"{method} {path}", f"the dashboard answered {answer.status_code}", "Look at its log"
+            ) from None
         raise from_record(record)
 
     def health(self) -> dict[str, Any]:
@@ -80,13 +87,16 @@ class Remote:
         """POST /models."""
         return self._call("POST", "/models", json={"spec": spec, "step": step}).json()
 
-    def submit(self, analysis: str, model: str, step: int | None = None, text: str = "", ids: Any = None,
-               params: Any = None) -> dict[str, Any]:
+    def submit(
+        self, analysis: str, model: str, step: int | None = None, text: str = "", ids: Any = None, params: Any = None
+    ) -> dict[str, Any]:
         """POST /submit."""
         body = {"analysis": analysis, "model": model, "step": step, "text": text, "ids": ids, "params": params or {}}
         return self._call("POST", "/submit", json=body).json()
 
-    def train(self, recipe: str, params: Any, name: str = "", run_dir: str = "", resume: bool = False) -> dict[str, Any]:
+    def train(
+        self, recipe: str, params: Any, name: str = "", run_dir: str = "", resume: bool = False
+    ) -> dict[str, Any]:
         """POST /runs."""
         body = {"recipe": recipe, "params": params, "name": name, "run_dir": run_dir, "resume": resume}
         return self._call("POST", "/runs", json=body).json()

@@ -155,7 +155,8 @@ class Analysis:
     @property
     def scalars(self) -> list[Axis | Value]:
         """All columns but the arrays."""
-        return [c for c in (*self.axes, *self.values) if c.kind != "array"]
+        columns: list[Axis | Value] = [*self.axes, *self.values]
+        return [c for c in columns if c.kind != "array"]
 
     @property
     def arrays(self) -> list[Value]:
@@ -183,10 +184,16 @@ class Analysis:
             return {"name": c.name, "help": c.help, "unit": c.unit, "kind": c.kind}
 
         return {
-            "name": self.name, "version": self.version, "title": self.title, "asks": self.asks,
-            "subject": self.subject.model_fields["kind"].default, "needs": list(self.needs),
-            "params": self.params.model_json_schema(), "axes": [column(a) for a in self.axes],
-            "values": [column(v) for v in self.values], "doc": self.doc,
+            "name": self.name,
+            "version": self.version,
+            "title": self.title,
+            "asks": self.asks,
+            "subject": self.subject.model_fields["kind"].default,
+            "needs": list(self.needs),
+            "params": self.params.model_json_schema(),
+            "axes": [column(a) for a in self.axes],
+            "values": [column(v) for v in self.values],
+            "doc": self.doc,
             "figures": [{"name": f.name, "title": f.title, "choose": list(f.choose)} for f in self.figures.values()],
         }
 
@@ -203,8 +210,15 @@ NEEDS = {
 
 
 def analysis(
-    *, version: int, title: str, asks: str, subject: type, params: type[Params],
-    axes: Sequence[Axis], values: Sequence[Value], needs: Sequence[str] = (),
+    *,
+    version: int,
+    title: str,
+    asks: str,
+    subject: type,
+    params: type[Params],
+    axes: Sequence[Axis],
+    values: Sequence[Value],
+    needs: Sequence[str] = (),
 ) -> Callable[[Callable], Analysis]:
     """Declare `compute(model, subject, params, progress) -> pandas.DataFrame` as an analysis.
 
@@ -216,8 +230,16 @@ def analysis(
 
         module = sys.modules[compute.__module__]
         return Analysis(
-            name=compute.__module__.rsplit(".", 1)[-1], version=version, title=title, asks=asks, subject=subject,
-            params=params, axes=tuple(axes), values=tuple(values), compute=compute, needs=tuple(needs),
+            name=compute.__module__.rsplit(".", 1)[-1],
+            version=version,
+            title=title,
+            asks=asks,
+            subject=subject,
+            params=params,
+            axes=tuple(axes),
+            values=tuple(values),
+            compute=compute,
+            needs=tuple(needs),
             doc=(module.__doc__ or "").strip(),
         )
 
@@ -248,7 +270,8 @@ def parse_spec(text: str, step: int | None = None) -> ModelSpec:
     scheme, colon, place = text.strip().partition(":")
     if not colon or scheme not in ("run", "dir", "hub", "nanogpt", "tl") or not place.strip():
         raise BadInput(
-            f"Model {text!r}", "not a model specification",
+            f"Model {text!r}",
+            "not a model specification",
             "Write run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
         )
     revision = ""
@@ -303,7 +326,9 @@ class Model(Protocol):
 
     card: ModelCard
 
-    def capture(self, tokens: Any, points: Sequence[str], layers: Sequence[int] | None = None) -> dict[tuple[str, int], Any]:
+    def capture(
+        self, tokens: Any, points: Sequence[str], layers: Sequence[int] | None = None
+    ) -> dict[tuple[str, int], Any]:
         """Run once on tokens [batch, pos] and return {(point, layer): tensor}; pattern is [batch, head, query, key],
         residual points [batch, pos, d_model]. `embed` is layer 0's resid_pre under the key ("embed", 0)."""
         ...
@@ -337,8 +362,13 @@ class Request(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return what the key hashes: all but where the weights happen to lie and the words for people."""
         return {
-            "analysis": self.analysis, "version": self.version, "fingerprint": self.fingerprint, "dtype": self.dtype,
-            "device": self.device.split(":")[0], "subject": subject_from(self.subject).identity(), "params": self.params,
+            "analysis": self.analysis,
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "device": self.device.split(":")[0],
+            "subject": subject_from(self.subject).identity(),
+            "params": self.params,
         }
 
     @property
@@ -392,8 +422,13 @@ class Recipe:
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON form that the API and the command line show."""
-        return {"name": self.name, "title": self.title, "asks": self.asks, "doc": self.doc,
-                "params": self.params.model_json_schema()}
+        return {
+            "name": self.name,
+            "title": self.title,
+            "asks": self.asks,
+            "doc": self.doc,
+            "params": self.params.model_json_schema(),
+        }
 
 
 def recipe(*, title: str, asks: str, params: type[Params]) -> Callable[[Callable], Recipe]:

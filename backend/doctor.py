@@ -7,7 +7,17 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "streamlit", "duckdb", "distributed", "numpy", "plotly", "safetensors")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "streamlit",
+    "duckdb",
+    "distributed",
+    "numpy",
+    "plotly",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:
@@ -34,6 +44,9 @@ def devices() -> list[str]:
 def report(backend: Any) -> dict[str, Any]:
     """Join versions, devices, settings, cache and workers into one record."""
     return {
-        "versions": versions(), "devices": devices(),
-        "settings": backend.settings.model_dump(mode="json"), "health": backend.health(), "workers": backend.workers(),
+        "versions": versions(),
+        "devices": devices(),
+        "settings": backend.settings.model_dump(mode="json"),
+        "health": backend.health(),
+        "workers": backend.workers(),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +21,7 @@ FORMATS = ("parquet", "csv", "json", "arrow")
 
 def arrow(frame: pd.DataFrame) -> pa.Table:
     """Return the Arrow form; array columns become list<float>."""
-    lists = {c: [None if v is None else np.asarray(v) for v in frame[c]] for c in frame if _holds_arrays(frame[c])}
-    return pa.Table.from_pandas(frame.assign(**{c: pd.Series(v, index=frame.index) for c, v in lists.items()}), preserve_index=False)
+    return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def _holds_arrays(column: pd.Series) -> bool:
@@ -46,9 +47,11 @@ def to_bytes(frame: pd.DataFrame, form: str) -> bytes:
     raise BadInput(f"Format {form!r}", "not one we write", f"Use one of {', '.join(FORMATS)}")
 
 
-def _lists(frame: pd.DataFrame, dress) -> pd.DataFrame:
-    arrays = [c for c in frame if _holds_arrays(frame[c])]
-    return frame.assign(**{c: [None if v is None else dress(np.asarray(v).astype(float).tolist()) for v in frame[c]] for c in arrays})
+def _lists(frame: pd.DataFrame, dress: Callable[[list], Any]) -> pd.DataFrame:
+    copy = frame.copy()
+    for name in [c for c in frame if _holds_arrays(frame[c])]:
+        copy[name] = [None if v is None else dress(np.asarray(v).astype(float).tolist()) for v in frame[name]]
+    return copy
 
 
 def from_arrow(data: bytes) -> pd.DataFrame:

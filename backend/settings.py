@@ -27,10 +27,18 @@ class Settings(BaseModel):
     scheduler: str = Field("", description="tcp://host:port of a Dask scheduler to attach to; empty starts one here")
     workers: int = Field(0, ge=0, le=256, description="local worker processes; 0 means one per GPU, else one per core")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="where models run")
-    dtype: str = Field("float32", pattern="^(float32|float64|bfloat16|float16)$", description="precision of loaded weights")
-    model_memory_gb: float = Field(4.0, gt=0, description="memory for resident models per worker; the least recently used leaves")
-    worker_memory_gb: float = Field(0.0, ge=0, description="memory limit per worker; 0 means an equal share of 80 % of the machine")
-    cache_gb: float = Field(8.0, gt=0, description="size of kept results; the least recently used leave, pinned ones stay")
+    dtype: str = Field(
+        "float32", pattern="^(float32|float64|bfloat16|float16)$", description="precision of loaded weights"
+    )
+    model_memory_gb: float = Field(
+        4.0, gt=0, description="memory for resident models per worker; the least recently used leaves"
+    )
+    worker_memory_gb: float = Field(
+        0.0, ge=0, description="memory limit per worker; 0 means an equal share of 80 % of the machine"
+    )
+    cache_gb: float = Field(
+        8.0, gt=0, description="size of kept results; the least recently used leave, pinned ones stay"
+    )
 
 
 def load(environ: dict[str, str] | None = None) -> Settings:

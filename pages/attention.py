@@ -27,7 +27,9 @@ with right:
     large_head(backend, key, bar, layer, head)
 left, right = st.columns([3, 2], gap="medium")
 with left:
-    st.markdown("##### Scores per head", help="Entropy and previous-token on this prompt; induction on repeated random tokens.")
+    st.markdown(
+        "##### Scores per head", help="Entropy and previous-token on this prompt; induction on repeated random tokens."
+    )
     score_key = before or asking.answer(backend, "head_scores", bar.card, Weights())
     scores_table(backend, key, score_key)
 if score_key and not before:

@@ -6,7 +6,9 @@ from app import house
 
 backend = house.backend()
 st.markdown("### Glossary")
-st.caption("What each quantity means, its unit, and where the definition comes from. Made from the analyses themselves.")
+st.caption(
+    "What each quantity means, its unit, and where the definition comes from. Made from the analyses themselves."
+)
 find = st.text_input("Find", placeholder="entropy").lower()
 for one in backend.analyses().values():
     columns = [c for c in (*one.axes, *one.values) if find in f"{c.name} {c.help}".lower()]
@@ -14,7 +16,13 @@ for one in backend.analyses().values():
         continue
     with st.container(border=True):
         st.markdown(f"#### {one.title}\n{one.asks}")
-        st.table({"quantity": [c.name for c in columns], "meaning": [c.help for c in columns], "unit": [c.unit or "none" for c in columns]},
-                 hide_index=True)
+        st.table(
+            {
+                "quantity": [c.name for c in columns],
+                "meaning": [c.help for c in columns],
+                "unit": [c.unit or "none" for c in columns],
+            },
+            hide_index=True,
+        )
         with st.expander("Definition and source"):
             st.markdown(one.doc)

@@ -4,11 +4,14 @@ import streamlit as st
 
 from app import asking, house, theme, widgets
 from app.charts import sparkline
+from app.links import link
 
 backend = house.backend()
 st.markdown("### Phasescope")
-st.caption("See what a transformer computes, and how that changes while it trains. Everything runs on this machine; "
-           "every number is kept with where it came from.")
+st.caption(
+    "See what a transformer computes, and how that changes while it trains. Everything runs on this machine; "
+    "every number is kept with where it came from."
+)
 
 examples = st.columns(3)
 runs = backend.runs()
@@ -18,15 +21,15 @@ if shipped:
     with examples[0].container(border=True):
         st.markdown("**Watch induction heads form**")
         st.caption("A two-layer model learns to copy: move through its checkpoints and see attention change.")
-        st.page_link("pages/attention.py", label="Open attention", icon=":material/grid_on:", query_params={"model": model, "layer": "1"})
+        link("attention", label="Open attention", icon="grid_on", query={"model": model, "layer": "1"})
     with examples[1].container(border=True):
         st.markdown("**Read a prediction layer by layer**")
         st.caption("What would the model say if it stopped here? The logit lens, token by layer.")
-        st.page_link("pages/logit_lens.py", label="Open the lens", icon=":material/layers:", query_params={"model": model})
+        link("logit_lens", label="Open the lens", icon="layers", query={"model": model})
 with examples[2].container(border=True):
     st.markdown("**Open your own model**")
     st.caption("A hub name, a local folder, a nanoGPT checkpoint, a run in progress.")
-    st.page_link("pages/models.py", label="Open a model", icon=":material/folder_open:")
+    link("models", label="Open a model", icon="folder_open")
 
 
 @st.fragment(run_every=2)
@@ -37,17 +40,20 @@ def now() -> None:
         st.markdown("##### Training runs")
         for run in backend.runs()[:5]:
             row = st.columns([3, 2, 4], vertical_alignment="center")
-            row[0].page_link("pages/training.py", label=run["name"], query_params={"runs": run["name"]})
+            with row[0]:
+                link("training", label=run["name"], query={"runs": run["name"]})
             row[1].caption(f"{run['state']} · step {theme.count(run['last_step'])}")
             frame = backend.metrics(run["name"], ["loss"], points=120)
             if len(frame):
                 row[2].plotly_chart(sparkline(frame), key=f"spark:{run['name']}", config={"staticPlot": True})
-        st.page_link("pages/training.py", label="Train a model", icon=":material/play_arrow:")
+        link("training", label="Train a model", icon="play_arrow")
     with right:
         health = backend.health()
         st.markdown("##### This machine")
-        st.markdown(f"{health['workers']} workers · {health['unfinished']} unfinished jobs · "
-                    f"cache {theme.bytes(health['cache_bytes'])}")
+        st.markdown(
+            f"{health['workers']} workers · {health['unfinished']} unfinished jobs · "
+            f"cache {theme.bytes(health['cache_bytes'])}"
+        )
         for job in backend.jobs(states=["queued", "running"], limit=4):
             st.progress(min(job["progress"], 1.0), text=asking.words(job))
         if not health["workers"]:
@@ -59,8 +65,12 @@ st.markdown("##### Recent results")
 recent = backend.results(limit=5)
 if len(recent):
     for row in recent.itertuples():
-        st.page_link("pages/results.py", label=f"{row.title}: {row.spec}"
-                     + (f" at step {int(row.step)}" if row.step == row.step and row.step is not None else "")
-                     + f" · {theme.ago(row.created)}", query_params={"key": row.key})
+        link(
+            "results",
+            label=f"{row.title}: {row.spec}"
+            + (f" at step {int(row.step)}" if row.step == row.step and row.step is not None else "")
+            + f" · {theme.ago(row.created)}",
+            query={"key": row.key},
+        )
 else:
     widgets.empty_state("Nothing computed yet", "Open Attention above: its first result takes a second and is kept.")

@@ -7,7 +7,9 @@ from app.training_view import live_charts, run_list, start_form
 
 backend = house.backend()
 st.markdown("### Training")
-st.caption("Start a run and watch what it learns as it learns it. Click a point of a curve to open the model at that step.")
+st.caption(
+    "Start a run and watch what it learns as it learns it. Click a point of a curve to open the model at that step."
+)
 left, right = st.columns([1, 3], gap="large")
 with left:
     chosen = run_list(backend)

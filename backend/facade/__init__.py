@@ -1,0 +1,65 @@
+"""The facade: introduces the rooms to each other. Every argument could be JSON, every answer a table, a figure
+or a small record; never a model, never a connection."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from backend import analyses as analyses_room
+from backend import settings as settings_room
+from backend.facade.asking import Asking
+from backend.facade.base import UNFINISHED
+from backend.facade.work import Work
+from backend.jobs.engine import Engine
+from backend.runs import follow
+from backend.store.store import Store
+
+
+class Backend(Asking, Work):
+    """One owner of the store, the engine and the follower. Close it when done.
+
+    `inline=True` computes in this process (command line without a dashboard, unit tests); otherwise Dask workers do.
+    Raises Busy when another process holds the store.
+    """
+
+    def __init__(self, settings: settings_room.Settings | None = None, inline: bool = False):
+        self.settings = settings or settings_room.load()
+        self.store = Store.open(self.settings.cache, int(self.settings.cache_gb * 1e9))
+        self.engine = Engine(self._driver(inline), on_change=self._job_changed, on_result=self._job_result)
+        self.engine.adopt(self.store.jobs(states=list(UNFINISHED)))
+        self.follower = follow.Follower([self.settings.runs, settings_room.SHIPPED_RUNS], self.store)
+        self.follower.start()
+
+    def _driver(self, inline: bool) -> Any:
+        if inline:
+            from backend.jobs.inline import InlineDriver
+
+            return InlineDriver(self.settings)
+        from backend.jobs.dask_driver import DaskDriver
+
+        return DaskDriver(self.settings)
+
+    def close(self) -> None:
+        """End the workers, stop following, close the file. Safe to call twice."""
+        self.follower.stop()
+        self.engine.close()
+        self.store.close()
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person should be told: files set aside, analyses that could not be read."""
+        return [*self.store.notices, *analyses_room.problems()]
+
+    def health(self) -> dict[str, Any]:
+        """Return a small record for the API and the Home page."""
+        workers = self.workers()
+        return {
+            "ok": True,
+            "time": time.time(),
+            "workers": len(workers),
+            "cache_bytes": self.store.size_bytes(),
+            "cache": str(self.settings.cache),
+            "notices": self.notices,
+            "unfinished": len(self.jobs(states=UNFINISHED)),
+        }

@@ -1,0 +1,126 @@
+"""From a question to a key: requests, jobs that compute them, sweeps over checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from backend.contract import ModelCard, Prompt, Request, Weights
+from backend.errors import BadInput, Unfit
+from backend.facade.base import validated
+from backend.facade.models import Models
+from backend.facade.results import Results
+
+
+class Asking(Models, Results):
+    """The part of the facade that asks."""
+
+    def request(
+        self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Prompt | Weights, params: Mapping[str, Any]
+    ) -> Request:
+        """Name everything the number depends on. Raises BadInput (params) or Unfit (the model cannot)."""
+        asked = self.analysis(analysis)
+        card = card if isinstance(card, ModelCard) else ModelCard(**card)
+        reason = asked.unfit(card.capabilities)
+        if reason:
+            raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
+        return Request(
+            analysis=asked.name,
+            version=asked.version,
+            spec=card.spec,
+            step=card.step,
+            fingerprint=card.fingerprint,
+            dtype=card.dtype,
+            device=card.device,
+            subject=subject.model_dump(),
+            params=validated(asked.params, params, asked.title).model_dump(),
+        )
+
+    def kept(
+        self,
+        analysis: str,
+        card: ModelCard | Mapping[str, Any],
+        subject: Prompt | Weights,
+        params: Mapping[str, Any] | None = None,
+    ) -> str | None:
+        """Return the key of the result where it is kept, else None; starts nothing."""
+        key = self.request(analysis, card, subject, params or {}).key
+        return key if self.store.has(key) else None
+
+    def last_job(self, key: str) -> dict[str, Any] | None:
+        """Return the newest job that was to compute this key, or None."""
+        record = self.store.job_of_key(key)
+        return self._live(record) if record else None
+
+    def ask(
+        self,
+        analysis: str,
+        card: ModelCard | Mapping[str, Any],
+        subject: Prompt | Weights,
+        params: Mapping[str, Any] | None = None,
+        recompute: bool = False,
+    ) -> dict[str, Any]:
+        """Return {state: "kept", key} or the job that computes it {state, key, job}."""
+        card = card if isinstance(card, ModelCard) else ModelCard(**card)
+        request = self.request(analysis, card, subject, params or {})
+        if recompute:
+            self.store.delete([request.key])
+        if self.store.has(request.key):
+            return {"state": "kept", "key": request.key, "job": None}
+        words = f"{self.analysis(analysis).title}: {card.spec}" + (
+            f" at step {card.step}" if card.step is not None else ""
+        )
+        payload = {"request": request.model_dump(mode="json"), "card": card.model_dump()}
+        job = self.engine.submit("analysis", request.key, words, payload, affinity=card.fingerprint)
+        return {"state": job.state, "key": request.key, "job": self._job_record(job)}
+
+    def submit(
+        self,
+        analysis: str,
+        model: str,
+        step: int | None = None,
+        text: str = "",
+        ids: Sequence[int] | str | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Ask by words alone. An unopened model answers {state: "opening", job}: wait for it and ask again."""
+        opened = self.open(model, step)
+        if opened["card"] is None:
+            return {"state": "opening", "key": "", "job": opened["job"]}
+        asked = self.analysis(analysis)
+        subject = self.prompt(opened["card"], text, ids) if asked.subject is Prompt else Weights()
+        return self.ask(analysis, opened["card"], subject, params)
+
+    def sweep(
+        self,
+        analysis: str,
+        run: str,
+        steps: Sequence[int],
+        subject: Prompt | Weights,
+        params: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Ask the same at many checkpoints of a run; each is cached by itself. Returns [step, key, state, job_id]."""
+        rows = []
+        for step in steps:
+            card = self.card(run, step)
+            if card is None:
+                raise BadInput(f"Sweep over {run}", "the run has not been opened yet", "Open it once, then sweep")
+            answer = self.ask(analysis, card, subject, params)
+            rows.append((step, answer["key"], answer["state"], (answer["job"] or {}).get("id", "")))
+        return pd.DataFrame(rows, columns=["step", "key", "state", "job_id"])
+
+    def sweep_table(self, sweep: pd.DataFrame) -> pd.DataFrame:
+        """Return the kept tables of a sweep under each other, with the column `step` first."""
+        asked = zip(sweep["step"].astype(int), sweep["key"].astype(str), strict=True)
+        tables = [self.table(key, arrays=False).assign(step=step) for step, key in asked if self.store.has(key)]
+        if not tables:
+            return pd.DataFrame()
+        joined = pd.concat(tables, ignore_index=True)
+        return joined[["step", *(c for c in joined if c != "step")]]
+
+    def seconds_expected(self, analysis: str) -> float | None:
+        """Return the median seconds that kept results of this analysis took, or None."""
+        kept = self.store.results(analysis=analysis, limit=20)
+        return float(kept["seconds"].median()) if len(kept) else None

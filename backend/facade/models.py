@@ -1,0 +1,106 @@
+"""Opening models: cards, fingerprints, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from backend.contract import ModelCard, Prompt, canonical_hash, parse_spec
+from backend.facade.base import Base
+from backend.models import fingerprints, registry, tokens
+
+
+class Models(Base):
+    """The part of the facade that opens models."""
+
+    def open(self, spec: str, step: int | None = None) -> dict[str, Any]:
+        """Return {state: "kept", card} where the weights are known as they lie now, else start the opening job."""
+        parsed = parse_spec(spec, step)
+        located = registry.locate(parsed, self.settings)
+        card = self._known_card(located)
+        if card is not None:
+            return {"state": "kept", "card": card.model_dump(), "job": None}
+        step = located.step
+        key = canonical_hash(
+            {
+                "open": str(parsed),
+                "step": step,
+                "signature": located.signature,
+                "dtype": self.settings.dtype,
+                "device": self.settings.device,
+            }
+        )
+        job = self.engine.submit(
+            "open",
+            key,
+            f"Open {parsed}" + (f" at step {step}" if step is not None else ""),
+            {"spec": str(parsed), "step": step},
+            affinity=str(parsed),
+        )
+        return {"state": job.state, "card": None, "job": self._job_record(job)}
+
+    def card(self, spec: str, step: int | None = None) -> ModelCard | None:
+        """Return the card of an opened model whose weights have not changed since, or None."""
+        return self._known_card(registry.locate(parse_spec(spec, step), self.settings))
+
+    def _known_card(self, located: Any) -> ModelCard | None:
+        kept = self.store.model(str(located.spec), located.step)
+        if kept is not None and kept[1] == located.signature and self._as_set(kept[0]):
+            return ModelCard(**kept[0])
+        return self._card_of_sibling(located) if located.spec.scheme == "run" else None
+
+    def _as_set(self, card: Mapping[str, Any]) -> bool:
+        """Dtype and device are settings: a card made under others does not hold now."""
+        return card["dtype"] == self.settings.dtype and self.settings.device in ("auto", card["device"].split(":")[0])
+
+    def _card_of_sibling(self, located: Any) -> ModelCard | None:
+        """A checkpoint shares all but its weights with the others of its run: hash them here, without torch."""
+        opened = self.store.models()
+        for step in opened["step"][opened["spec"] == str(located.spec)].dropna().astype(int):
+            card = self._valid_sibling(located, step)
+            if card is not None:
+                self.store.put_model(card.model_dump(), located.signature)
+                return card
+        return None
+
+    def _valid_sibling(self, located: Any, step: int) -> ModelCard | None:
+        if step not in located.steps:
+            return None
+        sibling = registry.locate(located.spec.model_copy(update={"step": step}), self.settings)
+        kept = self.store.model(str(located.spec), step)
+        if (
+            not kept
+            or kept[1] != sibling.signature
+            or sibling.config_signature != located.config_signature
+            or not self._as_set(kept[0])
+        ):
+            return None
+        note = f"Fidelity was measured at step {step} of this run"
+        notes = [*(n for n in kept[0]["notes"] if not n.startswith("Fidelity was measured")), note]
+        print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
+        return ModelCard(
+            **{**kept[0], "step": located.step, "fingerprint": print_, "source": located.source, "notes": notes}
+        )
+
+    def models(self) -> pd.DataFrame:
+        """Return the models opened so far, last used first."""
+        return self.store.models()
+
+    def forget_model(self, spec: str) -> None:
+        """Drop a model from the list; its results stay."""
+        self.store.forget_model(spec)
+
+    def tokenizer(self, card: Mapping[str, Any]) -> Any:
+        """Return the torch-free tokenizer of a card: encode, labels, label."""
+        return tokens.tokenizer_from(card["tokenizer"])
+
+    def prompt(self, card: Mapping[str, Any], text: str = "", ids: Sequence[int] | str | None = None) -> Prompt:
+        """Make a Prompt of a text or of token ids. Raises BadInput where it is empty, too long or out of vocabulary."""
+        if ids:
+            found = tokens.parse_ids(ids if isinstance(ids, str) else " ".join(map(str, ids)), card["d_vocab"])
+        else:
+            found = self.tokenizer(card).encode(text)
+        tokens.check_length(found, card["n_ctx"])
+        return Prompt(tokens=tuple(found), text=text)

@@ -1,0 +1,122 @@
+"""Jobs and training runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from backend.contract import Request, canonical_hash
+from backend.errors import BadInput, NotFound
+from backend.facade.base import UNFINISHED, Base, pick, validated
+
+
+class Work(Base):
+    """The part of the facade that watches jobs and runs."""
+
+    def _job_changed(self, job: Any) -> None:
+        self.store.put_job(job.record())
+
+    def _job_result(self, job: Any, output: Any) -> None:
+        if job.kind == "analysis":
+            request = Request(**job.payload["request"])
+            self.store.put(self.analysis(request.analysis), request, output, card=job.payload["card"], job_id=job.id)
+        elif job.kind == "open":
+            self.store.put_model(output["card"], output["signature"])
+
+    def jobs(self, states: Sequence[str] | None = None, limit: int = 200) -> list[dict[str, Any]]:
+        """Return jobs, newest first, with live progress."""
+        return [self._live(r) for r in self.store.jobs(states=list(states) if states else None, limit=limit)]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return one job. Raises NotFound."""
+        record = self.store.job(job_id)
+        if record is None:
+            raise NotFound(f"Job {job_id}", "no such job", "Look at the Jobs page or `python -m backend jobs`")
+        return self._live(record)
+
+    def wait(self, job_id: str, timeout: float) -> dict[str, Any]:
+        """Wait until a job has ended, at most `timeout` seconds; returns its record either way."""
+        self.engine.wait(job_id, timeout)
+        return self.job(job_id)
+
+    def cancel(self, job_id: str, force: bool = False) -> dict[str, Any]:
+        """Stop a job: at its next report, or by ending its worker where `force`."""
+        self.engine.cancel(job_id, force=force)
+        return self.job(job_id)
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """Queue a failed, cancelled or interrupted job again; training goes on from its last checkpoint."""
+        record = self.job(job_id)
+        job = self.engine.resume(job_id) if record["kind"] == "train" else self.engine.retry(job_id)
+        return self._job_record(job)
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return one record per worker process."""
+        return self.engine.workers()
+
+    # ------------------------------------------------------------ runs
+
+    def train(
+        self, recipe: str, params: Mapping[str, Any], name: str = "", run_dir: str = "", resume: bool = False
+    ) -> dict[str, Any]:
+        """Start (or resume) a training run as a job. Returns {run, job}. Raises BadInput for params or a taken name."""
+        asked = self.recipe(recipe)
+        given = validated(asked.params, params, asked.title).model_dump(mode="json")
+        folder = (
+            Path(run_dir)
+            if run_dir
+            else self.settings.runs / (self._run_name(name) if name else self._free_name(recipe, given))
+        )
+        if not resume and (folder / "run.json").exists():
+            raise BadInput(f"Train into {folder.name}", "a run of that name exists", "Choose another name or resume it")
+        payload = {"recipe": recipe, "params": given, "run_dir": str(folder), "resume": resume}
+        job = self.engine.submit("train", canonical_hash({"train": str(folder)}), f"Train {folder.name}", payload)
+        return {"run": folder.name, "job": self._job_record(job)}
+
+    def _run_name(self, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+            raise BadInput(
+                f"Run name {name!r}", "not a plain folder name", "Use letters, digits, dot, dash, underscore"
+            )
+        return name
+
+    def _free_name(self, recipe: str, params: Mapping[str, Any]) -> str:
+        base = f"{recipe}-seed{params.get('seed', 0)}"
+        taken = {p.name for p in self.settings.runs.glob("*")} | {
+            j["payload"].get("run_dir", "").rsplit("/", 1)[-1]
+            for j in self.jobs(states=UNFINISHED)
+            if j["kind"] == "train"
+        }
+        return next(n for n in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if n not in taken)
+
+    def resume_run(self, name: str) -> dict[str, Any]:
+        """Go on with a stopped or interrupted run from its last checkpoint."""
+        info = self.run(name)
+        if info.get("shipped") or not info.get("recipe"):
+            raise BadInput(f"Resume {name}", "not a run of a recipe on this machine", "Start a new run with its params")
+        return self.train(info["recipe"], info["params"], run_dir=info["folder"], resume=True)
+
+    def job_of_run(self, name: str) -> dict[str, Any] | None:
+        """Return the unfinished training job of a run, if any."""
+        wanted = [
+            j
+            for j in self.jobs(states=UNFINISHED)
+            if j["kind"] == "train" and Path(j["payload"]["run_dir"]).name == name
+        ]
+        return wanted[0] if wanted else None
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return every run's record: name, folder, recipe, params, state, checkpoints, last_step."""
+        return self.follower.runs()
+
+    def run(self, name: str) -> dict[str, Any]:
+        """Return one run's record. Raises NotFound with the known names."""
+        return pick({r["name"]: r for r in self.runs()}, name, "Run")
+
+    def metrics(self, run: str, names: Sequence[str] | None = None, points: int = 2000) -> pd.DataFrame:
+        """Return [step, metric, layer, head, value], thinned to `points` per series with minima and maxima kept."""
+        return self.store.metrics(run, list(names) if names else None, points=points)
