@@ -9,9 +9,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +75,7 @@ class Cluster:
         self._nannies: dict[int, subprocess.Popen] = {}
         self._folder = Path()
         self._devices: list[str] = []
+        self._lock, self._closed = threading.RLock(), False
 
     def start(self) -> str:
         """Start everything; returns the scheduler's address. Raises Broken with the last words of its log."""
@@ -96,24 +99,24 @@ class Cluster:
         """Start nannies again that have ended; returns how many."""
         gone = [n for n, p in self._nannies.items() if p.poll() is not None]
         for number in gone:
+            _end(self._nannies[number])
             self._start_worker(number)
         return len(gone)
 
     def stop(self) -> None:
-        """End all of it: closing their standard input is the signal (lifeline.py), killing the last resort."""
-        processes = [p for p in (*self._nannies.values(), self._scheduler) if p is not None]
-        for process in processes:
-            with suppress(OSError):
-                process.stdin.close()  # type: ignore[union-attr]
-        for process in processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._nannies, self._scheduler = {}, None
-        if self._folder.name:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        """End all of it at once; the engine has asked running jobs to stop before."""
+        with self._lock:
+            for process in (*self._nannies.values(), self._scheduler):
+                if process is not None:
+                    _end(process)
+            self._nannies, self._scheduler = {}, None
+            if self._folder.name:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End all of it for good: a start that is under way in another thread gives up."""
+        self._closed = True
+        self.stop()
 
     def _start_worker(self, number: int) -> None:
         env = {"CUDA_VISIBLE_DEVICES": self._devices[number % len(self._devices)]} if self._devices else {}
@@ -133,9 +136,12 @@ class Cluster:
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
         environ = {**os.environ, **DASK, **THREADS, "PYTHONPATH": path, PRIVATE: str(self._folder),
                    "PHASESCOPE_WARM": "1" if self._warm else "0", "TOKENIZERS_PARALLELISM": "false", **env}
-        with open(self._folder / f"{name}.log", "ab") as log:
-            return subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                                    env=environ, cwd=self._folder, start_new_session=True)
+        with self._lock:
+            if self._closed:
+                raise Broken(f"Starting the {name}", "Phasescope is closing", "Nothing to do")
+            with open(self._folder / f"{name}.log", "ab") as log:
+                return subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=log, stderr=log,
+                                        env=environ, cwd=self._folder, start_new_session=True)
 
     def _address(self) -> str:
         end = time.monotonic() + START_TIMEOUT
@@ -151,3 +157,12 @@ class Cluster:
             lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
             return lines[-1][:300] if lines else "no word"
         return "no log"
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Kill the process and its group: a nanny and its worker, also one that is stuck in C."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin:
+        process.stdin.close()

@@ -78,6 +78,9 @@ class DaskDriver:
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told by `said`
         address = self._cluster.start() if self._cluster else self.settings.scheduler
         self._client = Client(address, timeout=PATIENCE, set_as_default=False, name="phasescope")
+        if self._closing.is_set():  # `close` did not wait for us
+            _quietly(self._client.close, timeout=1)
+            return
         self._tell("said", f"Connected to {address}; waiting for workers")
         self._client.subscribe_topic("all", self._on_cluster_event)
         self._client.subscribe_topic(self._topic, self._on_progress)
@@ -199,11 +202,11 @@ class DaskDriver:
     def close(self) -> None:
         """Let go of a remote cluster, end our own."""
         self._closing.set()
-        self._keeper.join(timeout=PATIENCE + 1)
+        self._keeper.join(timeout=WATCH)
         if self._client is not None:
             _quietly(self._client.close, timeout=1)
         if self._cluster:
-            self._cluster.stop()
+            self._cluster.close()
         self._mouth.shutdown(wait=False, cancel_futures=True)
         self._hands.shutdown(wait=False, cancel_futures=True)
 

@@ -18,16 +18,14 @@ PRIVATE = "PHASESCOPE_PRIVATE_DIR"
 
 def dask_setup(server: Any) -> None:
     """Called by Dask in the scheduler and in each nanny."""
-    threading.Thread(target=_follow, args=(server,), name="phasescope-lifeline", daemon=True).start()
+    threading.Thread(target=_follow, name="phasescope-lifeline", daemon=True).start()
 
 
-def _follow(server: Any) -> None:
+def _follow() -> None:
     with suppress(OSError):
         while os.read(0, 4096):
             pass
-    child = getattr(server, "pid", None)  # a nanny's worker; a scheduler has none
-    if child and child != os.getpid():
-        with suppress(OSError):
-            os.kill(child, signal.SIGKILL)  # also where it is stuck in C and holds the interpreter lock
     shutil.rmtree(os.environ.get(PRIVATE, ""), ignore_errors=True)
+    if os.getpgrp() == os.getpid():  # a nanny leads the group of its worker, which may be stuck in C
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The life of a job as a pure table: no clock but the one passed in, no I/O, no threads.
+r"""The life of a job as a pure table: no clock but the one passed in, no I/O, no threads.
 
     queued --start--> running --finish--> done
        ^  \              |  \--fail-----> failed
