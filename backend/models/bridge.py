@@ -16,6 +16,7 @@ from transformer_lens.config import TransformerBridgeConfig, TransformerLensConf
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.model_bridge.sources.native import NativeModel, initialize_native_model
+from transformer_lens.utilities.activation_functions import apply_softcap
 from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
 from backend.errors import BadInput, Unfit, Unsupported
@@ -49,7 +50,7 @@ def native_config(config: dict[str, Any]) -> TransformerBridgeConfig:
         raise BadInput("The model's config", str(error).split("\n")[0], todo) from None
 
 
-def build_native(config: dict[str, Any], seed: int | None = None) -> nn.Module:
+def build_native(config: dict[str, Any], seed: int | None = None) -> NativeModel:
     """Build a NativeModel (float32, CPU) and initialise its weights from `seed`, else from config["seed"], else 0.
 
     The global random state is left as it was. Raises BadInput where the config cannot be built.
@@ -69,7 +70,7 @@ def _construct(cfg: TransformerBridgeConfig) -> NativeModel:
         raise BadInput("The model's config", str(error).split("\n")[0], "Correct the config") from None
 
 
-def add_output_bias(model: nn.Module) -> None:
+def add_output_bias(model: NativeModel) -> None:
     """Give a NativeModel the unembedding bias b_U [d_vocab_out], zero here, that it lacks of itself."""
     old = model.head
     head = nn.Linear(old.in_features, old.out_features, bias=True, dtype=old.weight.dtype, device=old.weight.device)
@@ -125,7 +126,7 @@ def hook_view(bare: nn.Module) -> TransformerBridge:
         raise Unsupported("The model's architecture", found, "Open GPT-2, GPT-NeoX, Llama or a relative") from None
 
 
-def native_view_config(bare: nn.Module) -> dict[str, Any]:
+def native_view_config(bare: NativeModel) -> dict[str, Any]:
     """Return the keyword that hands a NativeModel's own config to the view."""
     config = copy.deepcopy(bare.cfg)
     config.architecture = ARCHITECTURE
@@ -165,6 +166,38 @@ def hook_name(view: TransformerBridge, point: str, layer: int) -> str:
         why = "attention and MLP read the same stream" if point == "resid_mid" else "the model has no such part"
         raise Unfit(f"Point {point} of layer {layer}", why, "Choose another point")
     return name
+
+
+def hook_names(view: TransformerBridge, point: str, layer: int) -> list[str]:
+    """Return the hooks that a point is read from. Raises as `hook_name` does."""
+    if point == "attn_scores" and isinstance(view.original_model, NativeModel):
+        return [hook_name(view, "q", layer), hook_name(view, "k", layer)]  # its own hook shows the pattern instead
+    return [hook_name(view, point, layer)]
+
+
+def read_point(view: TransformerBridge, point: str, layer: int, found: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return a point's tensor from the hooks' tensors.
+
+    Raises Unfit where the library shows no scores before the softmax.
+    """
+    tensors = [found[n] for n in hook_names(view, point, layer)]
+    if point != "attn_scores":
+        return tensors[0]
+    scores = tensors[0] if len(tensors) == 1 else _native_scores(view.blocks[layer].attn.original_component, *tensors)
+    if torch.allclose(scores.sum(-1), torch.ones_like(scores[..., 0]), atol=1e-2):
+        raise Unfit("Point attn_scores", "the library shows only the pattern", "Choose the point pattern")
+    return scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 2, float("-inf"))
+
+
+def _native_scores(attention: Any, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Repeat NativeAttention's scores [batch, head, query, key] from q and k [batch, pos, head, d_head]."""
+    q, k = q.transpose(1, 2), k.transpose(1, 2)
+    if attention.rotary is not None:
+        q, k = attention.rotary.apply_rope(q, k)
+    k = k.repeat_interleave(attention.kv_repeats, dim=1)
+    scores = apply_softcap(q @ k.transpose(-2, -1) / attention.scale, attention.attn_scores_soft_cap)
+    mask = attention.causal_mask[: q.shape[2], : q.shape[2]]
+    return scores.masked_fill(mask, float("-inf")) if attention.causal else scores
 
 
 def run_hooked(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from backend.errors import Unfit
+from backend.models import bridge
 from backend.models.model import LoadedModel
 
 #: largest log-probability difference (nats) at which reading the last residual through W_U counts as the model's own
@@ -38,7 +39,7 @@ def examine(model: LoadedModel) -> tuple[dict[str, float], list[str], list[str]]
         "top1_agreement": (plain.argmax(-1) == hooked.argmax(-1)).float().mean().item(),
         "n_tokens": float(tokens.numel()),
     }
-    return measured, *_capabilities(model, plain, found)
+    return measured, *_capabilities(model, hooked, found)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -55,18 +56,18 @@ def _patterns(model: LoadedModel) -> list[str]:
 
 
 def _capabilities(
-    model: LoadedModel, plain: torch.Tensor, found: dict[Any, torch.Tensor]
+    model: LoadedModel, logits: torch.Tensor, found: dict[Any, torch.Tensor]
 ) -> tuple[list[str], list[str]]:
     patterns = [t for (point, _), t in found.items() if point == "pattern"]
     last = found["resid_post", model.sizes["n_layers"] - 1]
-    read = distance(plain, model.unembed(last))
+    read = distance(logits, bridge.unembed(model.view, last))
     can = {
         "attention_patterns": bool(patterns),
-        "unembed": read <= TOLERANCE[plain.dtype],
+        "unembed": read <= TOLERANCE[logits.dtype],
         "mlp": model.sizes["d_mlp"] > 0,
         "gradients": True,
         "causal": bool(patterns) and all(not t.triu(1).any() for t in patterns),
-        "next_token": plain.shape[-1] == model.sizes["d_vocab"],
+        "next_token": logits.shape[-1] == model.sizes["d_vocab"],
     }
     notes = [] if can["unembed"] else [f"The last residual stream read through W_U is off by {read:.2g} nats: no lens"]
     return [name for name, able in can.items() if able], notes

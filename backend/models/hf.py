@@ -25,13 +25,13 @@ def load_folder(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> tup
     asked = f"Folder {folder.name!r}"
     _known(config, asked)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever the library meets, the person gets one sentence
         raise _sentence(asked, config, error) from None
-    return model, _check(info, asked)
+    return loaded[0], _check(loaded[1], asked)
 
 
 def from_config(config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype, asked: str) -> nn.Module:

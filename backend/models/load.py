@@ -41,7 +41,7 @@ def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = 
     tell(0.7, f"Reading {located.source}")
     with weights.on_device(f"Model {str(spec)!r}"):
         opened = SOURCES[located.kind](located, getattr(torch, settings.dtype))
-        opened.bare.to(device(settings), getattr(torch, settings.dtype))
+        opened.bare.to(device(settings))  # not its dtype: that would round the rotary tables, which stay float32
         tell(0.9, "Comparing the hooked with the plain forward")
         model = LoadedModel(opened.bare)
         model.card = _card(model, located, opened, began)
@@ -77,16 +77,16 @@ def architecture(bare: nn.Module) -> str:
 def _native(located: Located, dtype: torch.dtype) -> Opened:
     print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
     state = weights.read_safetensors(located.files)
-    return Opened(native_from(located.config, state, str(located.spec)), print_, **_run_tokenizer(located))
+    return Opened(native_from(located.config, state, dtype, str(located.spec)), print_, **_run_tokenizer(located))
 
 
-def native_from(config: dict[str, Any], state: dict[str, torch.Tensor], asked: str) -> nn.Module:
+def native_from(config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype, asked: str) -> nn.Module:
     """Build a NativeModel that holds this state dict; a `head.bias` (b_U) gets its place."""
     model = bridge.build_native(config)
     if "head.bias" in state:
         bridge.add_output_bias(model)
     weights.fit(model, state, asked)
-    return model
+    return model.to(dtype)
 
 
 def _hf(located: Located, dtype: torch.dtype) -> Opened:
@@ -123,7 +123,7 @@ def _tl(located: Located, dtype: torch.dtype) -> Opened:
     notes += legacy.zero_biases(model.state_dict(), state)
     weights.fit(model, state, asked)
     notes.append("No tokenizer: type token ids")
-    return Opened(model, fingerprints.fingerprint_state_dict(state, config), notes=notes)
+    return Opened(model.to(dtype), fingerprints.fingerprint_state_dict(state, config), notes=notes)
 
 
 SOURCES: dict[str, Callable[[Located, torch.dtype], Opened]] = {

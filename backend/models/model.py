@@ -74,9 +74,10 @@ class LoadedModel:
     ) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor]]:
         """Return (logits of the hooked run, what `capture` returns)."""
         ids = self.tokens(tokens)
-        names = {(p, n): bridge.hook_name(self.view, p, n) for p in points for n in self._layers(p, layers)}
-        logits, found = bridge.run_hooked(self.view, ids, list(dict.fromkeys(names.values())))
-        return logits, {key: _tidy(key[0], found[name]) for key, name in names.items()}
+        wanted = [(p, n) for p in points for n in self._layers(p, layers)]
+        names = [name for p, n in wanted for name in bridge.hook_names(self.view, p, n)]
+        logits, found = bridge.run_hooked(self.view, ids, list(dict.fromkeys(names)))
+        return logits, {(p, n): bridge.read_point(self.view, p, n, found) for p, n in wanted}
 
     def _layers(self, point: str, layers: Sequence[int] | None) -> list[int]:
         n_layers = self.sizes["n_layers"]
@@ -110,10 +111,3 @@ class LoadedModel:
         modules = [self.bare, *([self.view] if "view" in self.__dict__ else [])]
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
-
-
-def _tidy(point: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Mask attention scores with -inf: some libraries write the dtype's lowest number instead."""
-    if point != "attn_scores":
-        return tensor
-    return tensor.masked_fill(tensor <= torch.finfo(tensor.dtype).min / 2, float("-inf"))

@@ -116,8 +116,7 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     asked = f"Run {spec.place!r}"
     record = read_json(folder / "run.json", asked)
     model = record.get("model")
-    named = isinstance(model, dict) and model.get("kind") in ("native", "hf") and isinstance(model.get("config"), dict)
-    if not named:
+    if not isinstance(model, dict) or (model.get("kind") not in ("native", "hf")) or not _is_dict(model.get("config")):
         raise BadInput(asked, 'run.json names no model {"kind": "native" or "hf", "config": {...}}', "Correct run.json")
     files = checkpoints(folder)
     step = _step(spec, files)
@@ -125,6 +124,10 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     words = json.dumps([model, extra], sort_keys=True)
     return Located(spec, model["kind"], folder, (files[step],), model["config"], signature([files[step]], words),
                    f"run {folder.name}, step {step}", step, tuple(files), extra)  # fmt: skip
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _step(spec: ModelSpec, files: dict[int, Path]) -> int:
