@@ -12,7 +12,6 @@ import os
 import platform
 import socket
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from backend.settings import Settings
 
 LIBRARIES = ("torch", "transformers", "transformer_lens", "numpy")
 LOADING = 0.3  # share of an analysis' progress that loading the model may fill
-_seen: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_used: Any = None  # the resident cache, once a job has asked it for a model
 
 
 def execute(kind: str, payload: dict[str, Any], settings: dict[str, Any], progress: Progress) -> Any:
@@ -43,7 +42,8 @@ def execute(kind: str, payload: dict[str, Any], settings: dict[str, Any], progre
 
 def held() -> list[str]:
     """Return fingerprints and specifications of the models that are still resident here."""
-    return list(_seen.keys())
+    contents = _used.contents() if _used is not None else []
+    return sorted({name for model in contents for name in (model["fingerprint"], model["spec"])})
 
 
 # ---------------------------------------------------------------- the three kinds
@@ -106,9 +106,9 @@ def _declared(request: Request) -> tuple[Analysis, Any]:
 def _resident(spec: str, step: int | None, settings: Settings, progress: Progress) -> Any:
     from backend.models.resident import resident_for
 
-    model = resident_for(settings).get(parse_spec(spec, step), settings, progress)
-    _seen[model.card.fingerprint] = _seen[spec] = model
-    return model
+    global _used  # noqa: PLW0603 - one per process
+    _used = resident_for(settings)
+    return _used.get(parse_spec(spec, step), settings, progress)
 
 
 def _part(progress: Progress, low: float, high: float) -> Progress:
