@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Where followed runs go. `append_metrics` keeps rows and offset together or not at all."""
+    """Where followed runs go. `append_metrics` keeps rows and offset together or not at all; `run` returns the
+    last `info` that was put, under "info"."""
 
     def put_run(self, name: str, folder: str, info: dict[str, Any]) -> None: ...
+    def run(self, name: str) -> dict[str, Any] | None: ...
     def append_metrics(self, run: str, rows: pd.DataFrame, offset: int) -> None: ...
     def run_offset(self, run: str) -> int: ...
     def reset_run(self, run: str) -> None: ...
@@ -108,13 +110,22 @@ class _Followed:
         files = self._files()
         if files == self.files and not os.path.exists(self.folder.path / LOCK):
             return 0
+        self._meet(sink)
         self._tell(sink)
-        if self.offset is None:
-            self.offset = sink.run_offset(self.folder.name)
         rows = self._lines(sink) if files != self.files else 0
         self._tell(sink)
         self.files = files
         return rows
+
+    def _meet(self, sink: Sink) -> None:
+        """Find where the sink stands; start anew where another run now lies under this name."""
+        name, made = self.folder.name, self.folder.info().get("created")
+        known = self.record or (sink.run(name) or {}).get("info") or {"created": made}
+        if known.get("created") != made:
+            sink.reset_run(name)
+            self.folder, self.offset, self.bad = RunFolder(self.folder.path), 0, 0
+        elif self.offset is None:
+            self.offset = sink.run_offset(name)
 
     def _lines(self, sink: Sink) -> int:
         name, rows = self.folder.name, 0
