@@ -111,39 +111,22 @@ def large_head(house: Any, key: str, bar: Bar, layer: int, head: int) -> None:
 
 
 def scores_table(house: Any, key: str, score_key: str | None) -> None:
-    """Per head: entropy and previous-token on this prompt, induction on repeated random tokens."""
-    here = (
-        house.table(key, arrays=False)
-        .groupby(["layer", "head"], as_index=False)[["entropy", "previous_token", "induction"]]
-        .mean()
-    )
-    shown = here.rename(
-        columns={
-            "previous_token": "previous token, this prompt",
-            "induction": "induction, this prompt",
-            "entropy": "entropy (nats)",
-        }
-    )
+    """Per head: entropy and previous-token on this prompt; induction on repeated random tokens with error and null."""
+    by_head = house.table(key, arrays=False).groupby(["layer", "head"], as_index=False)
+    shown = by_head[["entropy", "previous_token"]].mean().rename(columns={"previous_token": "previous token"})
     if score_key:
         scores = house.table(score_key, arrays=False)
-        wanted = {
-            "induction_score": "induction score",
-            "induction_score_se": "± s.e.",
-            "induction_score_null": "null",
-            "previous_token_score": "previous-token score",
-            "label": "label",
-        }
-        have = {c: w for c, w in wanted.items() if c in scores}
-        shown = shown.merge(scores[["layer", "head", *have]].rename(columns=have), on=["layer", "head"])
-    shown.insert(0, "head name", [f"L{a}H{b}" for a, b in zip(shown["layer"], shown["head"], strict=True)])
-    st.dataframe(
-        shown.drop(columns=["layer", "head"]),
-        hide_index=True,
-        height=min(36 * (len(shown) + 1) + 3, 360),
-        column_config={c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("number")},
-    )
-    if not score_key:
-        st.caption("The scores on repeated random tokens appear here when they are computed.")
+        error = [
+            f"{m:.2f} ± {e:.2f}" for m, e in zip(scores["induction_score"], scores["induction_score_se"], strict=True)
+        ]
+        columns = {"induction": error, "null": scores["induction_null"].to_numpy(), "label": scores["label"].to_numpy()}
+        shown = shown.merge(scores[["layer", "head"]].assign(**columns), on=["layer", "head"])
+    shown.insert(0, "name", [f"L{a}H{b}" for a, b in zip(shown["layer"], shown["head"], strict=True)])
+    numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("float")}
+    numbers |= {"entropy": st.column_config.NumberColumn("entropy (nats)", format="%.3f")}
+    height = min(35 * (len(shown) + 1) + 3, 320)
+    st.dataframe(shown.drop(columns=["layer", "head"]), hide_index=True, height=height, column_config=numbers)
+    st.caption("Entropy and previous token: means over this prompt. Induction: on repeated random tokens, ± s.e.")
 
 
 def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
@@ -155,7 +138,7 @@ def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
         house.sweep("head_scores", bar.spec, bar.checkpoints, Weights())
     if missing:
         _sweep_progress(house, bar)
-    if len(sweep):
+    if len(sweep) > 1:
         table = house.sweep_table(sweep)
         table = table[(table["layer"] == layer) & (table["head"] == head)]
         long = pd.concat(

@@ -60,11 +60,11 @@ def curves(frames: dict[str, pd.DataFrame], metric: str, axis: str, step: int | 
         figure.add_vline(x=step, line={"color": theme.NULL, "dash": "dot"})
     figure.update_layout(
         title={"text": title, "font": {"size": 14}},
-        height=300,
+        height=300 if len(figure.data) < 3 else 330,
         uirevision="keep",
         template=theme.template(),
         margin={"l": 56, "r": 12, "t": 40, "b": 44},
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -0.32, "yanchor": "top"},
         clickmode="event+select",
         dragmode="zoom",
     )

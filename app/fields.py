@@ -27,7 +27,7 @@ def resolve(prop: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
 
 def widget(name: str, field: Mapping[str, Any], key: str, start: Any) -> Any:
     """Show the widget for one resolved field and return its value."""
-    words: dict[str, Any] = {"label": field.get("title") or name, "help": field.get("description"), "key": key}
+    words: dict[str, Any] = {"label": _label(name, field), "help": field.get("description"), "key": key}
     if "enum" in field:
         return _select(field, words, start)
     kind = field.get("type")
@@ -39,6 +39,12 @@ def widget(name: str, field: Mapping[str, Any], key: str, start: Any) -> Any:
         text = st.text_input(**words, value=start or "", max_chars=field.get("maxLength"))
         return None if field.get("optional") and not text else text
     return _json(words, start)
+
+
+def _label(name: str, field: Mapping[str, Any]) -> str:
+    """Return the title somebody wrote, else the field's own name: the glossary's word."""
+    title = field.get("title", "")
+    return name if title.replace(" ", "_").lower() == name.lower() else title or name
 
 
 def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:

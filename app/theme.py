@@ -161,7 +161,7 @@ CSS = """
 [data-testid="stMainBlockContainer"] { max-width: 2400px; padding-left: 2rem; padding-right: 2rem; }
 [data-testid="stVerticalBlock"] { gap: 0.7rem; }
 /* labels wrap, they are never cut off */
-[data-testid="stWidgetLabel"] p, [data-testid="stMetricLabel"] p, [data-testid="stMetricLabel"] div,
+[data-testid="stWidgetLabel"] p, [data-testid="stWidgetLabel"] div, [data-testid="stMetricLabel"] *,
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] * { white-space: normal; overflow: visible;
   text-overflow: clip; overflow-wrap: anywhere; }
 [data-testid="stWidgetLabel"] p { font-size: 0.85rem; }
@@ -172,7 +172,8 @@ CSS = """
 [data-testid="stCaptionContainer"] p { line-height: 1.4; }
 @media (max-width: 1000px) {
   [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
-  [data-testid="stSidebar"][data-collapsed="false"] { width: 200px !important; min-width: 200px !important; }
+  [data-testid="stSidebar"][data-collapsed="false"] { width: 212px !important; min-width: 212px !important; }
+  [data-testid="stSidebarUserContent"] { padding-left: 0.8rem; padding-right: 0.8rem; }
   [data-testid="stMetricValue"] { font-size: 1.05rem; }
   /* maps need the width: their columns stand below each other */
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) { flex-wrap: wrap; }

@@ -20,7 +20,7 @@ def run_list(house: Any) -> list[str]:
     known = {r["name"]: r for r in house.runs()}
     if not known:
         return []
-    living = [n for n, r in known.items() if r["state"] == "running"]
+    living = [n for n, r in known.items() if r["state"] in LIVE]
     fallback = [n for n in url.get("runs") if n in known] or living[:1] or list(known)[:1]
     url.put(runs=[n for n in url.get("runs") if n in known])
     return (
@@ -101,7 +101,7 @@ def _live(house: Any, chosen: list[str], axis: str, busy: bool) -> None:
 def _run_row(house: Any, name: str, state: str) -> None:
     known = {r["name"]: r for r in house.runs()}
     run, job = known.get(name), house.job_of_run(name)
-    columns = st.columns([5, 2, 2], vertical_alignment="center")
+    columns = st.columns([5, 1, 3], vertical_alignment="center")
     with columns[0]:
         kind = {"running": "accent", "finished": "good", "failed": "bad"}.get(state, "neutral")
         words = [f"<b>{name}</b>", theme.badge(state, kind)]

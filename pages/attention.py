@@ -20,21 +20,16 @@ if key is None:
     st.stop()
 layer, head = min(url.get("layer"), bar.card["n_layers"] - 1), min(url.get("head"), bar.card["n_heads"] - 1)
 before = backend.kept("head_scores", bar.card, Weights())
-left, right = st.columns([2, 3], gap="medium")
-with left:
-    grid(backend, key, bar, before, (layer, head))
+left, right = st.columns([1, 1], gap="medium")
 with right:
     large_head(backend, key, bar, layer, head)
-left, right = st.columns([3, 2], gap="medium")
 with left:
-    st.markdown(
-        "##### Scores per head", help="Entropy and previous-token on this prompt; induction on repeated random tokens."
-    )
+    grid(backend, key, bar, before, (layer, head))
+    st.markdown("##### Scores per head", help="Mean over this prompt, and on repeated random tokens with their null.")
     score_key = before or asking.answer(backend, "head_scores", bar.card, Weights())
     scores_table(backend, key, score_key)
-if score_key and not before:
-    st.rerun()  # the labels on the thumbnails are known now
-with right:
-    if bar.checkpoints:
-        through_training(backend, bar, layer, head)
+    if score_key and not before:
+        st.rerun()  # the labels on the thumbnails are known now
+if len(bar.checkpoints) > 1:
+    through_training(backend, bar, layer, head)
 asking.provenance(backend, key, {"layer": layer, "head": head})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app.components.frame import mount
+from app.components.frame import mount, visible
 from app.static_files import CIRCUITSVIS
 
 LIMIT = 48
@@ -41,5 +41,6 @@ def attention_heads(
         raise ValueError(f"CircuitsVis with {len(tokens)} tokens: too slow above {LIMIT}; use the canvas")
     if patterns.shape != (len(names), len(tokens), len(tokens)):
         raise ValueError(f"patterns {patterns.shape} for {len(names)} heads and {len(tokens)} tokens")
-    props = {"attention": np.round(patterns, 4).tolist(), "attentionHeadNames": list(names), "tokens": list(tokens)}
+    props = {"attention": np.round(patterns, 4).tolist(), "attentionHeadNames": list(names),
+             "tokens": [visible(t) for t in tokens]}
     circuitsvis("AttentionHeads", props, key, height)

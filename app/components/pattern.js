@@ -165,7 +165,7 @@ function map(root) {
     root.dataset.selected = me.h.selected ?? "";
     if (!me.at) return;
     const [i, j] = me.at;
-    g.fillStyle = "rgba(255, 255, 255, 0.14)";
+    g.fillStyle = "rgba(255, 255, 255, 0.1)";
     g.fillRect(x, y + i * cell, w, thick);
     g.fillRect(x + j * cell, y, thick, h);
     g.strokeStyle = "#ffffff";

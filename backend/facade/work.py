@@ -51,6 +51,8 @@ class Work(Base):
     def retry(self, job_id: str) -> dict[str, Any]:
         """Queue a failed, cancelled or interrupted job again; training goes on from its last checkpoint."""
         record = self.job(job_id)
+        if self.engine.get(job_id) is None:
+            self.engine.adopt([{k: v for k, v in record.items() if k != "position"}])
         job = self.engine.resume(job_id) if record["kind"] == "train" else self.engine.retry(job_id)
         return self._job_record(job)
 
@@ -86,12 +88,13 @@ class Work(Base):
 
     def _free_name(self, recipe: str, params: Mapping[str, Any]) -> str:
         base = f"{recipe}-seed{params.get('seed', 0)}"
-        taken = {p.name for p in self.settings.runs.glob("*")} | {
-            j["payload"].get("run_dir", "").rsplit("/", 1)[-1]
-            for j in self.jobs(states=UNFINISHED)
-            if j["kind"] == "train"
-        }
+        taken = {p.name for p in self.settings.runs.glob("*")} | {r["name"] for r in self.runs()}
         return next(n for n in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if n not in taken)
+
+    def _training(self) -> dict[str, dict[str, Any]]:
+        """Return {run: job} of the training that waits or runs."""
+        jobs = [j for j in self.jobs(states=UNFINISHED) if j["kind"] == "train"]
+        return {Path(j["payload"]["run_dir"]).name: j for j in jobs}
 
     def resume_run(self, name: str) -> dict[str, Any]:
         """Go on with a stopped or interrupted run from its last checkpoint."""
@@ -102,16 +105,22 @@ class Work(Base):
 
     def job_of_run(self, name: str) -> dict[str, Any] | None:
         """Return the unfinished training job of a run, if any."""
-        wanted = [
-            j
-            for j in self.jobs(states=UNFINISHED)
-            if j["kind"] == "train" and Path(j["payload"]["run_dir"]).name == name
-        ]
-        return wanted[0] if wanted else None
+        return self._training().get(name)
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return every run's record: name, folder, recipe, params, state, checkpoints, last_step."""
-        return self.follower.runs()
+        """Return every run's record: name, folder, recipe, params, state, checkpoints, last_step.
+
+        A run whose training waits for a worker, or has not written yet, is there as `queued` or `running`.
+        """
+        written = self.follower.runs()
+        names = {r["name"] for r in written}
+        coming = [
+            {"name": n, "state": j["state"], "folder": j["payload"]["run_dir"], "recipe": j["payload"]["recipe"],
+             "params": j["payload"]["params"], "checkpoints": [], "last_step": 0}
+            for n, j in self._training().items()
+            if n not in names
+        ]  # fmt: skip
+        return coming + written
 
     def run(self, name: str) -> dict[str, Any]:
         """Return one run's record. Raises NotFound with the known names."""
