@@ -25,7 +25,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]
-READY = '[data-testid="stApp"][data-test-script-state="notRunning"]'
+READY = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-connection-state="CONNECTED"]'
 OURS = ("127.0.0.1", "localhost", "")
 
 
@@ -127,7 +127,10 @@ def watch(page: Any) -> Any:
 
 
 def wait_ready(page: Any, timeout: float = 30.0) -> None:
-    """Wait until the script has run and the browser has drawn twice since."""
+    """Wait until the script has run and the browser has drawn twice since.
+
+    A component loads its code after that: wait for the element you look at too.
+    """
     page.wait_for_selector(READY, timeout=timeout * 1000, state="attached")
     page.evaluate("() => new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
 

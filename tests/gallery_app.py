@@ -25,7 +25,8 @@ class Knobs(Params):
     steps: int = Field(2000, ge=1, le=1_000_000, title="Steps of training before the run ends",
                        description="updates of the weights")
     rate: float = Field(1e-3, gt=0, le=1, title="Learning rate", description="step size of Adam")
-    deep: bool = Field(True, title="All layers", description="read every layer, not only the last")
+    deep: bool = Field(True, title="Read every layer, not only the last one",
+                       description="of the residual stream")
     scale: Literal["log", "linear"] = Field("log", title="Scale", description="of the vertical axis")
     target: int | None = Field(None, ge=0, le=50_256, title="Target token id", description="empty: the token that came")
     word: str = Field("mean", title="Method", max_length=12, description="how heads are put together")
