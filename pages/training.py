@@ -10,7 +10,7 @@ st.markdown("### Training")
 st.caption(
     "Start a run and watch what it learns as it learns it. Click a point of a curve to open the model at that step."
 )
-left, right = st.columns([1, 3], gap="large")
+left, right = st.columns([3, 8], gap="medium")
 with left:
     chosen = run_list(backend)
     start_form(backend)
