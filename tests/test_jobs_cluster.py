@@ -200,3 +200,19 @@ def test_a_cluster_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(Broken, match="no such luck"):
         cluster.start()
     cluster.stop()
+
+
+def test_a_remote_worker_without_our_code_is_said(remote: dict) -> None:
+    engine = Engine(DaskDriver(Settings(scheduler=remote["address"])), TARGET)
+    until(lambda: len(engine.workers()) == 1, "the good worker is up")
+    options = ("--nthreads", "1", "--no-dashboard", "--no-nanny")
+    code = ("import sys; sys.modules['backend'] = None; from distributed.cli.dask_worker import main\n"
+            f"main([{remote['address']!r}, *{options!r}])")
+    bare = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    remote["running"]["bare"] = bare
+    until(lambda: "cannot be used" in engine.status(), "it says so")
+    assert len(engine.workers()) == 1
+    assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 20).state == "done"
+    bare.kill()
+    until(lambda: engine.status() == "", "it no longer says so")
+    engine.close()

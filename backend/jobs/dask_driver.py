@@ -43,6 +43,7 @@ class DaskDriver:
         self._closing = threading.Event()
         self._topic = f"phasescope-{uuid.uuid4().hex}"
         self._known: set[str] = set()
+        self._troubles: dict[str, str] = {}
         self._memory: dict[str, int] = {}
         self._futures: dict[str, Any] = {}
         self._mouth = ThreadPoolExecutor(1, "phasescope-dask-events")
@@ -81,7 +82,6 @@ class DaskDriver:
         if self._closing.is_set():  # `close` did not wait for us
             _quietly(self._client.close, timeout=1)
             return
-        self._tell("said", f"Connected to {address}; waiting for workers")
         self._client.subscribe_topic("all", self._on_cluster_event)
         self._client.subscribe_topic(self._topic, self._on_progress)
         self._look_around()
@@ -93,12 +93,15 @@ class DaskDriver:
         """Compare what we know with what the scheduler knows: an event may have been missed."""
         if self._cluster:
             self._cluster.mend()
+        before = set(self._known)  # one that comes while we ask is not in the answer, yet it is there
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         self._memory = {a: int(w.get("metrics", {}).get("memory", 0)) for a, w in workers.items()}
         for address in set(workers) - self._known:
             self._up(address)
-        for address in self._known - set(workers):
+        for address in before - set(workers):
             self._down(address)
+        waiting = "" if workers else "Waiting for workers"
+        self._tell("said", next(iter(dict(self._troubles).values()), waiting))
 
     def _lose(self) -> None:
         """Forget the connection: every worker counts as dead."""
@@ -139,10 +142,11 @@ class DaskDriver:
                 self._tell("worker_down", address, "")
         except Exception as error:
             if address in self._known and not self._closing.is_set():
-                self._tell("said", f"Worker {address} cannot be used: {_short(error)}")
+                self._troubles[address] = f"Worker {address} cannot be used: {_short(error)}"
 
     def _down(self, address: str, why: str = "") -> None:
         self._known.discard(address)
+        self._troubles.pop(address, None)
         self._tell("worker_down", address, why)
 
     def _tell(self, what: str, *args: Any) -> None:

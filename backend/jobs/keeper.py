@@ -54,15 +54,16 @@ class Keeper:
                 action = _nothing
             if action is None:
                 return
-            self._safely(action)
+            self.safely(action)
             self._run_due()
 
     def _run_due(self) -> None:
         now = time.monotonic()
         for name in [n for n, (due, _) in self._due.items() if due <= now]:
-            self._safely(self._due.pop(name)[1])
+            self.safely(self._due.pop(name)[1])
 
-    def _safely(self, action: Callable[[], Any]) -> None:
+    def safely(self, action: Callable[[], Any]) -> None:
+        """Run it here and now; what it raises is logged, not raised."""
         try:
             action()
         except Exception:
