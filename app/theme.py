@@ -172,8 +172,7 @@ CSS = """
 [data-testid="stCaptionContainer"] p { line-height: 1.4; }
 @media (max-width: 1000px) {
   [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
-  [data-testid="stSidebar"][data-collapsed="false"] { width: 212px !important; min-width: 212px !important; }
-  [data-testid="stSidebarUserContent"] { padding-left: 0.8rem; padding-right: 0.8rem; }
+  [data-testid="stSidebar"][data-collapsed="false"] { width: 240px !important; min-width: 240px !important; }
   [data-testid="stMetricValue"] { font-size: 1.05rem; }
   /* maps need the width: their columns stand below each other */
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) { flex-wrap: wrap; }

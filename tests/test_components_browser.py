@@ -141,8 +141,12 @@ def test_the_large_map_is_viridis_of_the_values(page, gallery):
 
 
 def test_1024_tokens_are_pooled_and_said(page, gallery):
-    view = page(gallery + "?show=pattern&n=1024", width=800)
+    view = page(gallery + "?show=pattern&n=1024", width=500)
     says(view, "512 of 1024 queries, 512 of 1024 keys: each cell is the largest of several")
+    canvas, box = view.locator(".psc-map"), view.evaluate("() => document.querySelector('.psc').ps.box()")
+    assert box["cell"] < 1.1, "about one screen pixel per cell"
+    assert canvas.evaluate(PIXEL, [box["x"] + 0.5, box["y"] + 0.5]) == BRIGHTEST, "the first cell is not lost"
+    assert canvas.evaluate(PIXEL, [box["x"] + 0.9 * box["w"], box["y"] + 0.1 * box["h"]]) == DARKEST
     browser.screenshot(view, "pattern_1024")
     fine(view)
 

@@ -4,7 +4,7 @@ const PAD = 6, BAR = 12, SMALL = 11;
 function map(root) {
   const title = el("div", "psc-title", root), canvas = el("canvas", "psc-map", root), over = el("canvas", "psc-over", root);
   const note = el("div", "psc-note", root), hint = tip(root);
-  const pixels = document.createElement("canvas");
+  const pixels = document.createElement("canvas"), small = document.createElement("canvas");
   const me = { h: null, values: null, digest: "", at: null, pick: () => {} };
   let box = null, c = null;
   const start = (axis, i) => Math.floor((i * me.h.n[axis]) / me.h.m[axis]); // same bins as Python's edges()
@@ -20,17 +20,18 @@ function map(root) {
     for (let i = 0; i < n; i++) me.values[i] = half(view.getUint16(2 * i, true));
   };
 
-  me.colour = () => {
-    const [Q, K] = me.h.m, [low, high] = me.h.limits, table = LUT[me.h.scale];
-    pixels.width = K;
-    pixels.height = Q;
-    const image = new ImageData(K, Q), out = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < Q * K; i++) {
-      const v = me.values[i];
-      out[i] = Number.isNaN(v) ? 0 : table[Math.max(0, Math.min(255, Math.round(((v - low) / (high - low)) * 255)))];
+  function paint(onto, values, rows, cols) {
+    const [low, high] = me.h.limits, table = LUT[me.h.scale];
+    onto.width = cols;
+    onto.height = rows;
+    const image = new ImageData(cols, rows), out = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < out.length; i++) {
+      const v = values[i]; // NaN stays transparent
+      if (!Number.isNaN(v)) out[i] = table[Math.max(0, Math.min(255, Math.round(((v - low) / (high - low)) * 255)))];
     }
-    pixels.getContext("2d").putImageData(image, 0, 0);
-  };
+    onto.getContext("2d").putImageData(image, 0, 0);
+  }
+  me.colour = () => paint(pixels, me.values, ...me.h.m);
 
   // widest label, never more than a fifth of the room; longer ones are shortened with an ellipsis
   function labels(g, tokens, most) {
@@ -61,41 +62,29 @@ function map(root) {
     shrink(g);
     g.strokeStyle = c.line;
     g.strokeRect(x - 0.5, box.y - 0.5, w + 1, h + 1);
-    axes(g, rows, cols, flat, below);
+    names(g);
     bar(g);
     mark();
   };
 
   // fewer screen pixels than cells: keep the maximum, so that a stripe stays visible
   function shrink(g) {
-    const r = canvas.width / box.W, [Q, K] = me.h.m, q = Math.round(box.h * r), k = Math.round(box.w * r);
-    if (k >= K && q >= Q) return g.drawImage(pixels, box.x, box.y, box.w, box.h);
-    const best = new Float32Array(q * k).fill(-Infinity), [low, high] = me.h.limits, table = LUT[me.h.scale];
-    for (let i = 0, p = 0; i < Q; i++) for (let j = 0; j < K; j++, p++) {
-      const to = Math.floor((i * q) / Q) * k + Math.floor((j * k) / K);
-      if (me.values[p] > best[to]) best[to] = me.values[p];
+    const r = canvas.width / box.W, [Q, K] = me.h.m, q = Math.min(Q, Math.round(box.h * r)), k = Math.min(K, Math.round(box.w * r));
+    let from = pixels;
+    if (q < Q || k < K) {
+      const best = new Float32Array(q * k).fill(NaN);
+      for (let i = 0, p = 0; i < Q; i++) for (let j = 0; j < K; j++, p++) {
+        const to = Math.floor((i * q) / Q) * k + Math.floor((j * k) / K);
+        if (!(me.values[p] <= best[to])) best[to] = me.values[p];
+      }
+      paint((from = small), best, q, k);
     }
-    const image = new ImageData(k, q), out = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < q * k; i++) out[i] = best[i] === -Infinity ? 0 : table[Math.max(0, Math.min(255, Math.round(((best[i] - low) / (high - low)) * 255)))];
-    g.putImageData(image, Math.round(box.x * r), Math.round(box.y * r));
+    g.drawImage(from, box.x, box.y, box.w, box.h);
   }
 
-  function axes(g, rows, cols, flat, below) {
-    const { x, y, w, h, cell } = box, every = Math.max(1, Math.ceil((SMALL + 1) / cell)), faint = c.text;
-    g.font = `${SMALL}px ${c.mono}`;
-    g.fillStyle = faint;
-    g.textBaseline = "middle";
-    g.textAlign = "right";
-    for (let i = 0; i < rows.length; i += every) g.fillText(rows[i], x - PAD, y + (i + 0.5) * cell);
-    for (let j = 0; j < cols.length; j += flat ? 1 : every) {
-      g.save();
-      g.translate(x + (j + 0.5) * cell, y + h + PAD);
-      if (!flat) g.rotate(-Math.PI / 2);
-      g.textAlign = flat ? "center" : "right";
-      g.textBaseline = flat ? "top" : "middle";
-      g.fillText(cols[j], 0, 0);
-      g.restore();
-    }
+  function names(g) {
+    const { x, y, w, h } = box;
+    g.fillStyle = c.text;
     g.font = `${SMALL}px ${c.font}`;
     g.globalAlpha = 0.7;
     g.textAlign = "center";
@@ -133,26 +122,29 @@ function map(root) {
     g.restore();
   }
 
-  // A label of its own colour over the thinned ones, for the row or column pointed at
-  function tag(g, axis, i, colour) {
-    const text = (axis ? box.cols : box.rows)[i], { x, y, h, cell, flat } = box, upright = axis && !flat;
-    g.save();
-    g.font = `bold ${SMALL}px ${c.mono}`;
-    g.translate(axis ? x + (i + 0.5) * cell : x - PAD, axis ? y + h + PAD : y + (i + 0.5) * cell);
-    if (upright) g.rotate(-Math.PI / 2);
-    const w = g.measureText(text).width, centred = axis && flat;
-    g.fillStyle = c.bg;
-    g.fillRect(centred ? -w / 2 - 2 : -w - 2, centred ? -2 : -SMALL / 2 - 2, w + 4, SMALL + 4);
-    g.fillStyle = colour;
-    g.textAlign = centred ? "center" : "right";
-    g.textBaseline = centred ? "top" : "middle";
-    g.fillText(text, 0, 0);
-    g.restore();
+  // As many labels as can be read; those in `said` ({index: colour}) always, and none that would touch them
+  function labelled(g, axis, said) {
+    const texts = axis ? box.cols : box.rows, { x, y, h, cell, flat } = box, across = axis && flat;
+    const every = across ? 1 : Math.max(1, Math.ceil((SMALL + 1) / cell)), chosen = Object.keys(said).map(Number);
+    const put = (i, colour, weight) => {
+      g.save();
+      g.font = `${weight} ${SMALL}px ${c.mono}`;
+      g.translate(axis ? x + (i + 0.5) * cell : x - PAD, axis ? y + h + PAD : y + (i + 0.5) * cell);
+      if (axis && !flat) g.rotate(-Math.PI / 2);
+      g.fillStyle = colour;
+      g.textAlign = across ? "center" : "right";
+      g.textBaseline = across ? "top" : "middle";
+      g.fillText(texts[i], 0, 0);
+      g.restore();
+    };
+    for (let i = 0; i < texts.length; i += every) if (!chosen.some((k) => k === i || (!across && Math.abs(k - i) * cell < SMALL + 1))) put(i, c.text, "normal");
+    for (const i of chosen) put(i, said[i], "bold");
   }
 
   function mark() {
-    const g = over.getContext("2d"), { x, y, w, h, cell } = box, thick = Math.max(cell, 1);
+    const g = over.getContext("2d"), { x, y, w, cell } = box, thick = Math.max(cell, 1);
     g.clearRect(0, 0, box.W, box.H);
+    const rows = {}, cols = {};
     if (me.h.selected !== null) {
       const i = cellOf(0, me.h.selected);
       for (const [colour, width] of [[c.bg, 4], [c.accent, 2]]) {
@@ -160,19 +152,23 @@ function map(root) {
         g.lineWidth = width;
         g.strokeRect(x - 1, y + i * cell - 1, w + 2, thick + 2);
       }
-      tag(g, 0, i, c.accent);
+      rows[i] = c.accent;
     }
     root.dataset.selected = me.h.selected ?? "";
-    if (!me.at) return;
-    const [i, j] = me.at;
+    if (me.at) cross(g, me.at, thick);
+    if (me.at) [rows[me.at[0]], cols[me.at[1]]] = [rows[me.at[0]] || c.text, c.text];
+    labelled(g, 0, rows);
+    labelled(g, 1, cols);
+  }
+
+  function cross(g, [i, j], thick) {
+    const { x, y, w, h, cell } = box;
     g.fillStyle = "rgba(255, 255, 255, 0.1)";
     g.fillRect(x, y + i * cell, w, thick);
     g.fillRect(x + j * cell, y, thick, h);
     g.strokeStyle = "#ffffff";
     g.lineWidth = 1;
     g.strokeRect(x + j * cell - 0.5, y + i * cell - 0.5, cell + 1, cell + 1);
-    tag(g, 0, i, c.text);
-    tag(g, 1, j, c.text);
   }
 
   over.onmousemove = (e) => {
@@ -210,7 +206,7 @@ export default function (component) {
   me.h = header;
   me.pick = (value) => setTriggerValue("pick", value);
   const digest = header.digest + header.m + header.limits + header.scale;
-  if (me.digest !== digest) { me.load(bytes); me.colour(); }
+  if (me.digest !== digest) { me.at = null; me.load(bytes); me.colour(); }
   me.digest = digest;
   me.words();
   me.draw();
