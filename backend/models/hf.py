@@ -30,7 +30,7 @@ def load_folder(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> tup
             trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever the library meets, the person gets one sentence
-        raise _sentence(asked, config, error) from None
+        raise _sentence(asked, error) from None
     return loaded[0], _check(loaded[1], asked)
 
 
@@ -44,7 +44,7 @@ def from_config(config: dict[str, Any], state: dict[str, torch.Tensor], dtype: t
         made = AutoConfig.for_model(config["model_type"], **rest)
         model = AutoModelForCausalLM.from_config(made, attn_implementation="eager", dtype=dtype)
     except Exception as error:  # noqa: BLE001
-        raise _sentence(asked, config, error) from None
+        raise _sentence(asked, error) from None
     weights.fit(model, state, asked)
     return model
 
@@ -62,11 +62,12 @@ def _known(config: dict[str, Any], asked: str) -> None:
         raise Unsupported(asked, found, "Open GPT-2, GPT-NeoX, Llama or a relative")
 
 
-def _sentence(asked: str, config: dict[str, Any], error: Exception) -> PhasescopeError:
+def _sentence(asked: str, error: Exception) -> PhasescopeError:
     if isinstance(error, PhasescopeError):
         return error
-    words = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    if isinstance(error, (ValueError, TypeError, KeyError, AttributeError, ImportError)):
+    words = (" ".join(str(error).split()) or type(error).__name__)[:160]
+    config_errors = (ValueError, TypeError, KeyError, AttributeError, ImportError, ZeroDivisionError)
+    if isinstance(error, config_errors) or "validation error" in words:
         return BadInput(asked, f"its config cannot be built ({words})", "Correct config.json")
     return BadInput(asked, f"its weights cannot be read ({words})", "Copy or download the files again")
 

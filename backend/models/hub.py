@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from backend.contract import ModelSpec, Progress
-from backend.errors import BadInput, NotFound, Unsupported
+from backend.errors import BadInput, NotFound, PhasescopeError, Unsupported
 
 #: weights as safetensors and everything that is plain JSON or text; never a pickle, never code
-ALLOWED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "merges.txt"]
-IGNORED = ["onnx/*", "*/*"]
+FILES: dict[str, Any] = {
+    "allow_patterns": ["*.safetensors", "*.json", "tokenizer.model", "spiece.model", "*.txt"],
+    "ignore_patterns": ["*/*"],
+}
 
 
 def cached(spec: ModelSpec) -> Path | None:
@@ -22,7 +24,7 @@ def cached(spec: ModelSpec) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(spec.place, revision=spec.revision or None, local_files_only=True))
+        folder = Path(snapshot_download(spec.place, revision=spec.revision or None, local_files_only=True, **FILES))
     except HFValidationError:
         raise BadInput(f"Model {str(spec)!r}", "not a name of the hub", "Write hub:OWNER/NAME@REVISION") from None
     except (LocalEntryNotFoundError, FileNotFoundError, ValueError):
@@ -39,9 +41,8 @@ def download(spec: ModelSpec, progress: Progress) -> Path:
 
     with _told(spec):
         folder = snapshot_download(
-            spec.place, revision=spec.revision or None, allow_patterns=ALLOWED, ignore_patterns=IGNORED,
-            tqdm_class=_meter(spec, progress), max_workers=2,
-        )  # fmt: skip
+            spec.place, revision=spec.revision or None, tqdm_class=_meter(spec, progress), max_workers=2, **FILES
+        )
     if not any(Path(folder).glob("*.safetensors")):
         raise Unsupported(f"Model {str(spec)!r}", "the hub holds no safetensors of it", "Choose another revision")
     return Path(folder)
@@ -62,7 +63,9 @@ def _told(spec: ModelSpec) -> Iterator[None]:
         raise NotFound(asked, "the hub knows no such model", "Check the name") from None
     except errors.HFValidationError:
         raise BadInput(asked, "not a name of the hub", "Write hub:OWNER/NAME@REVISION") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError):
+    except PhasescopeError:  # a person cancelled
+        raise
+    except Exception:  # noqa: BLE001 - offline, no route, proxy, time-out, hub down: to a person they are one
         todo = "Connect to the network, or download it elsewhere and open it as dir:PATH"
         raise NotFound(asked, "not in the local cache, and the hub cannot be reached", todo) from None
 
