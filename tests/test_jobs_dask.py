@@ -203,3 +203,15 @@ def test_round_trip_of_a_trivial_job(engine: Engine) -> None:
     spent.sort()
     print(f"submit to done: p50 {spent[20] * 1e3:.1f} ms, p95 {spent[38] * 1e3:.1f} ms")
     assert spent[20] < 1.0
+
+
+def test_the_same_key_never_runs_twice_at_once(engine: Engine, tmp_path: Path) -> None:
+    """A job asked for again while its first attempt is still being stopped waits, though a worker is idle."""
+    first = submit_key(engine, "deaf", "same", gated(tmp_path, "first"))
+    pid_at(str(tmp_path / "first.mark"))
+    engine.cancel(first.id)
+    (tmp_path / "second.gate").touch()
+    second = engine.submit("gated", first.key, "Again", gated(tmp_path, "second"))
+    assert second.id != first.id and engine.get(second.id).state == "queued"
+    assert engine.wait(second.id, 20).state == "done"
+    assert engine.get(first.id).finished <= engine.get(second.id).started
