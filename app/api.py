@@ -7,6 +7,8 @@ GET /api/v1 lists the routes with their first docstring line. Errors answer with
 from __future__ import annotations
 
 import json
+import logging
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +20,11 @@ from starlette.routing import Route
 
 from app import house
 from backend import doctor, export
-from backend.errors import BadInput, PhasescopeError
+from backend.errors import BadInput, Broken, NotFound, PhasescopeError
+from backend.facade.base import UNFINISHED
 
 TOKEN = ""  # set by the lifespan; empty refuses everybody
+log = logging.getLogger(__name__)
 MEDIA = {
     "arrow": "application/vnd.apache.arrow.stream",
     "json": "application/json",
@@ -53,34 +57,42 @@ def _route(path: str, answer: Callable[[Any, Request, dict], Any], method: str =
                 401,
             )
         try:
-            body = await _body(request) if method == "POST" else {}
+            body = await _body(request) if request.method == "POST" else {}
             found = await run_in_threadpool(answer, house.backend(), request, body)
         except PhasescopeError as error:
             return _json(error.record(), error.http_status)
-        except (KeyError, TypeError) as error:
-            return _json(
-                {
-                    "error": "BadInput",
-                    "asked": path,
-                    "found": f"a body without or with a wrong {error}",
-                    "todo": "See GET /api/v1",
-                },
-                400,
-            )
+        except Exception as error:  # noqa: BLE001 - a caller gets a record, the log the traceback
+            log.exception("%s %s failed", request.method, request.url.path)
+            told = Broken(path, f"{type(error).__name__}: {error}", "This is a defect; the traceback is in the log")
+            return _json(told.record(), 500)
         return found if isinstance(found, Response) else _json(found)
 
     endpoint.__doc__ = answer.__doc__
-    return Route(f"/api/v1{path}", endpoint, methods=[method])
+    return Route(f"/api/v1{path}", endpoint, methods=[method] if method else EVERY)
 
 
 async def _body(request: Request) -> dict:
+    raw = await request.body()
     try:
-        body = await request.json()
-    except ValueError:
+        body = json.loads(raw) if raw else {}
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise BadInput(request.url.path, "the body is not a JSON object", "Send one, see GET /api/v1")
     return body
+
+
+def _field(body: dict, name: str, kinds: tuple[type, ...], default: Any = ...) -> Any:
+    """Return a field of the body. Raises BadInput where it is missing (and has no default) or of another kind."""
+    value = body.get(name)
+    if value is None:
+        if default is ...:
+            raise BadInput(f"Field {name!r}", "the body lacks it", "Send it, see GET /api/v1")
+        return default
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise BadInput(f"Field {name!r}", f"it is a {type(value).__name__}", f"Send a {wanted}")
+    return value
 
 
 def index(backend: Any, request: Request, body: dict) -> Any:
@@ -92,6 +104,7 @@ def index(backend: Any, request: Request, body: dict) -> Any:
             "does": (r.endpoint.__doc__ or "").split("\n")[0],
         }
         for r in ROUTES
+        if r is not NOWHERE
     ]
 
 
@@ -122,7 +135,7 @@ def get_models(backend: Any, request: Request, body: dict) -> Any:
 
 def post_model(backend: Any, request: Request, body: dict) -> Any:
     """Open {spec, step}: the card where it is known, else the job that opens it."""
-    return backend.open(body["spec"], body.get("step"))
+    return backend.open(_field(body, "spec", (str,)), _field(body, "step", (int,), None))
 
 
 def get_runs(backend: Any, request: Request, body: dict) -> Any:
@@ -138,26 +151,32 @@ def get_run(backend: Any, request: Request, body: dict) -> Any:
 def get_metrics(backend: Any, request: Request, body: dict) -> Any:
     """Metrics of a run, ?names=loss,accuracy&points=2000."""
     names = [n for n in request.query_params.get("names", "").split(",") if n]
-    frame = backend.metrics(request.path_params["name"], names or None, int(request.query_params.get("points", 2000)))
+    points = int(_number("points", request.query_params.get("points", "2000"), 1, 100_000))
+    name = backend.run(request.path_params["name"])["name"]
+    frame = backend.metrics(name, names or None, points)
     return json.loads(export.to_bytes(frame, "json"))
 
 
 def post_run(backend: Any, request: Request, body: dict) -> Any:
     """Train {recipe, params, name, run_dir, resume} as a job."""
     return backend.train(
-        body["recipe"], body.get("params", {}), body.get("name", ""), body.get("run_dir", ""), bool(body.get("resume"))
+        _field(body, "recipe", (str,)),
+        _field(body, "params", (dict,), {}),
+        _field(body, "name", (str,), ""),
+        _field(body, "run_dir", (str,), ""),
+        _field(body, "resume", (bool,), False),
     )
 
 
 def post_submit(backend: Any, request: Request, body: dict) -> Any:
     """Ask {analysis, model, step, text or ids, params}: kept, or a job; after `opening` wait for the job, ask again."""
     return backend.submit(
-        body["analysis"],
-        body["model"],
-        body.get("step"),
-        body.get("text", ""),
-        body.get("ids"),
-        body.get("params") or {},
+        _field(body, "analysis", (str,)),
+        _field(body, "model", (str,)),
+        _field(body, "step", (int,), None),
+        _field(body, "text", (str,), ""),
+        _field(body, "ids", (list, str), None),
+        _field(body, "params", (dict,), {}),
     )
 
 
@@ -168,21 +187,25 @@ def get_jobs(backend: Any, request: Request, body: dict) -> Any:
 
 def get_job(backend: Any, request: Request, body: dict) -> Any:
     """One job; ?wait=SECONDS answers when it has ended or the time is over (at most 30)."""
-    wait = _number(request.query_params.get("wait", "0"))
+    wait = _number("wait", request.query_params.get("wait", "0"), 0, 86_400)
     job_id = request.path_params["id"]
-    return backend.wait(job_id, min(wait, 30.0)) if wait > 0 else backend.job(job_id)
+    job = backend.job(job_id)
+    return backend.wait(job_id, min(wait, 30.0)) if wait > 0 and job["state"] in UNFINISHED else job
 
 
-def _number(text: str) -> float:
+def _number(name: str, text: str, low: float, high: float) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise BadInput(f"wait={text!r}", "not a number", "Give seconds") from None
+        value = math.nan
+    if not low <= value <= high:
+        raise BadInput(f"{name}={text!r}", "not a number in its range", f"Give a number from {low:g} to {high:g}")
+    return value
 
 
 def post_cancel(backend: Any, request: Request, body: dict) -> Any:
     """Cancel a job; {force: true} ends its worker."""
-    return backend.cancel(request.path_params["id"], bool(body.get("force")))
+    return backend.cancel(request.path_params["id"], _field(body, "force", (bool,), False))
 
 
 def post_retry(backend: Any, request: Request, body: dict) -> Any:
@@ -208,6 +231,13 @@ def get_record(backend: Any, request: Request, body: dict) -> Any:
     return backend.record(request.path_params["key"])
 
 
+def nowhere(backend: Any, request: Request, body: dict) -> Any:
+    """Say that there is no such route."""
+    raise NotFound(f"{request.method} {request.url.path}", "no such route", "See GET /api/v1")
+
+
+EVERY = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+NOWHERE = _route("/{rest:path}", nowhere, "")
 ROUTES = [
     _route("", index, open_=True),
     _route("/health", health, open_=True),
@@ -228,4 +258,5 @@ ROUTES = [
     _route("/results", get_results),
     _route("/results/{key}", get_result),
     _route("/results/{key}/record", get_record),
+    NOWHERE,
 ]

@@ -87,7 +87,7 @@ def _wait_here(house: Any, job: dict[str, Any], place: Any) -> dict[str, Any]:
     with place:
         shown = st.empty()
         with shown.container():
-            bar = _progress_row(house, job)
+            bar = _progress_row(house, job, "here")
         while job["state"] not in ENDED and time.monotonic() < patience:
             job = house.wait(job["id"], 0.06)
             bar.progress(min(job["progress"], 1.0), text=words(job))
@@ -95,10 +95,10 @@ def _wait_here(house: Any, job: dict[str, Any], place: Any) -> dict[str, Any]:
     return job
 
 
-def _progress_row(house: Any, job: dict[str, Any]) -> Any:
+def _progress_row(house: Any, job: dict[str, Any], where: str) -> Any:
     left, right = st.columns([6, 1], vertical_alignment="center")
     bar = left.progress(min(job["progress"], 1.0), text=words(job))
-    right.button("Cancel", key=f"cancel:{job['id']}", on_click=house.cancel, args=(job["id"],))
+    right.button("Cancel", key=f"cancel-{where}:{job['id']}", on_click=house.cancel, args=(job["id"],))
     return bar
 
 
@@ -115,7 +115,7 @@ def _watch(house: Any, job_id: str) -> None:
     job = house.job(job_id)
     if job["state"] in ENDED:
         st.rerun()
-    _progress_row(house, job)
+    _progress_row(house, job, "watch")
 
 
 def story(job: Mapping[str, Any], retry: Callable[[], Any] | None = None) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,8 +13,9 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st  # noqa: E402
 
-from app import auto_page, house, theme, url  # noqa: E402
+from app import auto_page, house, theme, url, widgets  # noqa: E402
 from app.links import PAGES  # noqa: E402
+from backend.errors import Broken, PhasescopeError  # noqa: E402
 
 st.set_page_config(page_title="Phasescope", page_icon=str(ROOT / "app" / "favicon.svg"), layout="wide")
 
@@ -44,4 +47,11 @@ theme.style()
 url.carry()
 for notice in house.backend().notices:
     st.warning(notice, icon=":material/info:")
-chosen.run()
+try:
+    chosen.run()
+except PhasescopeError as error:
+    widgets.error_panel(error)
+except Exception as error:
+    logging.getLogger(__name__).exception("page %s", chosen.title)
+    ours = Broken(f"Page {chosen.title}", f"an error of ours: {error}", "Reload; if it stays, report the details")
+    widgets.error_panel(ours, "".join(traceback.format_exception(error)))

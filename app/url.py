@@ -6,9 +6,11 @@ what identifies the subject is carried from page to page.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 import streamlit as st
 
@@ -23,7 +25,7 @@ class Field:
 
 
 def _int(text: str) -> int | None:
-    return int(text) if text.lstrip("-").isdigit() and text.isascii() else None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
 def _choice(*options: str) -> Callable[[str], str | None]:
@@ -31,7 +33,12 @@ def _choice(*options: str) -> Callable[[str], str | None]:
 
 
 def _names(text: str) -> list[str]:
-    return [t for t in text.split(",") if t]
+    return [unquote(t) for t in text.split(",") if t]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """A comma inside a name is escaped: it may be a folder's name."""
+    return ",".join(quote(n, safe=" /:@+=()") for n in names)
 
 
 COLOURS = ("probability", "entropy", "kl_to_final", "target_log_prob", "target_rank")
@@ -47,7 +54,7 @@ FIELDS: dict[str, Field] = {
     "query": Field(_int),
     "colour": Field(_choice(*COLOURS), default="probability"),
     "target": Field(_int),
-    "runs": Field(_names, ",".join, default=[]),
+    "runs": Field(_names, _joined, default=[]),
     "axis": Field(_choice("log", "linear"), default="linear"),
     "key": Field(str),
     "job": Field(str),

@@ -18,7 +18,8 @@ if reason:
 key = asking.answer(backend, "attention", bar.card, bar.subject)
 if key is None:
     st.stop()
-layer, head = min(url.get("layer"), bar.card["n_layers"] - 1), min(url.get("head"), bar.card["n_heads"] - 1)
+layer = max(0, min(url.get("layer"), bar.card["n_layers"] - 1))
+head = max(0, min(url.get("head"), bar.card["n_heads"] - 1))
 before = backend.kept("head_scores", bar.card, Weights())
 left, right = st.columns([1, 1], gap="medium")
 with right:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ def chromium() -> Iterator[Any]:
     """A headless Chromium for the whole session."""
     where = browser.executable()
     if where is None:
+        if os.environ.get("PHASESCOPE_REQUIRE_BROWSER"):
+            pytest.fail("no Chromium, and PHASESCOPE_REQUIRE_BROWSER is set: install the package chromium")
         pytest.skip("no Chromium: install the package chromium or set PHASESCOPE_CHROMIUM")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as play:
