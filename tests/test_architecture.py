@@ -54,7 +54,7 @@ ROOMS = [
          ARRAYS | {"pydantic"}),
     room("backend/__main__.py",
          CONTRACT | SETTINGS | {"backend", "backend.analyses", "backend.export", "backend.client", "backend.doctor",
-                                "backend.facade", "backend.runs.recipes"}, {"pandas", "pydantic"}),
+                                "backend.facade", "backend.runs.recipes", "backend.models.registry"}, {"pandas", "pydantic"}),
     room("backend/analyses/", CONTRACT | {"backend.analyses", "backend.figures", "backend.maths"},
          {"numpy", "pandas", "pydantic"}, late={"torch"}),
     room("backend/figures/", {"backend.figures"}, {"plotly", "numpy", "pandas"}),

@@ -116,9 +116,8 @@ def _part(rows: pd.DataFrame, view: View, axis: str) -> int:
 
 @attention.figure("All heads")
 def overview(table: pd.DataFrame, view: View) -> Any:
-    """Layer by head: mean over positions of normalised entropy, previous-token and induction attention."""
-    names = {"normalised_entropy": "entropy / ln(visible keys)", "previous_token": "previous token",
-             "induction": "induction"}
+    """Layer by head: mean over positions of entropy / ln(n visible keys), previous-token and induction attention."""
+    names = {"normalised_entropy": "entropy / ln n", "previous_token": "previous", "induction": "induction"}
     mean = table.groupby(["layer", "head"])[list(names)].mean()
     maps = {words: mean[name].unstack("head") for name, words in names.items()}
     return grid({w: m.to_numpy() for w, m in maps.items()}, x_title="head", y_title="layer",

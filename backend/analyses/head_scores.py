@@ -161,9 +161,10 @@ def overview(table: pd.DataFrame, view: View) -> Any:
     drawn, marks = {}, {}
     for name, words in LABELS.items():
         by_head = table.set_index(["layer", "head"])
-        drawn[words] = by_head[f"{name}_score"].unstack("head").to_numpy()
+        panel = words.removesuffix("-token")
+        drawn[panel] = by_head[f"{name}_score"].unstack("head").to_numpy()
         mine = by_head["label"].where(by_head["label"] == words, "none").map(SHORT)
-        marks[words] = mine.unstack("head").to_numpy().tolist()
+        marks[panel] = mine.unstack("head").to_numpy().tolist()
     return maps(drawn, x_title="head", y_title="layer", value="score (mean attention, 0 to 1)", limits=(0.0, 1.0),
                 marks=marks)
 

@@ -190,16 +190,16 @@ def grid(table: pd.DataFrame, view: View) -> Any:
     def block(column: Any) -> np.ndarray:
         return np.asarray(column).reshape(len(layers), -1)
 
-    words = [label(view.vocab(int(t))) for t in top["token_id"]]
-    hover = [_cell(row, word, view) for row, word in zip(top.itertuples(), words, strict=True)]
+    words = [label(view.vocab(int(t)), 7) for t in top["token_id"]]
+    hover = [_cell(row, view) for row in top.itertuples()]
     n_pos = len(top) // len(layers)
     return pixels(block(colour).astype(np.float32), x=view.tokens or [str(i) for i in range(n_pos)],
-                  y=_layer_names(layers), x_title="position (token)", y_title=LAYER, reverse_y=False,
+                  y=_layer_names(layers), x_title="position (token)", y_title=LAYER, reverse_y=False, numbered_y=False,
                   text=block(words).tolist(), hover=block(hover).tolist(), **looks)
 
 
-def _cell(row: Any, word: str, view: View) -> str:
-    target = label(view.vocab(int(row.target_id)))
+def _cell(row: Any, view: View) -> str:
+    word, target = label(view.vocab(int(row.token_id))), label(view.vocab(int(row.target_id)))
     return (f"top: {word} ({math.exp(row.log_prob):.3g})<br>entropy: {row.entropy:.3g} nats<br>"
             f"KL to final: {row.kl_to_final:.3g} nats<br>target {target}: rank {row.target_rank}, "
             f"probability {math.exp(row.target_log_prob):.3g}")

@@ -17,7 +17,8 @@ CLICKABLE = 2000  # cells above which no click targets are laid over the map (ea
 def pixels(
     z: Any, *, x: Sequence[str], y: Sequence[str], x_title: str, y_title: str, value: str,
     limits: tuple[float, float] | None = None, diverging: bool = False, text: Any = None, hover: Any = None,
-    reverse_y: bool = True, title: str = "", colour_ticks: Mapping[str, Any] | None = None, height: int | None = None,
+    reverse_y: bool = True, numbered_y: bool = True, title: str = "", height: int | None = None,
+    colour_ticks: Mapping[str, Any] | None = None,
 ) -> go.Figure:
     """Draw z [row, column]. `text` stands in the cells, `hover` [row, column] replaces the hover's last line.
 
@@ -25,28 +26,34 @@ def pixels(
     """
     z = plain(z)
     columns, x_axis = category_axis(x, x_title)
-    rows, y_axis = category_axis(y, y_title, reverse=reverse_y)
+    rows, y_axis = category_axis(y, y_title, reverse_y, numbered_y)
     bar: dict[str, Any] = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    words = _words(z, value, hover)
-    template = f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>"
+    down, across = [f"{_short(y_title)} {r}" for r in rows], [f"{_short(x_title)} {c}" for c in columns]
     heat = go.Heatmap(
         z=z, x=columns, y=rows, colorbar=bar | dict(colour_ticks or {}), text=text,
         texttemplate=None if text is None else "%{text}", **_colours(z, limits, diverging),
     )
-    targets = _targets(columns, rows, words, template)
+    targets = _targets(columns, rows, _words(z, value, hover, down, across))
     if targets:
         heat.hoverinfo = "skip"
     else:
         heat.customdata, last = hover, f"{value}: %{{z:.3g}}" if hover is None else "%{customdata}"
-        heat.hovertemplate = template + last + "<extra></extra>"
+        heat.hovertemplate = f"{_short(y_title)} %{{y}}<br>{_short(x_title)} %{{x}}<br>{last}<extra></extra>"
     figure = go.Figure([heat, *targets])
     figure.update_layout(hoverdistance=-1 if targets else 20)
     figure.update_layout(xaxis=x_axis, yaxis=y_axis)
     return finish(figure, height or int(np.clip(120 + 26 * len(rows), 320, 720)), title)
 
 
-def _words(z: np.ndarray, value: str, hover: Any) -> list[str]:
-    return [str(h) for row in hover for h in row] if hover is not None else [f"{value}: {v:.3g}" for v in z.flat]
+def _short(title: str) -> str:
+    return title.split(" (")[0]
+
+
+def _words(z: np.ndarray, value: str, hover: Any, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return the hover of every cell, row by row."""
+    last = [f"{value}: {v:.3g}" for v in z.flat] if hover is None else [str(h) for row in hover for h in row]
+    places = [f"{r}<br>{c}" for r in rows for c in columns]
+    return [f"{place}<br>{words}" for place, words in zip(places, last, strict=True)]
 
 
 def _colours(z: np.ndarray, limits: tuple[float, float] | None, diverging: bool) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def _colours(z: np.ndarray, limits: tuple[float, float] | None, diverging: bool)
     return {"zmin": limits[0], "zmax": limits[1], "colorscale": DIVERGING if diverging else SEQUENTIAL}
 
 
-def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str], template: str) -> list[go.Scatter]:
+def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str]) -> list[go.Scatter]:
     """Return almost transparent squares that hear clicks: streamlit reports points, never heat map cells.
 
     They lie above the map, so they carry its hover too.
@@ -69,7 +76,7 @@ def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str], 
     return [go.Scatter(
         x=[columns[c] for _, c in cells], y=[rows[r] for r, _ in cells], customdata=cells, text=list(words),
         mode="markers", marker={"symbol": "square", "size": 14, "color": "rgba(0,0,0,0.004)"}, showlegend=False,
-        hovertemplate=template + "%{text}<extra></extra>", name="cells",
+        hovertemplate="%{text}<extra></extra>", name="cells",
     )]
 
 
@@ -88,8 +95,9 @@ def grid(
         figure.add_trace(go.Heatmap(
             z=z, x=columns, y=rows, coloraxis="coloraxis", text=text, name=words,
             texttemplate=None if text is None else "%{text}",
-            hovertemplate=f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
-        for targets in _targets(columns, rows, _words(z, words, None), f"{y_title}: %{{y}}<br>{x_title}: %{{x}}<br>"):
+            hovertemplate=f"{y_title} %{{y}}<br>{x_title} %{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
+        hover = _words(z, words, None, [f"{y_title} {r}" for r in rows], [f"{x_title} {c}" for c in columns])
+        for targets in _targets(columns, rows, hover):
             figure.data[-1].hoverinfo = "skip"
             figure.add_trace(targets, 1, i)
             figure.update_layout(hoverdistance=-1)
@@ -97,5 +105,6 @@ def grid(
         figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": limits[0], "cmax": limits[1], "colorbar": {
         "title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}})
+    figure.update_annotations(font_size=12)
     height = int(np.clip(140 + 24 * len(next(iter(maps.values()))), 260, 720))
     return finish(figure, height).update_layout(margin={"t": 44})

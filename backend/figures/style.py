@@ -40,13 +40,16 @@ def tick_positions(count: int, most: int = MAX_TICKS) -> list[int]:
     return list(range(0, count, step)) if count else []
 
 
-def category_axis(labels: Sequence[str], title: str, reverse: bool = False) -> tuple[list[str], dict[str, Any]]:
+def category_axis(
+    labels: Sequence[str], title: str, reverse: bool = False, numbered: bool = True,
+) -> tuple[list[str], dict[str, Any]]:
     """Return (one unique category per position, axis settings that label as many as can be read).
 
-    A category is "position label", so that repeated tokens stay apart and the hover says both.
+    A category is "position label", so that repeated tokens stay apart and the hover says both; without `numbered` it
+    is the label alone, which must then be unique.
     """
     shown = [label(x) for x in labels]
-    unique = [f"{i} {x}" if x != str(i) else x for i, x in enumerate(shown)]
+    unique = [f"{i} {x}" if numbered and x != str(i) else x for i, x in enumerate(shown)]
     ticks = tick_positions(len(shown))
     return unique, {
         "type": "category", "title": {"text": title}, "tickmode": "array", "tickvals": ticks,
