@@ -39,13 +39,22 @@ def main() -> None:
 def one_run(rng: np.random.Generator) -> pd.DataFrame:
     """The metrics of one run in the order a training loop writes them, roughly: scalars, then heads."""
     scalars = [_series(name, None, None, LONG, rng) for name in SCALARS]
-    return pd.concat(scalars + [_series("induction", layer, head, SHORT, rng) for layer, head in HEADS], ignore_index=True)
+    return pd.concat(
+        scalars + [_series("induction", layer, head, SHORT, rng) for layer, head in HEADS], ignore_index=True
+    )
 
 
 def _series(name: str, layer: int | None, head: int | None, n: int, rng: np.random.Generator) -> pd.DataFrame:
     ints = {"layer": pd.array([layer] * n, "Int32"), "head": pd.array([head] * n, "Int32")}
-    return pd.DataFrame({"step": np.arange(n), "metric": name, **ints, "value": rng.normal(size=n).cumsum(),
-                         "time": np.arange(n) * 0.013})
+    return pd.DataFrame(
+        {
+            "step": np.arange(n),
+            "metric": name,
+            **ints,
+            "value": rng.normal(size=n).cumsum(),
+            "time": np.arange(n) * 0.013,
+        }
+    )
 
 
 def metrics(folder: Path, n_runs: int) -> None:
@@ -80,10 +89,12 @@ def ask(store: Store, n_runs: int, rng: np.random.Generator, size: str) -> None:
         return work
 
     for name, work in {
-        "point look-up": point, "chart: loss, 20 000 -> 2 000 points": chart(["loss"], 1000),
+        "point look-up": point,
+        "chart: loss, 20 000 -> 2 000 points": chart(["loss"], 1000),
         "chart: 4 scalars, 80 000 -> 8 000": chart(list(SCALARS), 4000),
         "chart: 120 heads, 120 000 rows whole": chart(["induction"], 120_000),
-        "last step of a run": lambda: store.last_step(run()), "offset of a run": lambda: store.run_offset(run()),
+        "last step of a run": lambda: store.last_step(run()),
+        "offset of a run": lambda: store.run_offset(run()),
     }.items():
         shown(f"{size}: {name}", [seconds(work) for _ in range(REPEATS)])
 
@@ -92,15 +103,20 @@ def results(folder: Path) -> None:
     """Keep attention results of GPT-2 small's shape at 128 tokens, 12 x 12 x 128 rows and 288 blobs each."""
     analysis, result, store = attention(), attention_result(), Store.open(folder, 10**12)
     keys = [request(analysis, i) for i in range(REPEATS)]
-    shown("put of 12x12x128 rows and 288 blobs", [
-        seconds(lambda r=r: store.put(analysis, r, result, card={"spec": r.spec})) for r in keys],
-        f"{store.size_bytes() / REPEATS / 1e6:.1f} MB each")
+    shown(
+        "put of 12x12x128 rows and 288 blobs",
+        [seconds(lambda r=r: store.put(analysis, r, result, card={"spec": r.spec})) for r in keys],
+        f"{store.size_bytes() / REPEATS / 1e6:.1f} MB each",
+    )
     part = {"layer": 3, "head": 4}
     for name, work in {
         "one head [128, 128] of 144": lambda k: store.arrays(k, "pattern", part),
-        "all heads": lambda k: store.arrays(k, "pattern"), "144 display copies": lambda k: store.arrays(k, "pattern@display"),
-        "table, 18 432 rows": lambda k: store.table(analysis, k), "table of one head": lambda k: store.table(analysis, k, part),
-        "has": store.has, "record": store.record,
+        "all heads": lambda k: store.arrays(k, "pattern"),
+        "144 display copies": lambda k: store.arrays(k, "pattern@display"),
+        "table, 18 432 rows": lambda k: store.table(analysis, k),
+        "table of one head": lambda k: store.table(analysis, k, part),
+        "has": store.has,
+        "record": store.record,
     }.items():
         shown(f"{REPEATS} results: {name}", [seconds(lambda r=r, w=work: w(r.key)) for r in keys])
     shown("list of results", [seconds(store.results) for _ in range(REPEATS)])
@@ -119,15 +135,32 @@ def attention_result(layers: int = 12, heads: int = 12, length: int = 128) -> Re
     layer, head, query = np.indices((layers, heads, length)).reshape(3, -1)
     scores = np.where(np.arange(length) <= query[:, None], rng.normal(size=(layer.size, length)) * 3, -np.inf)
     pattern = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    frame = pd.DataFrame({"layer": layer, "head": head, "query_pos": query, "entropy": rng.random(layer.size),
-                          "previous": rng.random(layer.size), "pattern": list(pattern)})
+    frame = pd.DataFrame(
+        {
+            "layer": layer,
+            "head": head,
+            "query_pos": query,
+            "entropy": rng.random(layer.size),
+            "previous": rng.random(layer.size),
+            "pattern": list(pattern),
+        }
+    )
     table, arrays = tables.pack(attention(), frame)
     return Result(table, arrays, {"seconds": 1.0})
 
 
 def request(analysis: Analysis, i: int) -> Request:
-    return Request(analysis=analysis.name, version=1, spec="run:bench", step=1, fingerprint="f", dtype="float32",
-                   device="cpu", subject=Prompt(tokens=(1, i)).model_dump(), params={})
+    return Request(
+        analysis=analysis.name,
+        version=1,
+        spec="run:bench",
+        step=1,
+        fingerprint="f",
+        dtype="float32",
+        device="cpu",
+        subject=Prompt(tokens=(1, i)).model_dump(),
+        params={},
+    )
 
 
 def seconds(work: Callable[[], object]) -> float:

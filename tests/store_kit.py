@@ -26,26 +26,48 @@ def _never(*_: Any) -> None:
 def attention(dtype: str = "float16", version: int = 1) -> Analysis:
     """An analysis with an array column and a display copy, like attention."""
     return Analysis(
-        "toy_attention", version, "Toy attention", "?", Prompt, Params,
+        "toy_attention",
+        version,
+        "Toy attention",
+        "?",
+        Prompt,
+        Params,
         (Axis("layer", "l"), Axis("head", "h"), Axis("query_pos", "q")),
-        (Value("entropy", "e", "nats"), Value("pattern", "p", kind="array", dtype=dtype, limits=(0.0, 1.0))), _never,
+        (Value("entropy", "e", "nats"), Value("pattern", "p", kind="array", dtype=dtype, limits=(0.0, 1.0))),
+        _never,
     )
 
 
 def mixed(version: int = 1) -> Analysis:
     """An analysis with one column of each scalar kind."""
     return Analysis(
-        "toy_mixed", version, "Toy mixed", "?", Prompt, Params, (Axis("pos", "p"), Axis("name", "n", kind="str")),
-        (Value("count", "c", kind="int"), Value("value", "v"), Value("label", "t", kind="str"),
-         Value("good", "g", kind="bool")), _never,
+        "toy_mixed",
+        version,
+        "Toy mixed",
+        "?",
+        Prompt,
+        Params,
+        (Axis("pos", "p"), Axis("name", "n", kind="str")),
+        (
+            Value("count", "c", kind="int"),
+            Value("value", "v"),
+            Value("label", "t", kind="str"),
+            Value("good", "g", kind="bool"),
+        ),
+        _never,
     )
 
 
 def request(analysis: Analysis, i: int, spec: str = "run:toy", **more: Any) -> Request:
     """The i-th request; its key differs from every other's."""
     given = {"step": 3, "fingerprint": "f" * 8, "dtype": "float32", "device": "cpu", "params": {}} | more
-    return Request(analysis=analysis.name, version=analysis.version, spec=spec,
-                   subject=Prompt(tokens=(1, 2, i)).model_dump(), **given)
+    return Request(
+        analysis=analysis.name,
+        version=analysis.version,
+        spec=spec,
+        subject=Prompt(tokens=(1, 2, i)).model_dump(),
+        **given,
+    )
 
 
 def attention_frame(seed: int, layers: int = 2, heads: int = 2, length: int = 8) -> pd.DataFrame:
@@ -83,5 +105,6 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 def child(code: str, *arguments: str) -> subprocess.Popen:
     """Start another Python on `code`, from the repository's root."""
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

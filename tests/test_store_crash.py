@@ -51,8 +51,10 @@ def test_kill_9_loses_nothing_acknowledged_and_leaves_nothing_half(tmp_path):
         assert kept in (last + 1, last + 2)  # the one under way may or may not have been committed
         for i in {0, max(0, last - 1), last, kept - 1, draw.randrange(kept)}:
             assert same(whole(store, analysis, request(analysis, i).key), attention_frame(i, length=96))
-        rows = store.query("SELECT (SELECT count(*) FROM arrays) AS blobs, (SELECT count(*) FROM toy_attention_v1) AS cells,"
-                           " (SELECT count(*) FROM metrics) AS metrics").iloc[0]
+        rows = store.query(
+            "SELECT (SELECT count(*) FROM arrays) AS blobs, (SELECT count(*) FROM toy_attention_v1) AS cells,"
+            " (SELECT count(*) FROM metrics) AS metrics"
+        ).iloc[0]
         assert (rows["blobs"], rows["cells"]) == (kept * 8, kept * 4 * 96)
         assert rows["metrics"] == store.run_offset("r") and rows["metrics"] in (50 * (last + 1), 50 * (last + 2))
         assert {j["i"] for j in store.jobs()} >= {last} and len(store.jobs()) == min(7, last + 1)
@@ -65,8 +67,9 @@ def _level(store, rounds):
     """Bring the metrics to the number of kept results, as a follower would go on from its offset."""
     missing = 50 * rounds - store.run_offset("r")
     if missing > 0:
-        rows = pd.DataFrame({"step": [rounds - 1] * missing, "metric": "loss", "layer": None, "head": None,
-                             "value": 0.5, "time": 0.0})
+        rows = pd.DataFrame(
+            {"step": [rounds - 1] * missing, "metric": "loss", "layer": None, "head": None, "value": 0.5, "time": 0.0}
+        )
         store.append_metrics("r", rows, 50 * rounds)
 
 

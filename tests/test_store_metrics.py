@@ -36,7 +36,9 @@ def test_rows_and_offset_survive_a_restart_together(tmp_path):
     assert (store.run_offset("r"), store.last_step("r"), store.metric_names("r")) == (60, 7, ["acc", "loss"])
     assert store.run("r") == {"name": "r", "folder": "/somewhere", "info": {"seed": 1}, "offset": 60}
     store.put_run("r", "/elsewhere", {"seed": 2})
-    assert store.runs()[["name", "folder", "info", "offset"]].to_numpy().tolist() == [["r", "/elsewhere", {"seed": 2}, 60]]
+    assert store.runs()[["name", "folder", "info", "offset"]].to_numpy().tolist() == [
+        ["r", "/elsewhere", {"seed": 2}, 60]
+    ]
     assert store.run("none") is None
     store.reset_run("r")
     assert (store.run_offset("r"), len(store.metrics("r"))) == (0, 0)
@@ -50,7 +52,10 @@ def test_short_series_come_whole_and_in_order(store):
     store.append_metrics("other", rows([0.0], "a"), 1)
     found = store.metrics("r")
     expected = [["a", 2, None, 0, 9.0], ["b", 1, 0, 3, 2.0], ["b", 1, 0, 5, 1.0], ["b", None, None, 0, 4.0]]
-    got = [[None if pd.isna(v) else v for v in r] for r in found[["metric", "layer", "head", "step", "value"]].to_numpy().tolist()]
+    got = [
+        [None if pd.isna(v) else v for v in r]
+        for r in found[["metric", "layer", "head", "step", "value"]].to_numpy().tolist()
+    ]
     assert got == expected
     assert found.attrs["thinned"] == {}
     assert store.metrics("r", names=["a"])["metric"].tolist() == ["a"]
@@ -89,7 +94,9 @@ def test_nan_and_infinities_survive_and_are_never_thinned_away(store):
     assert found[100] == np.inf and found[101] == -np.inf and np.isnan(found[1500]) and found[2900] == 7.0
     store.append_metrics("all", rows(np.full(500, np.nan)), 1)
     assert store.metrics("all", points=20)["value"].isna().all() and len(store.metrics("all", points=20)) >= 8
-    counts = store.query("SELECT count(*) FILTER (isnan(value)) AS nan, count(*) - count(value) AS missing FROM metrics")
+    counts = store.query(
+        "SELECT count(*) FILTER (isnan(value)) AS nan, count(*) - count(value) AS missing FROM metrics"
+    )
     assert counts.iloc[0].tolist() == [501, 0]
 
 
@@ -108,8 +115,13 @@ def test_series_are_thinned_each_by_itself(store):
 
 def test_arrow_and_frame_are_the_same(store):
     frame = rows([1.0, float("nan")], layer=[1, None])
-    table = pa.table({**{n: frame[n].tolist() for n in ("step", "metric", "value", "time")},
-                      "layer": pa.array([1, None], pa.int64()), "head": pa.nulls(2)})
+    table = pa.table(
+        {
+            **{n: frame[n].tolist() for n in ("step", "metric", "value", "time")},
+            "layer": pa.array([1, None], pa.int64()),
+            "head": pa.nulls(2),
+        }
+    )
     store.append_metrics("one", frame, 1)
     store.append_metrics("two", table, 1)
     pd.testing.assert_frame_equal(store.metrics("one"), store.metrics("two"))

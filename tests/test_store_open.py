@@ -92,7 +92,9 @@ def child_with_stdin(path):
     import subprocess
     import sys
 
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     return holder
 
@@ -126,12 +128,24 @@ def foreign_meta(path):
     make(path, "CREATE TABLE meta AS SELECT 5 AS whatever")
 
 
+def another_app(path):
+    make(path, V1.replace("'phasescope'", "'another'"))
+
+
 def newer(path):
     make(path, V1.replace("'schema', '1'", f"'schema', '{SCHEMA + 1}'"))
 
 
-REASONS = {garbage: "not a DuckDB file", empty: "not a DuckDB file", truncated: "damaged", flipped: "damaged",
-           foreign: "another program's", foreign_meta: "another program's", newer: f"schema {SCHEMA + 1}, newer"}
+REASONS = {
+    garbage: "not a DuckDB file",
+    empty: "not a DuckDB file",
+    truncated: "damaged",
+    flipped: "damaged",
+    foreign: "another program's",
+    foreign_meta: "another program's",
+    another_app: "another program's",
+    newer: f"schema {SCHEMA + 1}, newer",
+}
 
 
 @pytest.mark.parametrize("spoil", REASONS, ids=lambda f: f.__name__)
@@ -154,8 +168,10 @@ def test_what_cannot_be_read_is_set_aside_as_it_was(tmp_path, spoil):
 
 def test_the_log_of_a_file_set_aside_goes_with_it(tmp_path):
     """A newer file that was killed has its last writes in the log: both are kept, and open again together."""
-    code = ("import duckdb, os, sys; con = duckdb.connect(sys.argv[1]); con.execute(sys.argv[2]); con.execute('CHECKPOINT');"
-            "con.execute('CREATE TABLE later AS SELECT 7 AS x'); os.kill(os.getpid(), 9)")
+    code = (
+        "import duckdb, os, sys; con = duckdb.connect(sys.argv[1]); con.execute(sys.argv[2]); con.execute('CHECKPOINT');"  # noqa: E501
+        "con.execute('CREATE TABLE later AS SELECT 7 AS x'); os.kill(os.getpid(), 9)"
+    )
     child(code, str(tmp_path / NAME), V1.replace("'schema', '1'", "'schema', '99'")).communicate(timeout=60)
     files = {suffix: (tmp_path / f"{NAME}{suffix}").read_bytes() for suffix in ("", ".wal")}
     Store.open(tmp_path, ROOMY).close()
@@ -190,8 +206,10 @@ def test_a_file_of_schema_1_is_led_to_the_present(tmp_path):
 
 def columns(cache):
     con = duckdb.connect(str(cache / NAME), read_only=True)
-    sql = ("SELECT table_name, column_name, data_type, column_default FROM duckdb_columns()"
-           " WHERE table_name NOT LIKE '%_v1' ORDER BY ALL")
+    sql = (
+        "SELECT table_name, column_name, data_type, column_default FROM duckdb_columns()"
+        " WHERE table_name NOT LIKE '%_v1' ORDER BY ALL"
+    )
     found = con.execute(sql).fetchall()
     con.close()
     return found

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from backend.errors import BadInput
+from backend.store.readonly import check
 from backend.store.store import Store
 from tests.store_kit import CARD, ROOMY, ROOT, attention, put
 
@@ -50,9 +51,15 @@ def test_models_are_kept_by_spec_and_step(tmp_path):
 
 def test_jobs_are_replaced_listed_and_dropped(store):
     for i in range(5):
-        store.put_job({"id": f"j{i}", "key": "k", "kind": "analysis", "state": "queued", "created": float(i), "finished": None})
-    store.put_job({"id": "j1", "key": "k", "kind": "analysis", "state": "done", "created": 1.0, "finished": 10.0, "story": ["é"]})
-    store.put_job({"id": "j2", "state": "failed", "created": "1970-01-01T00:00:02", "finished": "1970-01-01T00:00:20+00:00"})
+        store.put_job(
+            {"id": f"j{i}", "key": "k", "kind": "analysis", "state": "queued", "created": float(i), "finished": None}
+        )
+    store.put_job(
+        {"id": "j1", "key": "k", "kind": "analysis", "state": "done", "created": 1.0, "finished": 10.0, "story": ["é"]}
+    )
+    store.put_job(
+        {"id": "j2", "state": "failed", "created": "1970-01-01T00:00:02", "finished": "1970-01-01T00:00:20+00:00"}
+    )
     assert [j["id"] for j in store.jobs()] == ["j4", "j3", "j2", "j1", "j0"]
     assert [j["id"] for j in store.jobs(states=["done", "failed"])] == ["j2", "j1"]
     assert len(store.jobs(limit=2)) == 2
@@ -62,23 +69,70 @@ def test_jobs_are_replaced_listed_and_dropped(store):
     assert [j["id"] for j in store.jobs()] == ["j4", "j3", "j0"]  # unfinished ones stay
 
 
-READING = ["SELECT 1 AS x", "WITH a AS (SELECT 1 AS x) SELECT * FROM a", "FROM results", "DESCRIBE results", "SHOW TABLES",
-           "EXPLAIN SELECT 1", "EXPLAIN ANALYZE SELECT 1", "SELECT 1 -- the end", "SELECT 1;", "VALUES (1), (2)",
-           "SELECT key, max(entropy) FROM toy_attention_v1 GROUP BY key", "SUMMARIZE toy_attention_v1"]
+READING = [
+    "SELECT 1 AS x",
+    "WITH a AS (SELECT 1 AS x) SELECT * FROM a",
+    "FROM results",
+    "DESCRIBE results",
+    "SHOW TABLES",
+    "EXPLAIN SELECT 1",
+    "EXPLAIN ANALYZE SELECT 1",
+    "SELECT 1 -- the end",
+    "SELECT 1;",
+    "VALUES (1), (2)",
+    "SELECT key, max(entropy) FROM toy_attention_v1 GROUP BY key",
+    "SUMMARIZE toy_attention_v1",
+]
 REFUSED = [
-    "INSERT INTO meta VALUES ('a', 'b')", "WITH a AS (SELECT 1) INSERT INTO meta SELECT 'a', 'b'", "DELETE FROM results",
-    "UPDATE results SET pinned = true RETURNING key", "DROP TABLE results", "CREATE TABLE t AS SELECT 1",
-    "CREATE TEMP TABLE t AS SELECT 1", "ALTER TABLE results ADD COLUMN x INT", "ATTACH ':memory:' AS m", "DETACH m",
-    "COPY results TO '{tmp}/out.csv'", "COPY meta FROM '{tmp}/in.csv'", "EXPORT DATABASE '{tmp}/out'", "INSTALL httpfs",
-    "LOAD json", "SET enable_external_access = true", "SET threads = 1", "RESET threads", "PRAGMA enable_profiling", "CHECKPOINT",
-    "SELECT * FROM read_csv('{tmp}/in.csv')", "SELECT * FROM '{tmp}/in.csv'", "SELECT * FROM read_text('{tmp}/in.csv')",
-    "SELECT * FROM read_blob('{tmp}/in.csv')", "SELECT * FROM glob('{tmp}/*')", "SELECT * FROM read_parquet('{tmp}/x')",
-    "SELECT * FROM query('SELECT * FROM read_text(''{tmp}/in.csv'')')", "SELECT * FROM sniff_csv('{tmp}/in.csv')",
-    "SELECT * FROM read_json('{tmp}/in.csv')", "SELECT * FROM force_checkpoint()", "BEGIN", "COMMIT", "CALL pragma_version()",
-    "EXPLAIN ANALYZE INSERT INTO meta VALUES ('a', 'b')", "EXPLAIN ANALYZE COPY results TO '{tmp}/out.csv'",
-    "explain (analyze) delete from results", "/* */ EXPLAIN ANALYZE DELETE FROM results", "PREPARE p AS SELECT 1",
-    "SELECT 1; DELETE FROM results", "SELECT 1; SELECT 2", "", "  -- nothing", "SELEC 1", "SELECT * FROM nowhere",
-    "SELECT nope FROM results", "VACUUM", "USE memory", "SELECT getenv('HOME')", "SELECT * FROM secret_python_variable",
+    "INSERT INTO meta VALUES ('a', 'b')",
+    "WITH a AS (SELECT 1) INSERT INTO meta SELECT 'a', 'b'",
+    "DELETE FROM results",
+    "UPDATE results SET pinned = true RETURNING key",
+    "DROP TABLE results",
+    "CREATE TABLE t AS SELECT 1",
+    "CREATE TEMP TABLE t AS SELECT 1",
+    "ALTER TABLE results ADD COLUMN x INT",
+    "ATTACH ':memory:' AS m",
+    "DETACH m",
+    "COPY results TO '{tmp}/out.csv'",
+    "COPY meta FROM '{tmp}/in.csv'",
+    "EXPORT DATABASE '{tmp}/out'",
+    "INSTALL httpfs",
+    "LOAD json",
+    "SET enable_external_access = true",
+    "SET threads = 1",
+    "RESET threads",
+    "PRAGMA enable_profiling",
+    "CHECKPOINT",
+    "SELECT * FROM read_csv('{tmp}/in.csv')",
+    "SELECT * FROM '{tmp}/in.csv'",
+    "SELECT * FROM read_text('{tmp}/in.csv')",
+    "SELECT * FROM read_blob('{tmp}/in.csv')",
+    "SELECT * FROM glob('{tmp}/*')",
+    "SELECT * FROM read_parquet('{tmp}/x')",
+    "SELECT * FROM query('SELECT * FROM read_text(''{tmp}/in.csv'')')",
+    "SELECT * FROM sniff_csv('{tmp}/in.csv')",
+    "SELECT * FROM read_json('{tmp}/in.csv')",
+    "SELECT * FROM force_checkpoint()",
+    "BEGIN",
+    "COMMIT",
+    "CALL pragma_version()",
+    "EXPLAIN ANALYZE INSERT INTO meta VALUES ('a', 'b')",
+    "EXPLAIN ANALYZE COPY results TO '{tmp}/out.csv'",
+    "explain (analyze) delete from results",
+    "/* */ EXPLAIN ANALYZE DELETE FROM results",
+    "PREPARE p AS SELECT 1",
+    "SELECT 1; DELETE FROM results",
+    "SELECT 1; SELECT 2",
+    "",
+    "  -- nothing",
+    "SELEC 1",
+    "SELECT * FROM nowhere",
+    "SELECT nope FROM results",
+    "VACUUM",
+    "USE memory",
+    "SELECT getenv('HOME')",
+    "SELECT * FROM secret_python_variable",
 ]
 
 
@@ -101,6 +155,14 @@ def test_all_else_is_refused(tmp_path, store, sql):
     assert not (tmp_path / "out.csv").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "sql", ["EXPLAIN ANALYZE DELETE FROM results", "explain (analyze) DROP TABLE results", "CHECKPOINT"]
+)
+def test_the_kind_of_statement_is_judged_before_it_runs(sql):
+    with pytest.raises(BadInput, match="is not reading"):
+        check(sql)
+
+
 def test_answers_are_cut_and_endless_ones_stopped(store):
     cut = store.query("SELECT * FROM range(1000000000000)", limit=25)
     assert len(cut) == 25 and cut.attrs["more"] is True
@@ -117,8 +179,13 @@ def connects(source):
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
     named = [c.lineno for c in calls if ast.unparse(c.func) in ("duckdb.connect", "duckdb.duckdb.connect")]
     imported = [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module == "duckdb"]
-    aliased = [n.lineno for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import)
-               for a in n.names if a.name == "duckdb" and a.asname]
+    aliased = [
+        n.lineno
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Import)
+        for a in n.names
+        if a.name == "duckdb" and a.asname
+    ]
     return named + imported + aliased
 
 
@@ -134,7 +201,9 @@ def test_the_store_needs_neither_torch_nor_streamlit():
     import subprocess
     import sys
 
-    code = "import sys, backend.store.store; print([m for m in ('torch', 'streamlit', 'distributed') if m in sys.modules])"
+    code = (
+        "import sys, backend.store.store; print([m for m in ('torch', 'streamlit', 'distributed') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
 
 

@@ -42,11 +42,16 @@ def test_what_is_put_comes_back(tmp_path, seed):
 
 def test_every_kind_of_column_with_holes(store):
     analysis = mixed()
-    frame = pd.DataFrame({
-        "pos": [2, 0, 1], "name": ["b", "é 漢", ""], "count": pd.array([1, None, 2**53 + 1], "Int64"),
-        "value": [np.inf, None, -0.5],
-        "label": [None, "x", "'; DROP TABLE results; --"], "good": [True, None, False],
-    }).astype({"good": "boolean"})
+    frame = pd.DataFrame(
+        {
+            "pos": [2, 0, 1],
+            "name": ["b", "é 漢", ""],
+            "count": pd.array([1, None, 2**53 + 1], "Int64"),
+            "value": [np.inf, None, -0.5],
+            "label": [None, "x", "'; DROP TABLE results; --"],
+            "good": [True, None, False],
+        }
+    ).astype({"good": "boolean"})
     asked = request(analysis, 1)
     store.put(analysis, asked, packed(analysis, frame), card=CARD)
     found = store.table(analysis, asked.key)
@@ -58,10 +63,17 @@ def test_every_kind_of_column_with_holes(store):
 def test_null_and_nan_are_kept_apart(store):
     analysis = mixed()
     asked = request(analysis, 1)
-    columns = {"pos": [0, 1], "name": ["a", "a"], "count": [0, 0], "value": pa.array([None, float("nan")], pa.float64()),
-               "label": ["", ""], "good": [True, True]}
+    columns = {
+        "pos": [0, 1],
+        "name": ["a", "a"],
+        "count": [0, 0],
+        "value": pa.array([None, float("nan")], pa.float64()),
+        "label": ["", ""],
+        "good": [True, True],
+    }
     store.put(analysis, asked, Result(pa.table(columns), [], {}), card=CARD)
-    found = store.query(f"SELECT value IS NULL AS missing, value = 'nan' IS TRUE AS nan FROM {analysis.table} ORDER BY pos")
+    sql = f"SELECT value IS NULL AS missing, value = 'nan' IS TRUE AS nan FROM {analysis.table} ORDER BY pos"
+    found = store.query(sql)
     assert (found["missing"].tolist(), found["nan"].tolist()) == ([True, False], [False, True])
 
 
@@ -107,7 +119,8 @@ def test_only_the_asked_blob_is_decoded(store):
     """Every other blob is made unreadable: one part still reads, all of them do not."""
     analysis = attention()
     key = put(store, analysis, 1)
-    sql = "UPDATE arrays SET data = 'x'::BLOB WHERE n <> (SELECT n FROM arrays WHERE part LIKE '%\"head\":1,\"layer\":0%' LIMIT 1)"
+    asked = "SELECT n FROM arrays WHERE column_name = 'pattern' AND part = '{\"head\":1,\"layer\":0}'"
+    sql = f"UPDATE arrays SET data = 'x'::BLOB WHERE n <> ({asked})"
     store._writer.run(lambda cursor: cursor.execute(sql))
     assert len(store.arrays(key, "pattern", {"layer": 0, "head": 1})) == 1
     with pytest.raises(Broken, match="damaged"):
@@ -118,7 +131,9 @@ def test_only_the_asked_blob_is_read_from_disk(tmp_path):
     """A byte of another head is flipped in the file itself: DuckDB's checksum meets it only when that head is read."""
     analysis = dataclasses.replace(attention(), values=(Value("entropy", ""), Value("pattern", "", kind="array")))
     noise = np.random.default_rng(0).integers(0, 256, (3, 1_000_000), dtype=np.uint8)
-    arrays = [PackedArray("pattern", {"layer": 0, "head": i}, (1_000_000,), "uint8", noise[i].tobytes()) for i in range(3)]
+    arrays = [
+        PackedArray("pattern", {"layer": 0, "head": i}, (1_000_000,), "uint8", noise[i].tobytes()) for i in range(3)
+    ]
     asked = request(analysis, 1)
     table = pa.table({"layer": [0], "head": [0], "query_pos": [0], "entropy": [0.0]})
     store = Store.open(tmp_path, ROOMY)
@@ -161,7 +176,7 @@ def test_delete_leaves_no_orphan(store):
     keys = [put(store, analysis, i) for i in range(4)]
     assert store.delete([*keys[:2], "nothing"]) == 2
     assert store.delete([]) == 0
-    left = store.query(f"SELECT DISTINCT key FROM {analysis.table} UNION SELECT key FROM arrays UNION SELECT key FROM results")
+    left = store.query(f"SELECT key FROM {analysis.table} UNION SELECT key FROM arrays UNION SELECT key FROM results")
     assert set(left["key"]) == set(keys[2:])
     assert not store.has(keys[0]) and store.arrays(keys[0], "pattern") == []
     put(store, analysis, 0)
