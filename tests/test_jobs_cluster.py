@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,4 +216,21 @@ def test_a_remote_worker_without_our_code_is_said(remote: dict) -> None:
     assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 20).state == "done"
     bare.kill()
     until(lambda: engine.status() == "", "it no longer says so")
+    engine.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="without openssl the connection is plain")
+def test_nobody_without_the_key_can_reach_the_scheduler() -> None:
+    """Dask runs any code that a client sends, so a stranger on the same machine must not become one."""
+    from distributed import Client
+
+    driver = DaskDriver(Settings(workers=1, device="cpu"), warm=False)
+    engine = Engine(driver, TARGET)
+    until(engine.workers, "a worker is up")
+    address = json.loads(driver._cluster._file.read_text())["address"]
+    assert address.startswith("tls://127.0.0.1:") and driver._cluster._folder.stat().st_mode & 0o077 == 0
+    for stranger in (address, address.replace("tls://", "tcp://")):
+        with pytest.raises((OSError, TypeError)):
+            Client(stranger, timeout=1, set_as_default=False)
+    assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 20).state == "done"
     engine.close()

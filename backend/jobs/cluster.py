@@ -74,14 +74,17 @@ class Cluster:
         self._scheduler: subprocess.Popen | None = None
         self._nannies: dict[int, subprocess.Popen] = {}
         self._folder = Path()
+        self._tls: tuple[str, str] | None = None
         self._devices: list[str] = []
         self._lock, self._closed = threading.RLock(), False
 
     def start(self) -> str:
         """Start everything; returns the scheduler's address. Raises Broken with the last words of its log."""
         self._folder = Path(tempfile.mkdtemp(prefix="phasescope-"))  # 0700: only the owner reads it
-        self._scheduler = self._spawn("scheduler", ["distributed.cli.dask_scheduler", *QUIET, "--port", "0",
-                                      "--scheduler-file", str(self._file), "--preload", "backend.jobs.lifeline"], {})
+        self._tls = _certificate(self._folder)
+        self._scheduler = self._spawn("scheduler", [
+            "distributed.cli.dask_scheduler", *QUIET, *self._tls_options(), "--port", "0",
+            "--scheduler-file", str(self._file), "--preload", "backend.jobs.lifeline"], {})
         self._devices = gpus(self._settings)
         for number in range(self._settings.workers or len(self._devices) or os.cpu_count() or 1):
             self._start_worker(number)
@@ -90,6 +93,16 @@ class Cluster:
     @property
     def _file(self) -> Path:
         return self._folder / "scheduler.json"
+
+    def tls(self) -> tuple[str, str] | None:
+        """Return the files (certificate, key) that a client needs, or None where the connection is plain."""
+        return self._tls
+
+    def _tls_options(self) -> list[str]:
+        if self._tls is None:
+            return []
+        certificate, key = self._tls
+        return ["--protocol", "tls", "--tls-ca-file", certificate, "--tls-cert", certificate, "--tls-key", key]
 
     def alive(self) -> bool:
         """True while the scheduler runs."""
@@ -121,8 +134,8 @@ class Cluster:
     def _start_worker(self, number: int) -> None:
         env = {"CUDA_VISIBLE_DEVICES": self._devices[number % len(self._devices)]} if self._devices else {}
         self._nannies[number] = self._spawn(f"worker-{number}", [
-            "distributed.cli.dask_worker", *QUIET, "--scheduler-file", str(self._file), "--nthreads", "1",
-            "--nworkers", "1", "--nanny", "--memory-limit", self._memory_limit(), "--resources", "GPU=1",
+            "distributed.cli.dask_worker", *QUIET, *self._tls_options(), "--scheduler-file", str(self._file),
+            "--nthreads", "1", "--nworkers", "1", "--nanny", "--memory-limit", self._memory_limit(), "--resources", "GPU=1",
             "--local-directory", str(self._folder),
             "--preload", "backend.jobs.dask_worker", "--preload-nanny", "backend.jobs.lifeline"], env)
 
@@ -157,6 +170,21 @@ class Cluster:
             lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
             return lines[-1][:300] if lines else "no word"
         return "no log"
+
+
+def _certificate(folder: Path) -> tuple[str, str] | None:
+    """Make a certificate that signs itself, so that nobody else on this machine can hand our workers code.
+
+    Dask runs whatever a client sends; the key lies in a folder that only the owner reads. None without `openssl`.
+    """
+    certificate, key = str(folder / "certificate.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+               "-batch", "-subj", "/CN=phasescope", "-days", "3650", "-keyout", key, "-out", certificate]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return certificate, key
 
 
 def _end(process: subprocess.Popen) -> None:

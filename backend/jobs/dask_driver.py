@@ -78,13 +78,24 @@ class DaskDriver:
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told by `said`
         address = self._cluster.start() if self._cluster else self.settings.scheduler
-        self._client = Client(address, timeout=PATIENCE, set_as_default=False, name="phasescope")
+        self._client = Client(address, timeout=PATIENCE, set_as_default=False, name="phasescope",
+                              security=self._security())
         if self._closing.is_set():  # `close` did not wait for us
             _quietly(self._client.close, timeout=1)
             return
         self._client.subscribe_topic("all", self._on_cluster_event)
         self._client.subscribe_topic(self._topic, self._on_progress)
         self._look_around()
+
+    def _security(self) -> Any:
+        """Our own scheduler takes only who has its key; a remote one is as Dask's configuration says."""
+        from distributed import Security
+
+        files = self._cluster.tls() if self._cluster else None
+        if files is None:
+            return None
+        certificate, key = files
+        return Security(tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=key, require_encryption=True)
 
     def _connected(self) -> bool:
         return self._client.status == "running" and (self._cluster is None or self._cluster.alive())
