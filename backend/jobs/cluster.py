@@ -135,8 +135,8 @@ class Cluster:
         env = {"CUDA_VISIBLE_DEVICES": self._devices[number % len(self._devices)]} if self._devices else {}
         self._nannies[number] = self._spawn(f"worker-{number}", [
             "distributed.cli.dask_worker", *QUIET, *self._tls_options(), "--scheduler-file", str(self._file),
-            "--nthreads", "1", "--nworkers", "1", "--nanny", "--memory-limit", self._memory_limit(), "--resources", "GPU=1",
-            "--local-directory", str(self._folder),
+            "--nthreads", "1", "--nworkers", "1", "--nanny", "--memory-limit", self._memory_limit(),
+            "--resources", "GPU=1", "--local-directory", str(self._folder),
             "--preload", "backend.jobs.dask_worker", "--preload-nanny", "backend.jobs.lifeline"], env)
 
     def _memory_limit(self) -> str:

@@ -95,7 +95,8 @@ class DaskDriver:
         if files is None:
             return None
         certificate, key = files
-        return Security(tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=key, require_encryption=True)
+        return Security(tls_ca_file=certificate, tls_client_cert=certificate, tls_client_key=key,
+                        require_encryption=True)
 
     def _connected(self) -> bool:
         return self._client.status == "running" and (self._cluster is None or self._cluster.alive())
