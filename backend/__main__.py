@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,10 +20,13 @@ import pandas as pd
 from backend import analyses, export
 from backend import settings as settings_room
 from backend.client import running_dashboard
-from backend.contract import Params, Prompt
+from backend.contract import Params, Prompt, parse_spec
 from backend.errors import BadInput, Broken, PhasescopeError, from_record
+from backend.models import registry
 from backend.runs import recipes
 
+TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume")
+ROWS = 200  # shown of a table; --out writes all
 ENDED = ("done", "failed", "cancelled", "interrupted")
 
 
@@ -81,7 +86,8 @@ def _train_parser(commands: Any) -> None:
 
 def _flags(sub: argparse.ArgumentParser, params: type[Params]) -> None:
     for name, field in params.model_fields.items():
-        names = sorted({f"--{name}", f"--{name.replace('_', '-')}"})
+        flag = f"param-{name}" if name in TAKEN else name
+        names = sorted({f"--{flag}", f"--{flag.replace('_', '-')}"})
         text = (field.description or "").replace("%", "%%")
         sub.add_argument(*names, dest=f"param:{name}", metavar="VALUE", help=f"{text} (default {field.default})")
 
@@ -148,11 +154,11 @@ def do_doctor(args: argparse.Namespace) -> Any:
 
 def do_run(args: argparse.Namespace) -> Any:
     """Compute or fetch one analysis, at one step or at all."""
+    if args.out:
+        export.check_target(args.out)
+    args.model = _from_here(args.model)
     with _connection() as house:
-        if args.step == "all":
-            steps: list[int | None] = list(house.run(args.model.removeprefix("run:"))["checkpoints"])
-        else:
-            steps = [_whole(args.step)]
+        steps = _all_steps(args.model) if args.step == "all" else [_whole(args.step)]
         answers = [_one(house, args, step) for step in steps]
         table = pd.concat(
             [t if len(steps) == 1 else t.assign(step=s) for s, (_, t) in zip(steps, answers, strict=True)]
@@ -171,7 +177,7 @@ def _one(house: Any, args: argparse.Namespace, step: int | None) -> tuple[dict[s
     start = time.monotonic()
     ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args)}
     answer = house.submit(args.analysis, args.model, step, **ask)
-    if answer["state"] == "opening":
+    while answer["state"] == "opening":  # again where the files change meanwhile
         _finish(house, answer["job"])
         answer = house.submit(args.analysis, args.model, step, **ask)
     how = "cache hit" if answer["state"] == "kept" else "computed"
@@ -181,10 +187,29 @@ def _one(house: Any, args: argparse.Namespace, step: int | None) -> tuple[dict[s
     return {"key": answer["key"], "how": how, "step": step, "seconds": time.monotonic() - start}, table
 
 
+def _from_here(spec: str) -> str:
+    """Return the spec with an absolute path: the dashboard works in another folder."""
+    parsed = parse_spec(spec)
+    path = Path(parsed.place).expanduser()
+    if parsed.scheme == "hub" or (parsed.scheme == "run" and not (os.sep in parsed.place and path.is_dir())):
+        return spec
+    return str(parsed.model_copy(update={"place": str(path.absolute())}))
+
+
+def _all_steps(spec: str) -> list[int | None]:
+    located = registry.locate(parse_spec(spec), settings_room.load())
+    if located.step is None:
+        raise BadInput(f"--step all of {spec!r}", "only a run has steps", "Leave the step out")
+    return list(located.steps)
+
+
 def do_train(args: argparse.Namespace) -> Any:
     """Train a recipe and say where it lies."""
+    if args.resume and not args.run_dir:
+        raise BadInput("--resume", "it does not say which run", "Give the run's folder with --run-dir")
+    folder = str(Path(args.run_dir).expanduser().absolute()) if args.run_dir else ""
     with _connection() as house:
-        started = house.train(args.recipe, _params(args), run_dir=args.run_dir, resume=args.resume)
+        started = house.train(args.recipe, _params(args), run_dir=folder, resume=args.resume)
         ended = _finish(house, started["job"])
     return {"run": started["run"], "run_dir": ended["payload"]["run_dir"], "state": ended["state"]}
 
@@ -224,7 +249,7 @@ class _connection:
 def _whole(text: str | None) -> int | None:
     if text is None:
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise BadInput(f"--step {text!r}", "not a whole number", "Give a step of the run, or `all`")
     return int(text)
 
@@ -239,10 +264,21 @@ def show(answer: Any, as_json: bool) -> None:
         print(json.dumps(_rows(answer) if isinstance(answer, pd.DataFrame) else answer, indent=1, default=str))
     elif isinstance(answer, list):
         print(pd.DataFrame(answer).to_string(index=False) if answer else "none yet")
+    elif isinstance(answer, pd.DataFrame):
+        print(_shown(answer))
     elif isinstance(answer, dict):
         print(json.dumps(answer, indent=1, ensure_ascii=False, default=str))
     else:
         print(answer)
+
+
+def _shown(table: pd.DataFrame) -> str:
+    """Return the table as text with every column; of a long one its first rows, and how many there are."""
+    short = table.head(ROWS).copy()
+    for name in short.columns[[bool(short[c].map(lambda v: hasattr(v, "shape")).any()) for c in short]]:
+        short[name] = [f"array of {len(v)}" for v in short[name]]
+    more = f"\n{ROWS} of {len(table)} rows; --out FILE writes all" if len(table) > ROWS else ""
+    return short.to_string(index=False) + more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -250,6 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         show(globals()[f"do_{args.command}"](args), args.json)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # the reader (`| head`) has seen enough; nothing is left to be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PhasescopeError as error:
         print(json.dumps(error.record()) if args.json else f"{error}", file=sys.stderr)

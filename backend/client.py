@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pandas as pd
 
 from backend import export
-from backend.errors import Broken, from_record
+from backend.errors import Broken, PhasescopeError, from_record
 from backend.settings import Settings
 
 TOKEN_FILE = "api.json"
@@ -33,10 +34,10 @@ def running_dashboard(settings: Settings) -> Remote | None:
     try:
         known = json.loads((settings.cache / TOKEN_FILE).read_text())
         remote = Remote(known["url"], known["token"])
-        remote.health()
-    except (OSError, ValueError, KeyError, httpx.HTTPError, Broken):
+        ours = "cache" in remote.health()  # said only to those whose token is right: not another cache's dashboard
+    except (OSError, ValueError, KeyError, TypeError, PhasescopeError):
         return None
-    return remote
+    return remote if ours else None
 
 
 class Remote:
@@ -52,16 +53,19 @@ class Remote:
         )
 
     def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        answer = self._http.request(method, path, **more)
+        asked = f"{method} {path}"
+        try:
+            answer = self._http.request(method, path, **more)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            found = f"the dashboard at {self.url} does not answer ({type(error).__name__})"
+            raise Broken(asked, found, "Start it again, or end it and use the cache directly") from None
         if answer.is_success:
             return answer
         try:
-            record = answer.json()
-        except ValueError:
-            raise Broken(
-                f"{method} {path}", f"the dashboard answered {answer.status_code}", "Look at its log"
-            ) from None
-        raise from_record(record)
+            raise from_record(dict(answer.json()))
+        except (ValueError, TypeError):
+            found = f"the dashboard answered {answer.status_code}"
+            raise Broken(asked, found, "Look at its log") from None
 
     def health(self) -> dict[str, Any]:
         """GET /health."""
@@ -81,7 +85,7 @@ class Remote:
 
     def run(self, name: str) -> dict[str, Any]:
         """GET /runs/NAME."""
-        return self._call("GET", f"/runs/{name}").json()
+        return self._call("GET", f"/runs/{quote(name, safe='')}").json()
 
     def open(self, spec: str, step: int | None = None) -> dict[str, Any]:
         """POST /models."""

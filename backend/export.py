@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,7 @@ def arrow(frame: pd.DataFrame) -> pa.Table:
 
 
 def _holds_arrays(column: pd.Series) -> bool:
-    return column.dtype == object and any(isinstance(v, np.ndarray) for v in column.head(1))
+    return column.dtype == object and any(isinstance(v, np.ndarray) for v in column)
 
 
 def to_bytes(frame: pd.DataFrame, form: str) -> bytes:
@@ -43,15 +45,35 @@ def to_bytes(frame: pd.DataFrame, form: str) -> bytes:
     if form == "csv":
         return _lists(frame, json.dumps).to_csv(index=False).encode()
     if form == "json":
-        return _lists(frame, lambda x: x).to_json(orient="records", double_precision=15).encode()
+        columns = [_plain(frame[name]) for name in frame]
+        rows = [dict(zip(frame.columns, row, strict=True)) for row in zip(*columns, strict=True)]
+        return json.dumps(rows, ensure_ascii=False, allow_nan=False).encode()
     raise BadInput(f"Format {form!r}", "not one we write", f"Use one of {', '.join(FORMATS)}")
 
 
 def _lists(frame: pd.DataFrame, dress: Callable[[list], Any]) -> pd.DataFrame:
     copy = frame.copy()
     for name in [c for c in frame if _holds_arrays(frame[c])]:
-        copy[name] = [None if v is None else dress(np.asarray(v).astype(float).tolist()) for v in frame[name]]
+        copy[name] = [None if v is None else dress(_finite(v)) for v in frame[name]]
     return copy
+
+
+def _plain(column: pd.Series) -> list[Any]:
+    """Return what JSON can say of a column: every digit of a number, null for a hole, NaN or infinity."""
+    if _holds_arrays(column):
+        return [None if v is None else _finite(v) for v in column]
+    if column.dtype.kind == "f":
+        return _finite(column.to_numpy())
+    if column.dtype.kind == "M":
+        return [None if pd.isna(v) else v.isoformat() for v in column]
+    return [None if v is None or v is pd.NA or v is pd.NaT or v != v else v for v in column.tolist()]
+
+
+def _finite(values: Any) -> list[Any]:
+    numbers = np.asarray(values)
+    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        return [v if math.isfinite(v) else None for v in numbers.astype(float).tolist()]
+    return (numbers.astype(float) if numbers.dtype.kind == "f" else numbers).tolist()
 
 
 def from_arrow(data: bytes) -> pd.DataFrame:
@@ -62,9 +84,32 @@ def from_arrow(data: bytes) -> pd.DataFrame:
 def write(frame: pd.DataFrame, path: str) -> None:
     """Write a table whole or not at all; the ending of the name chooses the format. Raises BadInput."""
     target = Path(path)
-    data = to_bytes(frame, target.suffix.lstrip("."))
+    data = to_bytes(frame, check_target(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise BadInput(f"Write {path}", _words(error), "Choose another file") from None
+
+
+def check_target(path: str) -> str:
+    """Return the format that a file's ending names. Raises BadInput where it cannot be written, before any work."""
+    target = Path(path)
+    form = target.suffix.lstrip(".").lower()
+    if form not in FORMATS:
+        raise BadInput(f"Write {path}", f"the ending {target.suffix!r} is not a format we write",
+                       f"End the name with one of {', '.join('.' + f for f in FORMATS)}")  # fmt: skip
+    if target.is_dir():
+        raise BadInput(f"Write {path}", "it is a folder", "Name a file")
     if not target.parent.is_dir():
         raise BadInput(f"Write {path}", "no such folder", "Make the folder first")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    if not os.access(target.parent, os.W_OK):
+        raise BadInput(f"Write {path}", "its folder may not be written", "Choose another folder")
+    return form
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

@@ -46,8 +46,24 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     env = os.environ if environ is None else environ
     given = {n: env[f"PHASESCOPE_{n.upper()}"] for n in Settings.model_fields if env.get(f"PHASESCOPE_{n.upper()}")}
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return _absolute(Settings(**given))  # type: ignore[arg-type]
     except ValueError as error:
         first = error.errors()[0]  # type: ignore[attr-defined]
         name = f"PHASESCOPE_{str(first['loc'][0]).upper()}"
-        raise BadInput(f"{name}={first['input']!r}", first["msg"], "Correct the variable or unset it") from None
+        field = str(first["loc"][0])
+        todo = f"It is the {Settings.model_fields[field].description}; correct or unset it"
+        raise BadInput(f"{name}={first['input']!r}", f"{first['msg']} ({_range(field)})", todo) from None
+
+
+def _absolute(settings: Settings) -> Settings:
+    """Folders are meant from where the command was given, wherever the process goes afterwards."""
+    folders = {n: getattr(settings, n).expanduser().absolute() for n in ("cache", "runs")}
+    return settings.model_copy(update=folders)
+
+
+def _range(field: str) -> str:
+    shape = Settings.model_json_schema()["properties"][field]
+    if "pattern" in shape:
+        return f"one of {shape['pattern'].strip('^$()').replace('|', ', ')}"
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to"}
+    return f"{shape['type']} " + " ".join(f"{w} {shape[k]}" for k, w in words.items() if k in shape)

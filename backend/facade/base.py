@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from backend import analyses as analyses_room
 from backend.contract import Analysis, Params, Recipe
@@ -58,8 +58,23 @@ def validated(model: type[Params], given: Mapping[str, Any], what: str) -> Param
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         known = ", ".join(model.model_fields) or "none"
-        todo = f"Params are: {known}" if first["type"] == "extra_forbidden" else "Correct it"
-        raise BadInput(f"{what}: {field}={first['input']!r}", first["msg"], todo) from None
+        todo = f"Params are: {known}" if first["type"] == "extra_forbidden" else allowed(model, field)
+        asked = f"{what}: {field}={first['input']!r}" if field else what
+        raise BadInput(asked, first["msg"].removeprefix("Value error, "), todo) from None
+
+
+LIMITS = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}",
+          "multipleOf": "in multiples of {}", "enum": "one of {}", "pattern": "like {}"}  # fmt: skip
+
+
+def allowed(model: type[BaseModel], field: str) -> str:
+    """Return the range of a field in words, such as `top_k is integer from 1 to 50`."""
+    shape = model.model_json_schema().get("properties", {}).get(field)
+    if shape is None:
+        return "Correct it"
+    forms = [f for f in shape.get("anyOf", [shape]) if f.get("type") != "null"]
+    limits = [words.format(f[key]) for f in forms for key, words in LIMITS.items() if key in f]
+    return " ".join([f"{field} is", *(str(f["type"]) for f in forms if "type" in f), *limits])
 
 
 def pick(known: Mapping[str, Any], name: str, what: str) -> Any:

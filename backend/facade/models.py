@@ -77,8 +77,9 @@ class Models(Base):
             or not self._as_set(kept[0])
         ):
             return None
-        note = f"Fidelity was measured at step {step} of this run"
-        notes = [*(n for n in kept[0]["notes"] if not n.startswith("Fidelity was measured")), note]
+        notes = list(kept[0]["notes"])
+        if not any(n.startswith("Fidelity was measured") for n in notes):  # else the sibling's own card was derived
+            notes.append(f"Fidelity was measured at step {step} of this run")
         print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
         return ModelCard(
             **{**kept[0], "step": located.step, "fingerprint": print_, "source": located.source, "notes": notes}

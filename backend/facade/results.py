@@ -61,6 +61,8 @@ class Results(Base):
     def thumbnails(self, key: str, column: str) -> tuple[list[dict[str, int]], Any]:
         """Return (parts, uint8 [n, rows, cols]): the small display copies of an array column."""
         found = self.store.arrays(key, f"{column}@display")
+        if not found:
+            raise NotFound(f"Display copies of {column} of {key}", "none are kept", "Compute the result again")
         return [b.part for b in found], np.stack([block(b) for b in found])
 
     def figure(self, key: str, name: str, chosen: Mapping[str, Any] | None = None) -> Any:
@@ -68,8 +70,18 @@ class Results(Base):
         record = self.record(key)
         asked = self._declaration(record)
         figure = pick(asked.figures, name, "Figure")
-        where = {a: int((chosen or {})[a]) for a in figure.choose if a in (chosen or {})}
+        where = self._where(asked, key, figure.choose, chosen or {})
         return figure.build(self.table(key, where, arrays=bool(figure.choose)), self._view(record, chosen))
+
+    def _where(
+        self, asked: Analysis, key: str, axes: Sequence[str], chosen: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """Return one part of a result; an axis that is not chosen takes its first value, so never all is read."""
+        where = {a: int(chosen[a]) for a in axes if a in chosen}
+        if len(where) < len(axes):
+            first = self.store.table(asked, key, where or None).head(1)
+            where = {a: int(where.get(a, first[a].iloc[0] if len(first) else 0)) for a in axes}
+        return where
 
     def _view(self, record: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> View:
         card = record["card"]

@@ -19,6 +19,8 @@ class Work(Base):
 
     def _job_changed(self, job: Any) -> None:
         self.store.put_job(job.record())
+        if job.kind == "train" and job.ended:
+            self.follower.poll()  # who waited for the job finds the run as it is now
 
     def _job_result(self, job: Any, output: Any) -> None:
         if job.kind == "analysis":
@@ -67,14 +69,18 @@ class Work(Base):
     ) -> dict[str, Any]:
         """Start (or resume) a training run as a job. Returns {run, job}. Raises BadInput for params or a taken name."""
         asked = self.recipe(recipe)
-        given = validated(asked.params, params, asked.title).model_dump(mode="json")
+        checked = validated(asked.params, params, asked.title)
+        given = checked.model_dump(mode="json", exclude_unset=resume)  # a default is not said against the run's own
         folder = (
             Path(run_dir)
             if run_dir
             else self.settings.runs / (self._run_name(name) if name else self._free_name(recipe, given))
         )
-        if not resume and (folder / "run.json").exists():
+        written = (folder / "run.json").exists()
+        if not resume and (written or self._training_into(folder)):
             raise BadInput(f"Train into {folder.name}", "a run of that name exists", "Choose another name or resume it")
+        if resume and not written:
+            raise NotFound(f"Resume {folder.name}", f"there is no run in {folder}", "Correct the folder")
         payload = {"recipe": recipe, "params": given, "run_dir": str(folder), "resume": resume}
         job = self.engine.submit("train", canonical_hash({"train": str(folder)}), f"Train {folder.name}", payload)
         return {"run": folder.name, "job": self._job_record(job)}
@@ -90,6 +96,9 @@ class Work(Base):
         base = f"{recipe}-seed{params.get('seed', 0)}"
         taken = {p.name for p in self.settings.runs.glob("*")} | {r["name"] for r in self.runs()}
         return next(n for n in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if n not in taken)
+
+    def _training_into(self, folder: Path) -> bool:
+        return any(Path(j["payload"]["run_dir"]) == folder for j in self._training().values())
 
     def _training(self) -> dict[str, dict[str, Any]]:
         """Return {run: job} of the training that waits or runs."""
@@ -124,6 +133,8 @@ class Work(Base):
 
     def run(self, name: str) -> dict[str, Any]:
         """Return one run's record. Raises NotFound with the known names."""
+        if all(r["name"] != name for r in self.runs()):
+            self.follower.poll()  # it may have been written just now
         return pick({r["name"]: r for r in self.runs()}, name, "Run")
 
     def metrics(self, run: str, names: Sequence[str] | None = None, points: int = 2000) -> pd.DataFrame:
