@@ -40,7 +40,7 @@ CREATE TABLE arrays (
 );
 CREATE TABLE tokenizers (hash VARCHAR, data BLOB USING COMPRESSION uncompressed);
 CREATE TABLE models (
-  spec VARCHAR, step BIGINT, signature VARCHAR, config_signature VARCHAR, card VARCHAR, tokenizer VARCHAR,
+  spec VARCHAR, step BIGINT, signature VARCHAR, card VARCHAR, tokenizer VARCHAR,
   last_used TIMESTAMP
 );
 CREATE TABLE runs (name VARCHAR, folder VARCHAR, info VARCHAR, folder_offset BIGINT, created TIMESTAMP);

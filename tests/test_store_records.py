@@ -25,8 +25,8 @@ def card(spec, step=None, **more):
 def test_models_are_kept_by_spec_and_step(tmp_path):
     store = Store.open(tmp_path, ROOMY)
     big = {"kind": "hf", "json": "x" * 3_000_000}
-    store.put_model(card("run:a", 1), "s1", "c")
-    store.put_model(card("run:a", 2, tokenizer=big), "s2", "c")
+    store.put_model(card("run:a", 1), "s1")
+    store.put_model(card("run:a", 2, tokenizer=big), "s2")
     store.put_model(card("dir:b"), "s3")
     store.put_model(card("dir:b", n_layers=5), "s4")
     store.close()
@@ -34,8 +34,6 @@ def test_models_are_kept_by_spec_and_step(tmp_path):
     assert store.model("run:a", 2) == (card("run:a", 2, tokenizer=big), "s2")
     assert store.model("dir:b", None) == (card("dir:b", n_layers=5), "s4")
     assert store.model("run:a", None) is None and store.model("dir:b", 1) is None
-    assert store.model_of_run("run:a", "c")["step"] == 2
-    assert store.model_of_run("run:a", "other") is None and store.model_of_run("dir:b", "") is None
     store.touch_model("run:a", 1)
     models = store.models()
     assert models["spec"].tolist() == ["run:a", "dir:b", "run:a"] and models["n_layers"].tolist() == [2, 5, 2]

@@ -24,11 +24,11 @@ class Records(Tokenizers):
 
     # ------------------------------------------------------------ models
 
-    def put_model(self, card: dict, signature: str, config_signature: str = "") -> None:
-        """Keep the card of an opened model (its spec and step name it) beside the signatures of its files."""
+    def put_model(self, card: dict, signature: str) -> None:
+        """Keep the card of an opened model (its spec and step name it) beside the signature of its files."""
         plain, tokenizer = self._split_card(card)
-        row = [card["spec"], card.get("step"), signature, config_signature, as_json(plain), tokenizer, now()]
-        sql = "INSERT INTO models (spec, step, signature, config_signature, card, tokenizer, last_used) VALUES"
+        row = [card["spec"], card.get("step"), signature, as_json(plain), tokenizer, now()]
+        sql = "INSERT INTO models (spec, step, signature, card, tokenizer, last_used) VALUES"
 
         def work(cursor: Any) -> None:
             cursor.execute(f"DELETE FROM models WHERE {SAME_MODEL}", row[:2])
@@ -40,13 +40,6 @@ class Records(Tokenizers):
         """Return (card, signature), or None."""
         rows = self._rows(f"SELECT card, tokenizer, signature FROM models WHERE {SAME_MODEL}", [spec, step])
         return (self._join_card(json.loads(rows[0][0]), rows[0][1]), rows[0][2]) if rows else None
-
-    def model_of_run(self, spec: str, config_signature: str) -> dict | None:
-        """Return the card, last used first, of a model of `spec` at any step with this config, or None."""
-        sql = ("SELECT card, tokenizer FROM models WHERE spec = ? AND config_signature = ? AND config_signature <> ''"
-               " ORDER BY last_used DESC LIMIT 1")
-        rows = self._rows(sql, [spec, config_signature])
-        return self._join_card(json.loads(rows[0][0]), rows[0][1]) if rows else None
 
     def models(self) -> pd.DataFrame:
         """Return [spec, step, last_used, sizes ...] of opened models, last used first."""

@@ -19,7 +19,7 @@ CREATE TABLE arrays (
 
 CREATE TABLE tokenizers (hash VARCHAR, data BLOB USING COMPRESSION uncompressed);
 CREATE TABLE models (
-  spec VARCHAR, step BIGINT, signature VARCHAR, config_signature VARCHAR, card VARCHAR, tokenizer VARCHAR, last_used TIMESTAMP
+  spec VARCHAR, step BIGINT, signature VARCHAR, card VARCHAR, tokenizer VARCHAR, last_used TIMESTAMP
 );
 
 -- folder_offset: bytes of metrics.jsonl already here; committed with the rows they made
