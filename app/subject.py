@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import theme, url, widgets
+from app import url, widgets
 from app.asking import finish
 from app.links import link
 from backend.contract import Prompt, parse_spec
@@ -68,7 +68,7 @@ def default_model(runs: dict[str, Any], house: Any) -> str:
 def _model_picker(house: Any, runs: dict[str, Any], spec: str) -> None:
     opened = house.models()
     facts = {
-        r.spec: f"{r.n_layers} layers x {r.n_heads} heads, {theme.count(r.n_params)} parameters"
+        r.spec: f"{r.n_layers} x {r.n_heads} heads"
         for r in opened.itertuples()
     }
     options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))

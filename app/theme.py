@@ -175,8 +175,12 @@ CSS = """
   [data-testid="stSidebar"][data-collapsed="false"] { width: 240px !important; min-width: 240px !important; }
   [data-testid="stMetricValue"] { font-size: 1.05rem; }
   /* maps need the width: their columns stand below each other */
-  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) { flex-wrap: wrap; }
-  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box) > [data-testid="stColumn"] { min-width: 100%; }
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, [data-testid="stForm"],
+    [data-testid="stDataFrame"]) { flex-wrap: wrap; }
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, [data-testid="stForm"],
+    [data-testid="stDataFrame"]) > [data-testid="stColumn"] { min-width: 100%; }
+  .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 46%; }
 }
 .ps-row { display: flex; flex-wrap: wrap; gap: 0.35rem; align-items: center; }
 .ps-badge { display: inline-block; padding: 0.05rem 0.5rem; border-radius: 0.6rem; font-size: 0.78rem; line-height: 1.5;

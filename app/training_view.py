@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import streamlit as st
@@ -39,7 +40,7 @@ def run_list(house: Any) -> list[str]:
 
 def start_form(house: Any) -> None:
     """A form made from the recipe's params; starting shows the run at once."""
-    with st.expander("Start a run", icon=":material/play_arrow:", expanded=True):
+    with st.expander("Start a run", icon=":material/play_arrow:", expanded=not url.get("runs")):
         recipes = house.recipes()
         name = url.bound(
             st.selectbox,
@@ -101,27 +102,23 @@ def _live(house: Any, chosen: list[str], axis: str, busy: bool) -> None:
 def _run_row(house: Any, name: str, state: str) -> None:
     known = {r["name"]: r for r in house.runs()}
     run, job = known.get(name), house.job_of_run(name)
-    columns = st.columns([5, 1, 3], vertical_alignment="center")
-    with columns[0]:
-        kind = {"running": "accent", "finished": "good", "failed": "bad"}.get(state, "neutral")
-        words = [f"<b>{name}</b>", theme.badge(state, kind)]
-        if run:
-            words += [
-                theme.badge(f"step {theme.count(run['last_step'])}"),
-                theme.badge(f"{len(run['checkpoints'])} checkpoints"),
-            ]
-            words += [theme.badge("shipped example")] if run.get("shipped") else []
-        if job and job["state"] == "running":
-            words.append(theme.badge(f"{job['progress']:.0%}"))
-        st.html('<div class="ps-row">' + " ".join(words) + "</div>")
-    if job:
-        columns[1].button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=house.cancel, args=(job["id"],))
-    elif run and _resumable(run, state):
-        with columns[1]:
+    kind = {"running": "accent", "finished": "good", "failed": "bad"}.get(state, "neutral")
+    words = [f"<b>{html.escape(name)}</b>", theme.badge(state, kind)]
+    if run:
+        words += [theme.badge(f"step {theme.count(run['last_step'])}")]
+        words += [theme.badge(f"{len(run['checkpoints'])} checkpoints")]
+        words += [theme.badge("shipped example")] if run.get("shipped") else []
+    words += [theme.badge(f"{job['progress']:.0%}")] if job and job["state"] == "running" else []
+    st.html('<div class="ps-row">' + " ".join(words) + "</div>")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if job:
+            st.button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=house.cancel, args=(job["id"],))
+        elif run and _resumable(run, state):
             _resume_button(house, name)
-    if run and run["checkpoints"]:
-        with columns[2]:
+        if run and run["checkpoints"]:
             _open_at(name, run["checkpoints"])
+    if run and run.get("error") and not job:
+        st.caption(f":material/error: {run['error']}")
 
 
 def _resumable(run: dict[str, Any], state: str) -> bool:

@@ -49,7 +49,8 @@ def category_axis(
     is the label alone, which must then be unique.
     """
     shown = [label(x) for x in labels]
-    unique = [f"{i} {x}" if numbered and x != str(i) else x for i, x in enumerate(shown)]
+    # plotly takes a tick 0 for the category "0" where there is one, wherever it stands: no category may be a number
+    unique = [f"{i} {x}" if numbered and x != str(i) else f"\u200b{x}" for i, x in enumerate(shown)]
     ticks = tick_positions(len(shown))
     return unique, {
         "type": "category", "title": {"text": title}, "tickmode": "array", "tickvals": ticks,
