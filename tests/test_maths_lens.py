@@ -75,3 +75,10 @@ def test_the_last_layer_has_no_kl_to_itself_in_float32():
     last = logits(words=5000).float()
     got = lens.readout(last, lens.final_of(last), last.argmax(-1), top_k=1)
     assert got.kl_to_final.max() <= 1e-6 and (got.target_rank == 0).all()
+
+
+def test_reading_in_pieces_changes_nothing(read, monkeypatch):
+    layer, last, targets, whole = read
+    monkeypatch.setattr(lens, "PIECE_BYTES", 2 * 43 * 8)  # two rows, and one left over
+    for a, b in zip(whole, lens.readout(layer, lens.final_of(last), targets, top_k=5), strict=True):
+        torch.testing.assert_close(a, b)

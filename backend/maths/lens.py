@@ -37,6 +37,9 @@ def final_of(logits: Tensor) -> Final:
     return Final(probs, -torch.linalg.vecdot(probs, log_probs))
 
 
+PIECE_BYTES = 2 * 2**20  # logits read at once: temporaries stay in the CPU's cache, and cost no fresh memory pages
+
+
 def readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readout:
     """Return the top k tokens, entropy, KL(final || layer) and the targets' place, in one log-softmax.
 
@@ -44,6 +47,15 @@ def readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readou
     pass instead of two, and the last layer's own KL is exactly 0. Rounding below 0 is cut to 0.
     Args: logits [n, d_vocab_out], targets [n] token ids.
     """
+    step = len(logits)
+    if logits.device.type == "cpu":
+        step = max(1, PIECE_BYTES // (logits.element_size() * logits.shape[-1]))
+    pieces = [_readout(logits[s], Final(final.probs[s], final.entropy[s]), targets[s], top_k)
+              for s in (slice(i, i + step) for i in range(0, len(logits), step))]
+    return Readout(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readout:
     top_ids = logits.topk(top_k, dim=-1).indices
     target_logit = logits.gather(-1, targets[:, None])
     target_rank = (logits > target_logit).sum(-1)
