@@ -48,7 +48,8 @@ def native_run(folder: Path, config: dict[str, Any] = NATIVE) -> Path:
     from backend.models import bridge
 
     (folder / "checkpoints").mkdir(parents=True)
-    state = {name: (3 if t.ndim > 1 else 1) * t.contiguous() for name, t in bridge.build_native(config, seed=1).state_dict().items()}
+    made = bridge.build_native(config, seed=1).state_dict()
+    state = {name: (3 if t.ndim > 1 else 1) * t.contiguous() for name, t in made.items()}
     save_file(state, folder / "checkpoints" / "step_00000000.safetensors")
     (folder / "run.json").write_text(json.dumps({"model": {"kind": "native", "config": config}}))
     return folder
