@@ -26,6 +26,7 @@ from backend.models import registry
 from backend.runs import recipes
 
 TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume")
+DEFECT = "This is a defect; `python -X dev -m backend ...` shows where it happened"
 ROWS = 200  # shown of a table; --out writes all
 ENDED = ("done", "failed", "cancelled", "interrupted")
 
@@ -296,6 +297,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        told = Broken(f"Command {args.command}", f"{type(error).__name__}: {error}", DEFECT)
+        print(json.dumps(told.record()) if args.json else f"{told}", file=sys.stderr)
         return 1
 
 

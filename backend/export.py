@@ -102,9 +102,9 @@ def check_target(path: str) -> str:
     if form not in FORMATS:
         raise BadInput(f"Write {path}", f"the ending {target.suffix!r} is not a format we write",
                        f"End the name with one of {', '.join('.' + f for f in FORMATS)}")  # fmt: skip
-    if target.is_dir():
+    if os.path.isdir(target):  # not Path.is_dir, which raises for a name that is too long
         raise BadInput(f"Write {path}", "it is a folder", "Name a file")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise BadInput(f"Write {path}", "no such folder", "Make the folder first")
     if not os.access(target.parent, os.W_OK):
         raise BadInput(f"Write {path}", "its folder may not be written", "Choose another folder")

@@ -101,7 +101,10 @@ def test_the_same_request_computes_once_and_gives_the_same_numbers(house: Backen
 # ---------------------------------------------------------------- the key
 
 
-def key(house: Backend, card: dict[str, Any], subject: Any = PROMPT, analysis: str = "logit_lens", **params: Any) -> str:
+def key(
+    house: Backend, card: dict[str, Any], subject: Any = PROMPT, analysis: str = "logit_lens", **params: Any
+) -> str:
+    """The key of asking the logit lens, or another analysis."""
     return house.request(analysis, card, subject, params).key
 
 
@@ -211,7 +214,8 @@ def nudge(file: Path) -> None:
 
 def test_equal_checkpoints_at_two_steps_are_one_result(house: Backend, place: Path) -> None:
     folder = run_folder(place / "runs" / "still", steps=(0,))
-    shutil.copy(folder / "checkpoints" / "step_00000000.safetensors", folder / "checkpoints" / "step_00000050.safetensors")
+    files = folder / "checkpoints"
+    shutil.copy(files / "step_00000000.safetensors", files / "step_00000050.safetensors")
     first, later = card_of(house, "run:still", 0), card_of(house, "run:still", 50)
     assert (first["step"], later["step"]) == (0, 50)
     kept = computed(house, "attention", first)
@@ -304,8 +308,8 @@ def test_a_model_that_cannot_is_said(house: Backend) -> None:
 
 def test_prompts_that_do_not_fit_the_model(house: Backend) -> None:
     card = card_of(house, "run:toy", 10)
-    for text, ids, words in [("", "", "no tokenizer"), ("hello", None, "no tokenizer"), ("", "1,99", "vocabulary 0..19"),
-                             ("", ",", "there are none"), ("", "1," * 17, "too long by 1"), ("", "x", "no number"),
+    for text, ids, words in [("", "", "no tokenizer"), ("hello", None, "no tokenizer"), ("", ",", "there are none"),
+                             ("", "1,99", "vocabulary 0..19"), ("", "1," * 17, "too long by 1"), ("", "x", "no number"),
                              ("", [3, -1], "vocabulary")]:  # fmt: skip
         with pytest.raises(PhasescopeError, match=words):
             house.prompt(card, text, ids)
