@@ -48,8 +48,12 @@ def parser() -> argparse.ArgumentParser:
     _run_parser(commands)
     _train_parser(commands)
     for sub in commands.choices.values():
-        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for machines")
+        _json_flag(sub)
     return top
+
+
+def _json_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON for machines")
 
 
 def _run_parser(commands: Any) -> None:
@@ -86,6 +90,7 @@ def _train_parser(commands: Any) -> None:
 
 
 def _flags(sub: argparse.ArgumentParser, params: type[Params]) -> None:
+    _json_flag(sub)
     for name, field in params.model_fields.items():
         flag = f"param-{name}" if name in TAKEN else name
         names = sorted({f"--{flag}", f"--{flag.replace('_', '-')}"})
@@ -192,7 +197,7 @@ def _from_here(spec: str) -> str:
     """Return the spec with an absolute path: the dashboard works in another folder."""
     parsed = parse_spec(spec)
     path = Path(parsed.place).expanduser()
-    if parsed.scheme == "hub" or (parsed.scheme == "run" and not (os.sep in parsed.place and path.is_dir())):
+    if parsed.scheme == "hub" or (parsed.scheme == "run" and not (os.sep in parsed.place and os.path.isdir(path))):
         return spec
     return str(parsed.model_copy(update={"place": str(path.absolute())}))
 

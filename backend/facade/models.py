@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import ModelCard, Prompt, canonical_hash, parse_spec
+from backend.contract import ModelCard, ModelSpec, Prompt, canonical_hash, parse_spec
+from backend.errors import BadInput
 from backend.facade.base import Base
 from backend.models import fingerprints, registry, tokens
 
@@ -18,7 +19,7 @@ class Models(Base):
     def open(self, spec: str, step: int | None = None) -> dict[str, Any]:
         """Return {state: "kept", card} where the weights are known as they lie now, else start the opening job."""
         parsed = parse_spec(spec, step)
-        located = registry.locate(parsed, self.settings)
+        located = self._located(parsed)
         card = self._known_card(located)
         if card is not None:
             return {"state": "kept", "card": card.model_dump(), "job": None}
@@ -43,7 +44,14 @@ class Models(Base):
 
     def card(self, spec: str, step: int | None = None) -> ModelCard | None:
         """Return the card of an opened model whose weights have not changed since, or None."""
-        return self._known_card(registry.locate(parse_spec(spec, step), self.settings))
+        return self._known_card(self._located(parse_spec(spec, step)))
+
+    def _located(self, spec: ModelSpec) -> registry.Located:
+        try:
+            return registry.locate(spec, self.settings)
+        except (OSError, ValueError) as error:  # no permission, a name too long, a zero byte
+            words = getattr(error, "strerror", None) or str(error)
+            raise BadInput(f"Model {str(spec)[:80]!r}", words.lower(), "Check the path and who may read it") from None
 
     def _known_card(self, located: Any) -> ModelCard | None:
         kept = self.store.model(str(located.spec), located.step)

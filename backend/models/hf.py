@@ -24,6 +24,7 @@ def load_folder(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> tup
 
     asked = f"Folder {folder.name!r}"
     _known(config, asked)
+    _quiet()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", local_files_only=True, use_safetensors=True,
@@ -47,6 +48,14 @@ def from_config(config: dict[str, Any], state: dict[str, torch.Tensor], dtype: t
         raise _sentence(asked, error) from None
     weights.fit(model, state, asked)
     return model
+
+
+def _quiet() -> None:
+    """Keep the library's bars and reports off stderr: what they say becomes a note, or the one sentence."""
+    from transformers.utils import logging as library
+
+    library.disable_progress_bar()
+    library.set_verbosity_error()
 
 
 def _known(config: dict[str, Any], asked: str) -> None:

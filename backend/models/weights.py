@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,9 @@ def read_torch(path: Path) -> Any:
     """
     asked = f"File {path.name}"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles: what is wrong becomes the one sentence below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not zipfile.is_zipfile(path) and "Unsupported global" not in str(error) and "Weights only" not in str(error):
             raise BadInput(asked, "truncated or no torch file", "Copy or download the file again") from None
