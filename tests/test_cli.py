@@ -267,7 +267,7 @@ def bad_models(place: Path) -> list[tuple[str, str]]:
         (f"dir:{bad / 'hole'}", "is missing"), (f"dir:{bad}/{'x' * 300}", "no such folder|too long"),
         ("hub:no/body", "the hub cannot be reached.*dir:PATH"), ("hub:a/b/c", "not a name of the hub"),
         (f"nanogpt:{bad / 'evil.pt'}", "would run pickled code"), (f"nanogpt:{bad / 'none.pt'}", "no such file"),
-        (f"tl:{bad / 'evil_zip.pt'}", "would run pickled code"), (f"tl:{bad / 'noise.pt'}", "no torch file"),
+        (f"tl:{bad / 'evil_zip.pt'}", "would run pickled code"), (f"tl:{bad / 'noise.pt'}", "torch file|pickled"),
         (f"tl:{bad / 'nothing'}", "no such file or folder"), (f"nanogpt:{bad / 'other.pt'}", "no nanoGPT checkpoint"),
     ]  # fmt: skip
 

@@ -310,7 +310,8 @@ def test_prompts_that_do_not_fit_the_model(house: Backend) -> None:
     card = card_of(house, "run:toy", 10)
     for text, ids, words in [("", "", "no tokenizer"), ("hello", None, "no tokenizer"), ("", ",", "there are none"),
                              ("", "1,99", "vocabulary 0..19"), ("", "1," * 17, "too long by 1"), ("", "x", "no number"),
-                             ("", [3, -1], "vocabulary")]:  # fmt: skip
+                             ("", [3, -1], "vocabulary"), ("", [[1]], "no number"), ("", [1.5], "no number"),
+                             ("", [True], "no number")]:  # fmt: skip
         with pytest.raises(PhasescopeError, match=words):
             house.prompt(card, text, ids)
     assert house.prompt(card, "", [3, 4]).tokens == (3, 4) == house.prompt(card, "", "3 4").tokens

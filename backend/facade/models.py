@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -108,8 +109,15 @@ class Models(Base):
     def prompt(self, card: Mapping[str, Any], text: str = "", ids: Sequence[int] | str | None = None) -> Prompt:
         """Make a Prompt of a text or of token ids. Raises BadInput where it is empty, too long or out of vocabulary."""
         if ids:
-            found = tokens.parse_ids(ids if isinstance(ids, str) else " ".join(map(str, ids)), card["d_vocab"])
+            found = tokens.parse_ids(ids if isinstance(ids, str) else _spaced(ids), card["d_vocab"])
         else:
             found = self.tokenizer(card).encode(text)
         tokens.check_length(found, card["n_ctx"])
         return Prompt(tokens=tuple(found), text=text)
+
+
+def _spaced(ids: Sequence[int]) -> str:
+    odd = [i for i in ids if not isinstance(i, Integral) or isinstance(i, bool)]
+    if odd:
+        raise BadInput("The token ids", f"{str(odd[0])[:20]!r} is no number", "Give whole numbers such as 5, 17, 3")
+    return " ".join(map(str, ids))
