@@ -312,6 +312,9 @@ def test_params_and_files_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureF
     refused(capsys, ["run", "attention", "--model", f"dir:{tmp_path}", "--step", "all"], "no config.json|no weights")
     refused(capsys, ["run", "attention", "--model", f"dir:{tmp_path}", "--step", "3"], "only a run has steps")
     assert [p.name for p in tmp_path.iterdir()] == ["folder.csv"]
+    unseen = ["run", "logit_lens", "--model", "run:toy", "--tokens", "7,7,7"]
+    refused(capsys, [*unseen, "--out", "t.xlsx"], "End the name")
+    assert answered(capsys, unseen)["results"][0]["how"] == "computed", "a target is looked at before the work"
 
 
 def test_step_all_needs_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
