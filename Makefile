@@ -13,7 +13,7 @@ setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt
 	@if command -v uv >/dev/null 2>&1 && [ -z "$$PHASESCOPE_NO_UV" ]; then \
-	  uv venv --quiet --allow-existing --python 3.11 .venv && uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-dev.txt; \
+	  uv venv --quiet --allow-existing --python '>=3.11' .venv && uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-dev.txt; \
 	else \
 	  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; python3 is older"; exit 1; }; \
 	  python3 -m venv .venv && .venv/bin/pip install --quiet -r requirements-dev.txt; \

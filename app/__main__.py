@@ -42,7 +42,7 @@ def main() -> int:
     os.environ |= {"PHASESCOPE_CACHE": str(chosen.cache), "PHASESCOPE_RUNS": str(chosen.runs)}  # absolute, before:
     os.chdir(settings.ROOT)  # streamlit reads .streamlit/config.toml from here
     print(f"Phasescope: http://localhost:{chosen.port}", flush=True)  # noqa: T201
-    uvicorn.run("app.server:app", host="127.0.0.1", port=chosen.port, log_level="warning")
+    uvicorn.run("app.server:app", host="127.0.0.1", port=chosen.port, log_level="warning", access_log=False)
     return 0
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import theme, url, widgets
 from app.charts import WORDS, curves
-from app.links import link
+from app.links import PAGES, link
 from backend.errors import PhasescopeError
 
 FIRST = ("loss", "second_copy_accuracy", "induction_score", "previous_token_score")
@@ -136,14 +136,12 @@ def _resume_button(house: Any, name: str) -> None:
 
 
 def _open_at(name: str, checkpoints: list[int]) -> None:
-    clicked = st.session_state.get(f"clicked:{name}")
-    step = min(checkpoints, key=lambda s: abs(s - clicked)) if clicked is not None else checkpoints[-1]
-    link(
-        "attention",
-        label=f"Attention at step {step}",
-        icon="grid_on",
-        query={"model": f"run:{name}", "step": str(step), "layer": "1"},
-    )
+    step = checkpoints[-1]
+    link("attention", label=f"Attention at step {step}", icon="grid_on", query=_at(name, step))
+
+
+def _at(name: str, step: int) -> dict[str, str]:
+    return {"model": f"run:{name}", "step": str(step), "layer": "1"}
 
 
 def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
@@ -153,28 +151,24 @@ def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
     for i, metric in enumerate(ordered):
         with columns[i % 2]:
             _chart(frames, metric, axis)
-    if more:
-        with st.expander(f"More: {', '.join(WORDS.get(m, (m,))[0] for m in more)}"):
-            for metric in more:
+    names = ", ".join(WORDS.get(m, (m,))[0].lower() for m in more)
+    if more and st.toggle(f"More charts: {names}", key="more-charts"):
+        for i, metric in enumerate(more):
+            with columns[i % 2]:
                 _chart(frames, metric, axis)
 
 
 def _chart(frames: dict[str, Any], metric: str, axis: str) -> None:
+    """Draw one metric; a click on a point opens Attention at the checkpoint nearest to its step."""
     event = st.plotly_chart(
         curves(frames, metric, axis), key=f"chart:{metric}", on_select="rerun", selection_mode="points"
     )
     for point in event["selection"]["points"] if event else []:
         custom = point.get("customdata")
-        name = (
-            next(iter(custom.values()))
-            if isinstance(custom, dict)
-            else (custom[0] if isinstance(custom, list) else custom)
-        )
-        seen = (metric, name, point["x"])
-        if name in frames and st.session_state.get("last-click") != seen:
-            st.session_state["last-click"] = seen
-            st.session_state[f"clicked:{name}"] = int(point["x"])
-            st.rerun()
+        values = list(custom.values()) if isinstance(custom, dict) else custom
+        name = values[0] if isinstance(values, list) else values
+        if name in frames:
+            st.switch_page(PAGES / "attention.py", query_params=_at(name, int(point["x"])))
 
 
 def _thinned(frames: dict[str, Any]) -> None:

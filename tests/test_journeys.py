@@ -26,7 +26,11 @@ EXAMPLE = "run:induction-demo"
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
     """The dashboard as `make run` starts it, with a cache and runs of its own."""
     folder = tmp_path_factory.mktemp("journeys")
-    env = {"PHASESCOPE_CACHE": str(folder / "cache"), "PHASESCOPE_RUNS": str(folder / "runs"), "PHASESCOPE_WORKERS": "2"}
+    env = {
+        "PHASESCOPE_CACHE": str(folder / "cache"),
+        "PHASESCOPE_RUNS": str(folder / "runs"),
+        "PHASESCOPE_WORKERS": "2",
+    }
     with browser.serve([sys.executable, "-m", "app"], folder / "log", env=env) as server:
         token = json.loads((folder / "cache" / "api.json").read_text())["token"]
         server.api = httpx.Client(  # type: ignore[attr-defined]
@@ -60,11 +64,26 @@ def clean(page: Any) -> None:
     assert browser.errors(page) == []
 
 
-def canvas(page: Any, component: str = "heads") -> Any:
-    """The first canvas of a component, once it is drawn."""
-    found = page.locator("canvas").first
+def canvas(page: Any) -> Any:
+    """The canvas of all heads, once it is drawn and the page is at rest."""
+    found = page.locator(".psc-cells")
     found.wait_for(timeout=40_000)
+    browser.wait_ready(page, 60)
+    found.wait_for()
     return found
+
+
+def address(page: Any) -> str:
+    """The address as the browser shows it now (page.url lags behind while nobody calls Playwright)."""
+    return page.evaluate("() => location.href")
+
+
+def rest(page: Any, url: str, **more: Any) -> Any:
+    """Open a page and wait until its script has run and what it drew can be clicked."""
+    opened = page(url, **more)
+    opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=30_000)
+    browser.wait_ready(opened, 60)
+    return opened
 
 
 @pytest.mark.parametrize("width", [1440, 800])
@@ -82,20 +101,23 @@ def test_every_page_opens_clean(house: Any, page: Any, name: str, width: int) ->
 
 
 def test_open_the_shipped_run_scrub_and_look(house: Any, page: Any) -> None:
-    opened = page(house.url)
+    opened = rest(page, house.url)
     opened.get_by_role("link", name="Open attention").click()
     canvas(opened)
-    assert "/attention" in opened.url and "model=run%3Ainduction-demo" in opened.url
-    before = opened.evaluate("() => document.querySelector('canvas').toDataURL()")
-    opened.locator(".st-key-step-back button").last.click()
-    until(lambda: re.search(r"step=\d+", opened.url), "the step in the address")
-    step = int(re.search(r"step=(\d+)", opened.url).group(1))  # type: ignore[union-attr]
-    until(lambda: opened.evaluate("() => document.querySelector('canvas')?.toDataURL()") not in (None, before), "new weights")
+    assert "/attention" in address(opened) and "model=run%3Ainduction-demo" in address(opened)
+    before = opened.evaluate("() => document.querySelector('.psc-cells').toDataURL()")
+    opened.locator(".st-key-step-back button:visible").click()
+    until(lambda: re.search(r"step=\d+", address(opened)), "the step in the address")
+    step = int(re.search(r"step=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
+    until(
+        lambda: opened.evaluate("() => document.querySelector('.psc-cells')?.toDataURL()") not in (None, before),
+        "new weights",
+    )
     kept = house.api.get("/results", params={"analysis": "attention"}).json()
     assert step in [r["step"] for r in kept]
-    again = page(opened.url)  # the address alone restores the view
+    again = page(address(opened))  # the address alone restores the view
     canvas(again)
-    assert f"step={step}" in again.url
+    assert f"step={step}" in address(again)
     clean(again)
 
 
@@ -104,12 +126,12 @@ def test_a_click_on_a_head_enlarges_it_and_stays_in_the_address(house: Any, page
     grid = canvas(opened)
     box = grid.bounding_box()
     opened.mouse.click(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.8)
-    until(lambda: "layer=1" in opened.url, "the layer in the address")
-    head = re.search(r"head=(\d)", opened.url)
+    until(lambda: "layer=1" in address(opened), "the layer in the address")
+    head = re.search(r"head=(\d)", address(opened))
     assert head and opened.get_by_text(f"Layer 1, head {head.group(1)}").count()
     opened.get_by_role("link", name="Logit lens").click()
     opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=40_000)
-    until(lambda: "layer=1" in opened.url, "the subject carried to the next page")
+    until(lambda: "layer=1" in address(opened), "the subject carried to the next page")
     clean(opened)
 
 
@@ -120,18 +142,20 @@ def test_circuitsvis_draws_offline(house: Any, page: Any) -> None:
 
 
 def test_train_live_stop_resume(house: Any, page: Any) -> None:
-    opened = page(f"{house.url}/training")
+    opened = rest(page, f"{house.url}/training")
     opened.get_by_role("button", name="Start training").click()
-    until(lambda: "runs=induction-seed" in opened.url, "the new run in the address")
-    run = re.search(r"runs=([^&]+)", opened.url).group(1)  # type: ignore[union-attr]
+    until(lambda: "runs=induction-seed" in address(opened), "the new run in the address")
+    run = re.search(r"runs=([^&]+)", address(opened)).group(1)  # type: ignore[union-attr]
 
     def loss() -> list[float]:
-        traces = "() => [...document.querySelectorAll('.js-plotly-plot')].map(d => [d.layout.title.text, d.data[0].x.length])"
+        """Points in the chart of the loss; plotly puts the title into <b>."""
+        traces = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
+            d => [d.layout.title.text.replace(/<[^>]*>/g, ''), (d.calcdata || [[]])[0].length])"""
         return [n for title, n in opened.evaluate(traces) if title == "Loss"]
 
     first = until(loss, "the first point", 90)[0]
     until(lambda: (loss() or [0])[0] > first, "the chart to move", 90)
-    other = page(opened.url)  # a second tab shows the same run
+    other = page(address(opened))  # a second tab shows the same run
     until(lambda: other.get_by_text("running").count(), "the second tab")
     opened.get_by_role("button", name="Stop").click()
     until(lambda: house.api.get(f"/runs/{run}").json()["state"] == "stopped", "the run to stop")
@@ -142,10 +166,25 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     assert len(steps) == len(set(steps)), "a step was logged twice"
     opened.get_by_role("link", name=re.compile("Attention at step")).click()
     canvas(opened)
-    assert f"model=run%3A{run}" in opened.url
+    assert f"model=run%3A{run}" in address(opened)
     clean(opened)
     for job in jobs(house, kind="train"):
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
+
+
+def test_a_click_on_a_step_opens_attention_there(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/training?runs=induction-demo")
+    opened.locator(".js-plotly-plot .scatterlayer .point").first.wait_for(timeout=30_000)
+    browser.wait_ready(opened)
+    opened.locator(".js-plotly-plot .scatterlayer .point").nth(10).click(force=True)
+    until(lambda: "/attention" in address(opened), "the attention page")
+    canvas(opened)
+    step = int(re.search(r"step=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
+    steps = house.api.get("/runs/induction-demo").json()["checkpoints"]
+    assert f"{steps.index(min(steps, key=lambda s: abs(s - step))) + 1} of {len(steps)}" in opened.inner_text(
+        ".st-key-subject-bar"
+    )
+    clean(opened)
 
 
 def test_new_points_are_visible_within_two_seconds(house: Any, page: Any) -> None:
@@ -160,7 +199,7 @@ def test_new_points_are_visible_within_two_seconds(house: Any, page: Any) -> Non
     for step in range(1, 6):
         start = time.monotonic()
         run.log(step, loss=4.0 - step / 10)
-        seen = f"() => document.querySelector('.js-plotly-plot')?.data[0].x.length >= {step + 1}"
+        seen = f"() => document.querySelector('.js-plotly-plot')?.calcdata[0].length >= {step + 1}"
         opened.wait_for_function(seen, timeout=20_000, polling=50)
         delays.append(time.monotonic() - start)
     run.finish()
@@ -170,10 +209,10 @@ def test_new_points_are_visible_within_two_seconds(house: Any, page: Any) -> Non
 def test_open_a_local_folder(house: Any, page: Any) -> None:
     folder = house.folder / "tiny-llama"
     tiny_models.hugging_face("llama").save_pretrained(folder)
-    opened = page(f"{house.url}/models")
-    opened.get_by_label("Where").fill(str(folder))
-    opened.get_by_label("Where").press("Enter")
-    opened.get_by_role("button", name="Open", exact=True).click()
+    opened = rest(page, f"{house.url}/models")
+    opened.get_by_role("textbox", name="Where").fill(str(folder))
+    opened.get_by_role("textbox", name="Where").press("Enter")
+    opened.get_by_test_id("stBaseButton-primary").click()
     opened.get_by_text("hooked = plain within").wait_for(timeout=60_000)
     assert opened.get_by_text("2 key-value").count()
     browser.screenshot(opened, "model-card")
@@ -198,7 +237,7 @@ def test_a_failing_job_tells_its_story_and_can_be_tried_again(house: Any, page: 
     (folder / "config.json").write_text(json.dumps({**config, "n_embd": 48}))
     opened = page(f"{house.url}/models?model=dir:{folder}")
     opened.locator(".ps-problem").first.wait_for(timeout=60_000)
-    assert "48" in opened.locator(".ps-problem").first.inner_text()
+    assert "where the config says" in opened.locator(".ps-problem").first.inner_text()
     browser.screenshot(opened, "failed-job")
     failed = jobs(house, state="failed", kind="open")[0]
     listed = page(f"{house.url}/jobs?job={failed['id']}")
@@ -226,10 +265,10 @@ def test_a_killed_worker_is_survived_and_told(house: Any, page: Any) -> None:
 
 
 def test_reload_in_the_middle_of_a_job(house: Any, page: Any) -> None:
-    opened = page(f"{house.url}/training")
-    opened.get_by_label("Name").fill("reloaded")
+    opened = rest(page, f"{house.url}/training")
+    opened.get_by_role("textbox", name="Name").fill("reloaded")
     opened.get_by_role("button", name="Start training").click()
-    until(lambda: "runs=reloaded" in opened.url, "the run in the address")
+    until(lambda: "runs=reloaded" in address(opened), "the run in the address")
     opened.reload()
     browser.wait_ready(opened)
     until(lambda: opened.locator('[data-testid="stMain"]').get_by_text("reloaded").count(), "the run after the reload")
@@ -262,7 +301,10 @@ def test_results_open_and_export(house: Any, page: Any, tmp_path: Path) -> None:
 
 
 def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> None:
-    started = [house.api.post("/runs", json={"recipe": "induction", "params": {"steps": 5000, "seed": s}}).json()["job"] for s in (7, 8)]
+    started = [
+        house.api.post("/runs", json={"recipe": "induction", "params": {"steps": 5000, "seed": s}}).json()["job"]
+        for s in (7, 8)
+    ]
     until(lambda: len(jobs(house, kind="train", state="running")) == 2, "both workers to be busy", 90)
     opened = page(f"{house.url}/attention?model={EXAMPLE}&step=200")
     quick = []
