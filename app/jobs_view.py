@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import asking, theme, url, widgets
 from app.links import link
+from backend.contract import canonical_hash
 from backend.errors import PhasescopeError
 
 STATES = ("queued", "running", "done", "failed", "cancelled", "interrupted")
@@ -50,7 +51,12 @@ def job_table(house: Any) -> None:
         st.caption("None ended this way.")
         return
     picked = st.dataframe(
-        rows, hide_index=True, on_select="rerun", selection_mode="single-row", key=f"ended:{wanted}", height=300
+        rows,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"ended:{canonical_hash([j['id'] for j in ended])}",
+        height=min(35 * (len(rows) + 1) + 3, 330),
     )
     chosen = picked["selection"]["rows"]
     if chosen and chosen[0] < len(ended) and ended[chosen[0]]["id"] != url.get("job"):

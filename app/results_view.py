@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import asking, theme, url, widgets
 from backend import export
+from backend.contract import canonical_hash
 from backend.errors import PhasescopeError
 
 MIME = {
@@ -24,11 +25,17 @@ def result_list(house: Any) -> None:
     left, right = st.columns([1, 2])
     with left:
         analysis = url.bound(
-            st.selectbox, "Analysis", "analysis", options=[None, *house.analyses()], format_func=lambda n: n or "all"
+            st.selectbox,
+            "Analysis",
+            "analysis",
+            fallback="",
+            options=["", *house.analyses()],
+            format_func=lambda n: n or "all",
         )
     with right:
         text = url.bound(st.text_input, "Find", "find", fallback="", placeholder="model, prompt, parameter, key")
-    found = house.results(analysis, text)
+    # opening a result uses it: an order by last use would move the rows under the selection
+    found = house.results(analysis, text).sort_values("created", ascending=False, ignore_index=True)
     if not len(found):
         widgets.empty_state(
             "Nothing kept" + (" that fits" if text or analysis else " yet"),
@@ -54,8 +61,8 @@ def result_list(house: Any) -> None:
         hide_index=True,
         on_select="rerun",
         selection_mode="multi-row",
-        height=260,
-        key=f"results:{analysis}:{text}",
+        height=min(35 * (len(rows) + 1) + 3, 330),
+        key=f"results:{canonical_hash(list(found['key']))}",  # other rows: another selection
     )
     keys = [found.iloc[i]["key"] for i in picked["selection"]["rows"] if i < len(found)]
     total = house.count_results(analysis, text)

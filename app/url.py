@@ -60,7 +60,7 @@ FIELDS: dict[str, Field] = {
     "job": Field(str),
     "find": Field(str, default=""),
     "figure": Field(str),
-    "analysis": Field(str),
+    "analysis": Field(str, default=""),
     "params": Field(str),
     "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
     "recipe": Field(str),

@@ -58,7 +58,7 @@ with left:
                 "model": short_name(r.spec),
                 "spec": r.spec,
                 "layers x heads": f"{r.n_layers} x {r.n_heads}",
-                "parameters": r.n_params,
+                "parameters": theme.count(r.n_params),
                 "last used": theme.ago(r.last_used),
             }
             for r in opened.drop_duplicates("spec").itertuples()
@@ -71,7 +71,7 @@ with left:
             "model": short_name(f"run:{r['name']}"),
             "spec": f"run:{r['name']}",
             "layers x heads": "",
-            "parameters": None,
+            "parameters": "",
             "last used": "",
         }
         for r in backend.runs()
