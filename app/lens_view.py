@@ -56,7 +56,9 @@ def lens_grid(house: Any, key: str, bar: Bar) -> None:
     event = st.plotly_chart(figure, key=f"lens:{key}:{url.get('colour')}", on_select="rerun", selection_mode="points")
     points = event["selection"]["points"] if event else []
     position = _position(points[0].get("customdata")) if points else None
-    if position is not None and position != url.get("pos") and 0 <= position < len(bar.labels):
+    picked = (key, points[0].get("point_index")) if points else None
+    if position is not None and picked != st.session_state.get("lens-pick") and 0 <= position < len(bar.labels):
+        st.session_state["lens-pick"] = picked  # a selection stays with the chart: it counts once, the strip may follow
         url.put(pos=position)
 
 

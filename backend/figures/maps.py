@@ -75,9 +75,10 @@ def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str]) 
     """
     if len(columns) * len(rows) > CLICKABLE:
         return []
-    cells = [(r, c) for r in range(len(rows)) for c in range(len(columns))]
-    return [go.Scatter(
-        x=[columns[c] for _, c in cells], y=[rows[r] for r, _ in cells], customdata=cells, text=list(words),
+    row, column = (axis.ravel() for axis in np.indices((len(rows), len(columns))))
+    return [go.Scatter(  # arrays, not lists: plotly looks at every item of a list
+        x=np.array(columns, object)[column], y=np.array(rows, object)[row], text=np.array(words, object),
+        customdata=np.stack([row, column], 1),
         mode="markers", marker={"symbol": "square", "size": 14, "color": "rgba(0,0,0,0.004)"}, showlegend=False,
         hovertemplate="%{text}<extra></extra>", name="cells",
     )]
