@@ -12,7 +12,7 @@ from app import theme, widgets
 from app.links import link
 from backend.errors import PhasescopeError
 
-PATIENCE = 3.0  # s a page waits in place for a job before it lets a fragment watch
+PATIENCE = 10.0  # s a page waits in place for a job, interruptible by any click, before it lets a fragment watch
 ENDED = ("done", "failed", "cancelled", "interrupted")
 LONG = 10.0  # s expected above which nothing starts without a click
 
@@ -24,10 +24,12 @@ def answer(
     subject: Any,
     params: Mapping[str, Any] | None = None,
     start: bool | None = None,
+    patience: float = PATIENCE,
 ) -> str | None:
     """Return the key of the kept result; where there is none, compute it and show how it goes (then None).
 
-    `start=None` computes at once unless it is expected to take long; False waits for the button.
+    `start=None` computes at once unless it is expected to take long; False waits for the button. What stands below on
+    the page waits up to `patience` s: give a small one where it need not.
     """
     try:
         request = house.request(analysis, card, subject, params or {})
@@ -41,7 +43,7 @@ def answer(
         if last is None:
             return request.key
         again = lambda: house.ask(analysis, card, subject, params)  # noqa: E731
-        return request.key if finish(house, last, again) else None
+        return request.key if finish(house, last, again, patience) else None
     except PhasescopeError as error:
         widgets.error_panel(error)
         return None
@@ -55,12 +57,12 @@ def _may_start(house: Any, analysis: str, key: str, start: bool | None) -> bool:
     return st.button(f"Compute{words}", type="primary", key=f"compute:{key}")
 
 
-def finish(house: Any, job: dict[str, Any], again: Callable[[], Any]) -> bool:
+def finish(house: Any, job: dict[str, Any], again: Callable[[], Any], patience: float = PATIENCE) -> bool:
     """Show a job until it has ended; True when it is done. Waits a little in place, then lets a fragment watch."""
     place = st.container()
     job = house.job(job["id"])
     if job["state"] not in ENDED:
-        job = _wait_here(house, job, place)
+        job = _wait_here(house, job, place, patience)
     if job["state"] == "done":
         return True
     with place:
@@ -78,9 +80,9 @@ def _retry(house: Any, job: dict[str, Any], again: Callable[[], Any]) -> None:
         again()
 
 
-def _wait_here(house: Any, job: dict[str, Any], place: Any) -> dict[str, Any]:
+def _wait_here(house: Any, job: dict[str, Any], place: Any, patience: float) -> dict[str, Any]:
     """Wait in short slices; each redraw is a point where a click of the user may interrupt."""
-    patience = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     job = house.wait(job["id"], 0.12)
     if job["state"] in ENDED:
         return job
@@ -88,7 +90,7 @@ def _wait_here(house: Any, job: dict[str, Any], place: Any) -> dict[str, Any]:
         shown = st.empty()
         with shown.container():
             bar = _progress_row(house, job, "here")
-        while job["state"] not in ENDED and time.monotonic() < patience:
+        while job["state"] not in ENDED and time.monotonic() < end:
             job = house.wait(job["id"], 0.06)
             bar.progress(min(job["progress"], 1.0), text=words(job))
         shown.empty()

@@ -27,7 +27,8 @@ with right:
 with left:
     grid(backend, key, bar, before, (layer, head))
     st.markdown("##### Scores per head", help="Mean over this prompt, and on repeated random tokens with their null.")
-    score_key = before or asking.answer(backend, "head_scores", bar.card, Weights())
+    # slow for a large model, and the rest of the page does not wait for it
+    score_key = before or asking.answer(backend, "head_scores", bar.card, Weights(), patience=0.5)
     scores_table(backend, key, score_key)
     if score_key and not before:
         st.rerun()  # the labels on the thumbnails are known now
