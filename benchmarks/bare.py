@@ -1,19 +1,20 @@
 """The bare library beside the app: build a model of GPT-2's shape, and time `run_with_cache` on it, one thread.
 
 `python -m benchmarks.bare build FOLDER SHAPE` writes random weights without a tokenizer, so prompts are token ids;
-`python -m benchmarks.bare time FOLDER LENGTH N` prints {"attention": [s, ...], "logit_lens": [s, ...]} as JSON.
-Run apart from the app, so that what it holds in memory or warms up is not the app's.
+`python -m benchmarks.bare serve FOLDER LENGTH` answers each line, `attention` or `logit_lens`, with the seconds that
+one new random prompt took. It is as nice as the app's workers are, so that a busy machine slows both alike.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+NICE = 7  # as backend/jobs/dask_worker.py
 SHAPES: dict[str, dict[str, int]] = {
     "gpt2-shape": {},  # transformers' defaults: 12 layers of 12 heads, d_model 768, 50 257 tokens, 124 M parameters
     "tiny": {"n_layer": 2, "n_head": 4, "n_embd": 64, "vocab_size": 500, "n_positions": 256},
@@ -29,13 +30,14 @@ def build(folder: Path, shape: str) -> None:
     GPT2LMHeadModel(GPT2Config(**SHAPES[shape])).save_pretrained(folder)
 
 
-def measure(folder: Path, length: int, n: int) -> dict[str, list[float]]:
-    """Time what each page's numbers need of the library at least, a new random prompt each time."""
+def serve(folder: Path, length: int) -> None:
+    """Time what each page's numbers need of the library at least."""
     import torch
     from transformers import GPT2LMHeadModel
 
     from backend.models import bridge
 
+    os.nice(NICE)
     torch.set_num_threads(1)
     view = bridge.hook_view(GPT2LMHeadModel.from_pretrained(folder).eval())
     layers = range(view.cfg.n_layers)
@@ -50,10 +52,11 @@ def measure(folder: Path, length: int, n: int) -> dict[str, list[float]]:
         for name in residuals:
             bridge.unembed(view, cache[name])
 
-    draw = torch.Generator().manual_seed(1)
+    known, draw = {"attention": attention, "logit_lens": logit_lens}, torch.Generator().manual_seed(1)
     with torch.no_grad():
-        return {work.__name__: [_seconds(work, torch.randint(0, view.cfg.d_vocab, (1, length), generator=draw))
-                                for _ in range(n + 2)][2:] for work in (attention, logit_lens)}  # fmt: skip
+        for line in sys.stdin:
+            tokens = torch.randint(0, view.cfg.d_vocab, (1, length), generator=draw)
+            print(_seconds(known[line.strip()], tokens), flush=True)  # noqa: T201
 
 
 def _seconds(work: Callable[[Any], None], tokens: Any) -> float:
@@ -63,8 +66,8 @@ def _seconds(work: Callable[[Any], None], tokens: Any) -> float:
 
 
 if __name__ == "__main__":
-    what, where, *rest = sys.argv[1:]
+    what, where, last = sys.argv[1:]
     if what == "build":
-        build(Path(where), rest[0])
+        build(Path(where), last)
     else:
-        print(json.dumps(measure(Path(where), *map(int, rest))))  # noqa: T201
+        serve(Path(where), int(last))

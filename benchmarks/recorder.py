@@ -19,6 +19,7 @@ import numpy as np
 from backend.runs.follow import Follower, RunFolder
 from backend.runs.recorder import Recorder
 from backend.store.store import Store
+from benchmarks.table import head, line
 
 WRITER = """
 import sys, time
@@ -34,7 +35,7 @@ run.finish()
 def row(what: str, seconds: list[float], unit: float = 1e6, name: str = "us") -> None:
     """Print one line: p50, p95 and the largest."""
     p50, p95 = np.percentile(seconds, [50, 95]) * unit
-    print(f"{what:<58}{p50:10.1f}{p95:10.1f}{max(seconds) * unit:10.1f}  {name}")
+    line(what, *(f"{v:.1f} {name}" for v in (p50, p95, max(seconds) * unit)))
 
 
 def timed(work, times: int) -> list[float]:
@@ -75,8 +76,8 @@ def steps(folder: Path) -> None:
         row("training step + log() of 21 metrics", logged, 1e3, "ms")
         calls = timed(lambda i: run.log(1000 + i, values), 300)
         share = np.median(calls) / np.median(bare)
-        print(f"{'log() at every step, share of a step (medians)':<58}{share:10.2%}")
-        print(f"{'log() every 20 steps, as the recipe does':<58}{share / 20:10.3%}")
+        line("log() at every step, share of a step (medians)", f"{share:.2%}", "", "")
+        line("log() every 20 steps, as the recipe does", f"{share / 20:.3%}", "", "")
         row("measuring the 21 metrics (the recipe itself)", timed(lambda _: training.measure(), 30), 1e3, "ms")
         row("checkpoint(), weights (186 kB, fsync)", timed(lambda i: run.checkpoint(i, training.model), 30), 1e3, "ms")
         row("checkpoint(), weights + optimiser + random state", timed(lambda i: training.keep(run, i), 30), 1e3, "ms")
@@ -111,7 +112,7 @@ def reading(folder: Path) -> None:
     while (chunk := reader.read(offset)).offset != offset:
         offset, n = chunk.offset, n + len(chunk.rows)
     seconds = time.perf_counter() - began
-    print(f"{'reading metrics.jsonl':<58}{n / seconds / 1e3:10.0f} k rows/s ({offset / 1e6:.0f} MB, {n} rows)")
+    line(f"reading metrics.jsonl ({offset / 1e6:.0f} MB, {n} rows)", f"{n / seconds / 1e3:.0f} k rows/s", "", "")
     for i in range(100):
         Recorder(folder / "many" / f"r{i}").finish()
     store = Store.open(folder / "cache-many", 1 << 30)
@@ -123,7 +124,7 @@ def reading(folder: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    print(f"{'':<58}{'p50':>10}{'p95':>10}{'max':>10}")
+    head("what", "p50", "p95", "max")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         overhead(folder)

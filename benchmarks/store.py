@@ -18,6 +18,7 @@ import pandas as pd
 from backend import tables
 from backend.contract import Analysis, Axis, Params, Prompt, Request, Result, Value
 from backend.store.store import Store
+from benchmarks.table import head, line
 
 REPEATS = 40
 BATCH = 10_000  # rows of one append: what a follower finds in a busy run
@@ -28,7 +29,7 @@ ROWS_PER_RUN = len(SCALARS) * LONG + len(HEADS) * SHORT
 
 def main() -> None:
     sizes = [int(float(a)) for a in sys.argv[1:]] or [1_000_000, 10_000_000]
-    print(f"{'what':<58}{'p50 ms':>9}{'p95 ms':>9}  note")
+    head("what", "p50 ms", "p95 ms", "note")
     for rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
             metrics(Path(folder), max(1, rows // ROWS_PER_RUN))
@@ -68,7 +69,7 @@ def metrics(folder: Path, n_runs: int) -> None:
     total = n_runs * ROWS_PER_RUN
     shown(f"{total:.0e} metric rows: append of {BATCH} (durable)", spent, f"{total / sum(spent) / 1e6:.2f} M rows/s")
     store.close()
-    print(f"{'':<58}{'':>9}{'':>9}  {store.disk_bytes() / 1e6:.0f} MB on disk")
+    line("on disk", "", "", f"{store.disk_bytes() / 1e6:.0f} MB")
     store = Store.open(folder, 10**12)
     ask(store, n_runs, rng, f"{total:.0e}")
     store.close()
@@ -171,7 +172,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def shown(name: str, spent: list[float], note: str = "") -> None:
     p50, p95 = np.percentile(np.array(spent) * 1e3, [50, 95])
-    print(f"{name:<58}{p50:>9.2f}{p95:>9.2f}  {note}", flush=True)
+    line(name, f"{p50:.2f}", f"{p95:.2f}", note)
 
 
 if __name__ == "__main__":
