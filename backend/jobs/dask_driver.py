@@ -24,7 +24,8 @@ from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 WATCH = 0.5  # seconds between two looks at the connection
-PATIENCE = 5.0  # seconds that one attempt to connect may take
+PATIENCE = 5.0  # seconds that one attempt to connect to a remote scheduler may take
+PATIENCE_HERE = 30.0  # to our own: it lives, or we know; on a busy machine giving up early would restart it for ever
 
 
 class DaskDriver:
@@ -78,7 +79,8 @@ class DaskDriver:
 
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told by `said`
         address = self._cluster.start() if self._cluster else self.settings.scheduler
-        self._client = Client(address, timeout=PATIENCE, set_as_default=False, name="phasescope",
+        patience = PATIENCE_HERE if self._cluster else PATIENCE
+        self._client = Client(address, timeout=patience, set_as_default=False, name="phasescope",
                               security=self._security())
         if self._closing.is_set():  # `close` did not wait for us
             _quietly(self._client.close, timeout=1)
