@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 
 from app import asking, house, url, widgets
-from app.subject import Bar, subject_bar
-from backend.contract import Analysis, Prompt, Weights
+from app.subject import Bar, begin
+from backend.contract import Analysis, Weights
 
 
 def page(one: Analysis) -> Any:
@@ -23,19 +23,12 @@ def page(one: Analysis) -> Any:
 def render(backend: Any, name: str) -> None:
     """Draw the page of the analysis `name`."""
     one = backend.analysis(name)
-    st.markdown(f"### {one.title}")
-    st.caption(one.asks)
-    prompt = one.subject is Prompt
-    bar = subject_bar(backend, prompt=prompt)
-    reason = one.unfit(bar.card["capabilities"])
-    if reason:
-        widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
-        return
+    bar = begin(backend, name, one.asks)
     left, right = st.columns([3, 1])
     with right:
         params = form(one)
     with left:
-        key = asking.answer(backend, one.name, bar.card, bar.subject if prompt else Weights(), params)
+        key = asking.answer(backend, one.name, bar.card, bar.subject or Weights(), params)
         if key:
             figures(backend, one, key, bar)
     if key:

@@ -34,6 +34,19 @@ class Bar:
     checkpoints: list[int] = field(default_factory=list)
 
 
+def begin(house: Any, analysis: str, caption: str) -> Bar:
+    """Draw heading, caption and bar of an analysis' page; stop it with the reason where the model is unfit."""
+    one = house.analysis(analysis)
+    st.markdown(f"### {one.title}")
+    st.caption(caption)
+    bar = subject_bar(house, prompt=one.subject is Prompt)
+    reason = one.unfit(bar.card["capabilities"])
+    if reason:
+        widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
+        st.stop()
+    return bar
+
+
 def subject_bar(house: Any, prompt: bool = True) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page."""
     runs = {f"run:{r['name']}": r for r in house.runs() if r["checkpoints"]}

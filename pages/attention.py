@@ -2,19 +2,13 @@
 
 import streamlit as st
 
-from app import asking, house, url, widgets
+from app import asking, house, url
 from app.attention_view import grid, large_head, scores_table, through_training
-from app.subject import subject_bar
+from app.subject import begin
 from backend.contract import Weights
 
 backend = house.backend()
-st.markdown("### Attention")
-st.caption("Where does each head look? All heads at a glance; click one to see it large.")
-bar = subject_bar(backend)
-reason = backend.analysis("attention").unfit(bar.card["capabilities"])
-if reason:
-    widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
-    st.stop()
+bar = begin(backend, "attention", "Where does each head look? All heads at a glance; click one to see it large.")
 key = asking.answer(backend, "attention", bar.card, bar.subject)
 if key is None:
     st.stop()

@@ -2,18 +2,14 @@
 
 import streamlit as st
 
-from app import asking, house, url, widgets
+from app import asking, house, url
 from app.lens_view import cell_details, lens_grid, target_picker
-from app.subject import subject_bar
+from app.subject import begin
 
 backend = house.backend()
-st.markdown("### Logit lens")
-st.caption("What would the model predict if it stopped after each layer? Each cell is the top token there.")
-bar = subject_bar(backend)
-reason = backend.analysis("logit_lens").unfit(bar.card["capabilities"])
-if reason:
-    widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
-    st.stop()
+bar = begin(
+    backend, "logit_lens", "What would the model predict if it stopped after each layer? Each cell: the top token."
+)
 main, side = st.columns([5, 1], gap="medium")
 with side:
     target = target_picker(backend, bar)
