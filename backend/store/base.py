@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from backend.errors import Broken
-from backend.store.writer import Writer, said
+from backend.store.damage import Damage
+from backend.store.writer import Writer
 
 #: whole numbers and truth values stay what they are where some are NULL
 NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -25,6 +26,7 @@ class Base:
 
     _con: duckdb.DuckDBPyConnection
     _writer: Writer
+    _damage: Damage
     tensors: Path
     budget_bytes: int
 
@@ -38,7 +40,7 @@ class Base:
         try:
             yield cursor
         except duckdb.Error as error:
-            raise said(error, "Read the cache") from error
+            raise self._damage.said(error, "Read the cache") from error
         finally:
             cursor.close()
 

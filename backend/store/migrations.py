@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from backend.store.damage import is_damage
+
 APP = "phasescope"
 SCHEMA = 2
 SCHEMA_SQL = Path(__file__).with_name("schema.sql")
@@ -28,7 +30,9 @@ def schema_version(con: Any) -> int | None:
     try:
         meta = dict(con.execute("SELECT name, value FROM meta").fetchall())
         return int(meta["schema"]) if meta.get("app") == APP else None
-    except Exception:  # a stranger's table of the same name may hold anything
+    except Exception as error:  # a stranger's table of the same name may hold anything
+        if is_damage(error):
+            raise
         return None
 
 

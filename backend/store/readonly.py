@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from backend.errors import BadInput
 from backend.store.base import Base, frame_of
+from backend.store.damage import is_damage
 
 EXPLAIN = re.compile(r"\s*explain(\s+analyze)?(\s*\([^)]*\))?\s+", re.IGNORECASE)
 SECONDS = 30.0  # after which a statement is stopped
@@ -34,6 +35,8 @@ class ReadOnly(Base):
             try:
                 return _run(cursor, sql, limit)
             except duckdb.Error as error:
+                if is_damage(error):
+                    raise  # no fault of the statement: `_reading` says so
                 raise _refused(error, seconds) from None
             finally:
                 clock.cancel()

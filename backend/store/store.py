@@ -13,6 +13,7 @@ import duckdb
 
 from backend.errors import Broken
 from backend.store import blobs
+from backend.store.damage import FOUND, Damage, is_damage
 from backend.store.locking import Lock
 from backend.store.metrics import Metrics
 from backend.store.opening import NAME, open_file
@@ -30,7 +31,8 @@ class Store(Results, Records, Metrics, ReadOnly):
         self.cache, self.tensors, self.budget_bytes = cache, cache / "tensors", budget_bytes
         self.notices = notices
         self._lock, self._con = lock, con
-        self._writer = Writer(con)
+        self._damage = Damage(cache, notices)
+        self._writer = Writer(con, self._damage)
         self._touched, self._tokenizers = {}, {}
         self._closing = threading.Lock()
         self._closed = False
@@ -48,12 +50,27 @@ class Store(Results, Records, Metrics, ReadOnly):
         except OSError as error:
             raise Broken(f"Open the cache {cache}", str(error), "Correct the folder or set PHASESCOPE_CACHE") from None
         try:
-            con, notices = open_file(cache)
-            store = cls(cache, budget_bytes, lock, con, notices)
+            for _ in range(2):  # at most one file is set aside for what the sweep finds
+                store = cls._swept(cache, budget_bytes, lock)
+                if store is not None:
+                    return store
+            raise Broken(f"Open the cache {cache}", f"{FOUND}, and so is the new one", "Check the disk")
         except BaseException:
             lock.release()
             raise
-        store._sweep()
+
+    @classmethod
+    def _swept(cls, cache: Path, budget_bytes: int, lock: Lock) -> Store | None:
+        """Return the store, swept; None where sweeping met damage, which is marked: the next try sets it aside."""
+        con, notices = open_file(cache)
+        store = cls(cache, budget_bytes, lock, con, notices)
+        try:
+            store._sweep()
+        except BaseException:
+            store._disconnect()
+            if not store._damage.noticed:
+                raise
+            return None
         return store
 
     def close(self) -> None:
@@ -62,10 +79,30 @@ class Store(Results, Records, Metrics, ReadOnly):
             if self._closed:
                 return
             self._closed = True
+            try:
+                self._finish()
+            finally:
+                self._disconnect()
+                self._lock.release()
+
+    def _finish(self) -> None:
+        """Write what waits and fold the log into the file; a damaged file is left as it is."""
+        if self._damage.noticed:
+            return
+        try:
             self._flush_touched()
             self._writer.close()
-            self._con.close()
-            self._lock.release()
+            self._con.execute("CHECKPOINT")
+        except duckdb.Error as error:  # the log is whole: the next open reads it
+            if is_damage(error):
+                self._damage.notice(error)
+        except Broken:
+            if not self._damage.noticed:
+                raise
+
+    def _disconnect(self) -> None:
+        self._writer.close()
+        self._con.close()
 
     def disk_bytes(self) -> int:
         """Return the bytes on disk: the DuckDB file, its log and the tensors."""
@@ -74,5 +111,5 @@ class Store(Results, Records, Metrics, ReadOnly):
 
     def _sweep(self) -> None:
         kept = {path for (path,) in self._rows("SELECT path FROM arrays WHERE path IS NOT NULL")}
-        blobs.sweep(self.tensors, kept)
         self._writer.run(sweep_tokenizers)
+        blobs.sweep(self.tensors, kept)  # last: a file that proves damaged keeps all its tensors

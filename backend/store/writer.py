@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 
 from backend.errors import Broken
+from backend.store.damage import Damage
 
 
 class Item:
@@ -25,8 +26,8 @@ class Item:
 class Writer:
     """Drain a queue of writes into transactions on a cursor of its own."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection):
-        self._cursor = con.cursor()
+    def __init__(self, con: duckdb.DuckDBPyConnection, damage: Damage):
+        self._cursor, self._damage = con.cursor(), damage
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
@@ -92,7 +93,7 @@ class Writer:
         except BaseException as error:
             self._roll_back()
             for item in batch:
-                item.done.set_exception(said(error, "Write to the cache"))
+                item.done.set_exception(self._damage.said(error, "Write to the cache"))
             return
         for item in batch:
             item.done.set_result(answer)
@@ -100,11 +101,3 @@ class Writer:
     def _roll_back(self) -> None:
         with contextlib.suppress(duckdb.Error):  # a failed COMMIT has already rolled back
             self._cursor.execute("ROLLBACK")
-
-
-def said(error: BaseException, asked: str) -> BaseException:
-    """Return DuckDB's errors in the house's words, others as they are."""
-    if not isinstance(error, duckdb.Error):
-        return error
-    first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-    return Broken(asked, first, "Free disk space if it is full, else restart; deleting cache/ costs only time")
