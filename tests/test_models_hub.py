@@ -146,6 +146,23 @@ def test_a_download_brings_no_code_and_tells_its_progress(hub_server: list[str],
     assert hub_server == [], "a cached model needs no network"
 
 
+def test_room_for_a_model_is_made_once_its_size_is_known(
+    hub_server: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the download nothing is known; counted as 0 it would be opened beside the first one."""
+    from tests.test_models_resident import Watched
+
+    size = opened(f"dir:{tmp_path / 'served'}").card.memory_bytes
+    resident, told = Watched(int(size * 1.5), monkeypatch), []
+    resident.get(parse_spec(f"dir:{tmp_path / 'served'}"), settings(tmp_path))
+    spec = parse_spec("hub:someone/tiny")
+    model = resident.get(spec, settings(tmp_path), lambda f, w: told.append((f, w)))
+    assert resident.at_load == [[], []] and [c["spec"] for c in resident.contents()] == [str(spec)]
+    assert [f for f, _ in told] == sorted(f for f, _ in told) and told[-1] == (1.0, "Open")
+    assert max(f for f, w in told if w.startswith("Downloading")) == pytest.approx(0.7)
+    assert resident.get(spec, settings(tmp_path)) is model and len(resident.at_load) == 2
+
+
 def test_a_download_can_be_cancelled(hub_server: list[str], tmp_path: Path) -> None:
     def cancel(fraction: float, words: str) -> None:
         if words.startswith("Downloading"):

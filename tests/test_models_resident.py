@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from backend.contract import parse_spec
 from backend.errors import NotFound
+from backend.models import load
 from backend.models.bridge import build_native
-from backend.models.resident import Resident, resident_for
-from tests.models_support import NATIVE, opened, run_folder, settings
+from backend.models.registry import locate
+from backend.models.resident import Resident, _expected_bytes, resident_for
+from tests.models_support import NATIVE, hf_folder, opened, run_folder, settings
+from tests.test_models_nanogpt import checkpoint
 
 
 @pytest.fixture
@@ -87,3 +91,50 @@ def test_threads_share_one_model(runs: Path) -> None:
 def test_one_per_process_with_the_settings_budget(runs: Path) -> None:
     one = resident_for(settings(runs, model_memory_gb=1.5))
     assert one is resident_for(settings(runs, model_memory_gb=2)) and one.budget_bytes == 2_000_000_000
+
+
+class Watched(Resident):
+    """Notes what it holds whenever a load begins."""
+
+    def __init__(self, budget_bytes: int, monkeypatch: pytest.MonkeyPatch):
+        super().__init__(budget_bytes)
+        self.at_load: list[list[str]] = []
+        real = load.open_model
+
+        def open_model(*args: Any) -> Any:
+            self.at_load.append(held(self))
+            return real(*args)
+
+        monkeypatch.setattr(load, "open_model", open_model)
+
+
+def test_room_is_made_before_the_load(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models at once, even for the time of a load, are what the budget forbids."""
+    size = opened("run:a", runs).card.memory_bytes
+    resident, with_ = Watched(int(size * 1.5), monkeypatch), settings(runs)
+    resident.get(parse_spec("run:a"), with_)
+    resident.get(parse_spec("run:b"), with_)
+    assert resident.at_load == [[], []] and held(resident) == ["run:b"]
+
+
+def test_a_folder_of_16_bits_opened_in_32_is_expected_whole(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by its file it would seem to fit beside the first one."""
+    hf_folder(runs / "whole", "gpt2")
+    narrow = hf_folder(runs / "narrow", "gpt2")
+    tensors = {n: t.bfloat16() for n, t in load_file(narrow / "model.safetensors").items()}
+    save_file(tensors, narrow / "model.safetensors", {"format": "pt"})
+    size = opened(f"dir:{runs / 'whole'}").card.memory_bytes
+    resident, with_ = Watched(int(size * 1.75), monkeypatch), settings(runs)
+    resident.get(parse_spec(f"dir:{runs / 'whole'}"), with_)
+    model = resident.get(parse_spec(f"dir:{narrow}"), with_)
+    assert model.card.memory_bytes == size and resident.at_load[1] == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_what_is_expected_is_what_is_taken(runs: Path, dtype: str) -> None:
+    with_ = settings(runs, dtype=dtype)
+    checkpoint(runs)
+    specs = [f"dir:{hf_folder(runs / 'gpt2', 'gpt2', shard='40KB')}", "run:a", f"nanogpt:{runs}"]
+    for spec, most in zip(specs, (1.0, 1.0, 2.5), strict=True):  # a torch file does not say how wide its numbers are
+        taken = opened(spec, runs, dtype=dtype).card.memory_bytes
+        assert 0.95 * taken <= _expected_bytes(locate(parse_spec(spec), with_), with_) <= most * taken

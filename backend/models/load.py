@@ -18,6 +18,8 @@ from backend.models.model import LoadedModel
 from backend.models.registry import Located
 from backend.settings import Settings
 
+DOWNLOAD = 0.7  # share of an opening's progress that a download may fill
+
 
 @dataclass
 class Opened:
@@ -37,8 +39,8 @@ def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = 
     tell, began = progress or (lambda fraction, words: None), time.perf_counter()
     located = registry.locate(spec, settings)
     if located.remote:
-        located = registry.hub_folder(spec, hub.download(spec, lambda f, w: tell(0.7 * f, w)))
-    tell(0.7, f"Reading {located.source}")
+        located = registry.hub_folder(spec, hub.download(spec, lambda f, w: tell(DOWNLOAD * f, w)))
+    tell(DOWNLOAD, f"Reading {located.source}")
     with weights.on_device(f"Model {str(spec)!r}"):
         opened = SOURCES[located.kind](located, getattr(torch, settings.dtype))
         opened.bare.to(device(settings))  # not its dtype: that would round the rotary tables, which stay float32

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from backend.contract import ModelSpec, Progress
-from backend.models import load, registry
+from backend.errors import PhasescopeError
+from backend.models import fingerprints, hub, load, registry
 from backend.models.model import LoadedModel
 from backend.settings import Settings
 
@@ -28,12 +33,12 @@ class Resident:
             located = registry.locate(spec, settings)
             key = self._key(located, settings)  # of before: files that change while we read are read again
             if key not in self._models:
+                if located.remote:  # first, so that its size and signature are known
+                    located = registry.hub_folder(spec, hub.download(spec, _first_part(progress)))
+                    key = self._key(located, settings)
                 self._forget_older(key)
                 self._make_room(_expected_bytes(located, settings))
-                model = load.open_model(spec, settings, progress)
-                if located.remote:  # the download gave it a signature
-                    key = self._key(registry.locate(spec, settings), settings)
-                self._models[key] = model
+                self._models[key] = load.open_model(spec, settings, progress)
             self._models.move_to_end(key)
             self._make_room(0)
             return self._models[key]
@@ -64,8 +69,41 @@ class Resident:
 
 
 def _expected_bytes(located: registry.Located, settings: Settings) -> int:
-    """Return what the weights will take: their files' size, twice that where 32 bits become 64."""
-    return sum(f.stat().st_size for f in located.files) * (2 if settings.dtype == "float64" else 1)
+    """Return what the weights will take in the dtype of the settings.
+
+    Copies that a hook view makes (GPT-NeoX: its q, k, v apart) come on top; `_make_room` after the load sees them.
+    """
+    return sum(_bytes_of(file, getattr(torch, settings.dtype).itemsize) for file in located.files)
+
+
+def _bytes_of(file: Path, itemsize: int) -> int:
+    """Return the bytes of a file's numbers at `itemsize` each; whole numbers and masks stay as they are.
+
+    A torch file does not tell without being read: its numbers are taken to be 16 bits wide, so that it never takes
+    more than expected.
+    """
+    try:
+        header, _ = fingerprints.read_header(file) if file.suffix == ".safetensors" else ({}, 0)
+    except (PhasescopeError, OSError):  # the load will say what is wrong with it
+        header = {}
+    if not header:
+        return file.stat().st_size * itemsize // 2
+    return sum(_tensor_bytes(entry, itemsize) for entry in header.values())
+
+
+def _tensor_bytes(entry: dict[str, Any], itemsize: int) -> int:
+    begin, end = entry["data_offsets"]
+    return math.prod(entry["shape"]) * itemsize if entry["dtype"].startswith(("F", "BF")) else end - begin
+
+
+def _first_part(progress: Progress | None) -> Progress:
+    """Return the progress of a download: the part of opening that `open_model` leaves for it."""
+
+    def report(fraction: float, words: str = "") -> None:
+        if progress:
+            progress(load.DOWNLOAD * fraction, words)
+
+    return report
 
 
 _resident: Resident | None = None
