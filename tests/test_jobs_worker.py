@@ -84,7 +84,8 @@ def test_a_seed_is_told_and_the_global_generator_left_alone(settings: Settings, 
 
 @pytest.mark.parametrize(("changes", "error", "words"), [
     ({"fingerprint": "f" * 32}, BadInput, "weights changed since they were opened"),
-    ({"dtype": "float32"}, BadInput, "computes in float64"), ({"version": 99}, BadInput, "asked was 99"),
+    ({"dtype": "float32"}, BadInput, "computes in float64"),
+    ({"device": "cuda"}, BadInput, "computes on cpu, asked was cuda.*one kind"), ({"version": 99}, BadInput, "asked was 99"),
     ({"analysis": "astrology"}, NotFound, "does not know"), ({"params": {"nonsense": 1}}, BadInput, "nonsense"),
     ({"spec": "run:nowhere"}, NotFound, "nowhere")])
 def test_what_does_not_fit_is_said(settings: Settings, card: ModelCard, changes: dict, error: type, words: str) -> None:

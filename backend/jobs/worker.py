@@ -127,6 +127,11 @@ def _same_weights(request: Request, model: Any) -> None:
     if model.card.dtype != request.dtype:
         found = f"this worker computes in {model.card.dtype}, asked was {request.dtype}"
         raise BadInput(f"{request.analysis} on {request.spec}", found, "Give the workers the dashboard's settings")
+    here, asked = (device.partition(":")[0] for device in (model.card.device, request.device))
+    if here != asked:  # its numbers would be kept under the key of the other kind
+        found = f"this worker computes on {here}, asked was {asked}"
+        raise BadInput(f"{request.analysis} on {request.spec}", found,
+                       "Use workers of one kind, or set PHASESCOPE_DEVICE=cpu for all")
 
 
 def _compute(analysis: Analysis, model: Any, request: Request, params: Any, progress: Progress) -> Any:
