@@ -12,6 +12,7 @@ run: setup
 setup: $(STAMP)
 
 $(STAMP): requirements.txt requirements-dev.txt
+	@echo "Making .venv (once; a few minutes)"
 	@if command -v uv >/dev/null 2>&1 && [ -z "$$PHASESCOPE_NO_UV" ]; then \
 	  uv venv --quiet --allow-existing --python '>=3.11' .venv && uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-dev.txt; \
 	else \

@@ -39,7 +39,16 @@ def _allowed(request: Request) -> bool:
 
 
 def _json(data: Any, status: int = 200) -> Response:
-    return Response(json.dumps(data, default=str), status, media_type="application/json")
+    return Response(json.dumps(_plain(data), default=str, allow_nan=False), status, media_type="application/json")
+
+
+def _plain(data: Any) -> Any:
+    """Return data with NaN and infinities as null: JSON has no word for them."""
+    if isinstance(data, dict):
+        return {k: _plain(v) for k, v in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _route(path: str, answer: Callable[[Any, Request, dict], Any], method: str = "GET", open_: bool = False) -> Route:

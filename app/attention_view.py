@@ -42,16 +42,14 @@ def grid(house: Any, key: str, bar: Bar, score_key: str | None, chosen: tuple[in
                 f"previous token {theme.number(row.previous_token_score)}"
             )
             if row.label not in (None, "", "none"):
-                labels[(row.layer, row.head)] = f"{row.label} {theme.number(_strength(row))}"
+                labels[(row.layer, row.head)] = str(row.label)
     head_grid(
         pixels, bar.card["n_layers"], bar.card["n_heads"], chosen, labels, key="heads", hover=hover, on_pick=_pick_head
     )
-    st.caption("Rows are layers, columns heads. Query runs down, key runs right; brighter is more attention.")
-
-
-def _strength(row: Any) -> float:
-    name = f"{str(row.label).split(',')[0].replace('-', '_')}_score"
-    return getattr(row, name, row.induction_score)
+    st.caption(
+        "Rows are layers, columns heads. Query runs down, key runs right; brighter is more attention. "
+        "An orange frame marks a head that its score labels."
+    )
 
 
 def _pick_query(at_most: int) -> None:
@@ -78,13 +76,8 @@ def large_head(house: Any, key: str, bar: Bar, layer: int, head: int) -> None:
     )
     block = house.array(key, "pattern", {"layer": layer, "head": head})
     if picture == "CircuitsVis":
-        heads = [house.array(key, "pattern", {"layer": layer, "head": h}) for h in range(bar.card["n_heads"])]
-        attention_heads(
-            bar.labels,
-            np.stack(heads).astype(np.float32),
-            [f"L{layer}H{h}" for h in range(len(heads))],
-            key="circuitsvis",
-        )
+        name = f"L{layer}H{head}"
+        attention_heads(bar.labels, block[None].astype(np.float32), [name], key=f"circuitsvis:{name}", height=560)
         return
     query = min(url.get("query") if url.get("query") is not None else len(bar.labels) - 1, len(bar.labels) - 1)
     n = len(bar.labels)
@@ -123,7 +116,8 @@ def scores_table(house: Any, key: str, score_key: str | None) -> None:
         shown = shown.merge(scores[["layer", "head"]].assign(**columns), on=["layer", "head"])
     shown.insert(0, "name", [f"L{a}H{b}" for a, b in zip(shown["layer"], shown["head"], strict=True)])
     numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("float")}
-    numbers |= {"entropy": st.column_config.NumberColumn("entropy (nats)", format="%.3f")}
+    numbers |= {"entropy": st.column_config.NumberColumn("entropy", format="%.3f", help="nats")}
+    numbers |= {c: st.column_config.Column(width="small") for c in ("name", "induction", "label") if c in shown}
     height = min(35 * (len(shown) + 1) + 3, 320)
     st.dataframe(shown.drop(columns=["layer", "head"]), hide_index=True, height=height, column_config=numbers)
     st.caption("Entropy and previous token: means over this prompt. Induction: on repeated random tokens, ± s.e.")
@@ -152,6 +146,8 @@ def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
         figure = curves(frames, "head", "linear", bar.step)
         figure.update_layout(title=f"L{layer}H{head} over training")
         st.plotly_chart(figure.update_yaxes(title="score (attention probability)"), key="through-training")
+        if missing:
+            st.caption(f"{len(sweep)} of {len(bar.checkpoints)} checkpoints; lines join those that are computed")
 
 
 def kept_sweep(house: Any, bar: Bar) -> pd.DataFrame:

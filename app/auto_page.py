@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import asking, house, url, widgets
+from app.parts import part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis, Weights
 
@@ -37,8 +38,10 @@ def render(backend: Any, name: str) -> None:
 
 def form(one: Analysis) -> dict[str, Any]:
     """Draw the params form; its values live in the URL."""
-    given = widgets.params_from_query(one.params, url.get("params") or "")
-    values = widgets.form(one.params, key=f"params:{one.name}", values=given, columns=1)
+    told = url.get("params") or ""
+    given = widgets.params_from_query(one.params, told)
+    # the text in the address is part of the key, so that the browser's Back moves the widgets too
+    values = widgets.form(one.params, key=f"params:{one.name}:{told}", values=given, columns=1)
     url.put(params=(widgets.params_to_query(one.params, values) or None) if values else None)
     return values or {}
 
@@ -46,11 +49,5 @@ def form(one: Analysis) -> dict[str, Any]:
 def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
     """Draw every figure of a kept result, with pickers for the part it shows."""
     for figure in one.figures.values():
-        chosen = {}
-        if figure.choose:
-            table = backend.table(key, arrays=False)
-            columns = st.columns(max(len(figure.choose), 3))
-            for axis, place in zip(figure.choose, columns, strict=False):
-                options = sorted(int(v) for v in table[axis].unique())
-                chosen[axis] = place.selectbox(axis, options, key=f"{key}:{figure.name}:{axis}")
+        chosen = part_pickers(backend, key, figure.choose)
         st.plotly_chart(backend.figure(key, figure.name, chosen), key=f"{key}:{figure.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import streamlit as st
@@ -19,6 +20,8 @@ def fidelity_badge(card: dict[str, Any]) -> str:
     if not found:
         return theme.badge("fidelity not measured", "warn")
     good = found["max_abs_log_prob"] <= TOLERANCE and found["top1_agreement"] == 1.0
+    if math.isnan(found["max_abs_log_prob"]):
+        return theme.badge("fidelity not measurable: the model's own output is NaN", "bad")
     words = (
         f"hooked = plain within {theme.number(found['max_abs_log_prob'])} nats · top-1 {found['top1_agreement']:.1%}"
     )

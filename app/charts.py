@@ -37,34 +37,36 @@ def series_name(run: str, layer: Any, head: Any, several: bool) -> str:
 
 
 def curves(frames: dict[str, pd.DataFrame], metric: str, axis: str, step: int | None = None) -> go.Figure:
-    """Return one metric of several runs over steps; one line per (run, layer, head); `step` is marked."""
+    """Return one metric over steps; `step` is marked. One run: a colour per head. Several: a colour per run."""
     title, unit = WORDS.get(metric, (metric.replace("_", " "), ""))
     figure = go.Figure()
-    colours = iter(range(10_000))
-    for run, frame in frames.items():
+    for number, (run, frame) in enumerate(frames.items()):
         rows = frame[frame["metric"] == metric]
-        for (layer, head), line in rows.groupby(["layer", "head"], dropna=False, sort=True):
-            colour = theme.CATEGORICAL[next(colours) % len(theme.CATEGORICAL)]
+        for at, ((layer, head), line) in enumerate(rows.groupby(["layer", "head"], dropna=False, sort=True)):
+            colour = theme.CATEGORICAL[(number if len(frames) > 1 else at) % len(theme.CATEGORICAL)]
             name = series_name(run, layer, head, len(frames) > 1)
             figure.add_scatter(
                 x=line["step"],
                 y=line["value"],
-                name=name,
+                name=run if len(frames) > 1 else name,
+                legendgroup=run if len(frames) > 1 else name,
+                showlegend=at == 0 or len(frames) == 1,
                 mode="lines+markers",
                 customdata=[run] * len(line),
                 marker={"size": 5, "opacity": 0.35},
-                line={"color": colour, "width": 2},
+                line={"color": colour, "width": 2 if len(frames) == 1 else 1.4},
                 hovertemplate=f"{name}<br>step %{{x}}<br>%{{y:.3g}} {unit}<extra></extra>",
             )
     if step is not None:
         figure.add_vline(x=step, line={"color": theme.NULL, "dash": "dot"})
     figure.update_layout(
         title={"text": title, "font": {"size": 14}},
-        height=300 if len(figure.data) < 3 else 330,
+        height=300,
         uirevision="keep",
         template=theme.template(),
         margin={"l": 56, "r": 12, "t": 40, "b": 44},
-        legend={"orientation": "h", "y": -0.32, "yanchor": "top"},
+        legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "font": {"size": 11}},
+        showlegend=len(figure.data) > 1,
         clickmode="event+select",
         dragmode="zoom",
     )

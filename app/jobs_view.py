@@ -23,7 +23,7 @@ def job_table(house: Any) -> None:
     """Unfinished jobs with progress and cancel; ended ones as a table to choose from."""
     unfinished = house.jobs(states=["queued", "running"])
     for job in unfinished[:20]:
-        columns = st.columns([6, 3, 1], vertical_alignment="center")
+        columns = st.columns([5, 3, 2], vertical_alignment="center")
         columns[0].progress(min(job["progress"], 1.0), text=asking.words(job))
         columns[1].caption(_where(job))
         columns[2].button("Cancel", key=f"cancel:{job['id']}", on_click=house.cancel, args=(job["id"],))
@@ -38,12 +38,11 @@ def job_table(house: Any) -> None:
         {
             "job": j["title"],
             "state": j["state"],
-            "kind": j["kind"],
+            "why": (j["error"] or {}).get("found", ""),
             "took": theme.seconds(_took(j)),
             "memory": theme.bytes(j.get("memory_bytes")) if j.get("memory_bytes") else "",
             "worker": j["worker"] or "",
             "when": theme.ago(j["created"]),
-            "why": (j["error"] or {}).get("found", ""),
         }
         for j in ended
     ]
@@ -85,6 +84,9 @@ def detail(house: Any) -> None:
     except PhasescopeError as error:
         widgets.error_panel(error)
         return
+    problem = st.session_state.pop("retry-problem", None)
+    if problem:
+        widgets.error_panel(problem)
     with st.container(border=True):
         badges = [
             theme.badge(job["state"], KINDS.get(job["state"], "neutral")),
@@ -104,7 +106,7 @@ def _retry(house: Any, job_id: str) -> None:
     try:
         url.put(job=house.retry(job_id)["id"])
     except PhasescopeError as error:
-        st.session_state["retry-error"] = str(error)
+        st.session_state["retry-problem"] = error.record()
 
 
 @st.fragment(run_every=2.0)

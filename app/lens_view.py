@@ -10,43 +10,51 @@ from app import theme, url, widgets
 from app.components.frame import pending
 from app.components.token_strip import token_strip
 from app.subject import Bar
-from backend.errors import PhasescopeError
+from backend.errors import BadInput, PhasescopeError
 
 
 def target_picker(house: Any, bar: Bar) -> int | None:
     """Choose the token whose probability and rank are followed: empty means the next token of the prompt."""
     words = house.tokenizer(bar.card)
-    as_ids = bar.card["tokenizer"]["kind"] == "ids"
-    text = st.text_input(
+    target = url.get("target")
+    if target is not None and not 0 <= target < bar.card["d_vocab_out"]:
+        target = None
+    key = f"target:{bar.spec}"
+    st.session_state[key] = "" if target is None else words.label(target)
+    st.text_input(
         "Target token",
-        key=f"target:{bar.spec}",
-        value=""
-        if url.get("target") is None
-        else (str(url.get("target")) if as_ids else words.label(url.get("target"))),
+        key=key,
         placeholder="the next token",
-        help="Its probability and rank are followed through the layers. Empty: the next token of the prompt.",
+        help="Its probability and rank are followed through the layers. Empty: the next token of the prompt. "
+        "Spaces may be written as ·, a token id as #17.",
+        on_change=lambda: _choose(words, key, bar.card["d_vocab_out"]),
     )
-    try:
-        target = None if not text.strip() else _token(words, text, as_ids, bar.card["d_vocab_out"])
-    except PhasescopeError as error:
-        widgets.error_panel(error)
-        return None
-    url.put(target=target)
+    problem = st.session_state.pop("target-problem", None)
+    if problem:
+        widgets.error_panel(problem)
     return target
 
 
-def _token(words: Any, text: str, as_ids: bool, d_vocab: int) -> int:
-    from backend.errors import BadInput
+def _choose(words: Any, key: str, d_vocab: int) -> None:
+    text = st.session_state[key]
+    try:
+        url.put(target=_token(words, text, d_vocab) if text else None)
+    except PhasescopeError as error:
+        st.session_state["target-problem"] = error.record()
 
-    found = (
-        [int(text)] if as_ids and text.strip().isdigit() else ([] if as_ids else words.encode(text.replace("·", " ")))
-    )
-    if len(found) != 1 or not 0 <= found[0] < d_vocab:
-        raise BadInput(
-            f"Target {text!r}",
-            f"{len(found)} tokens" if not as_ids else f"not an id from 0 to {d_vocab - 1}",
-            "Give one token; a word inside a text starts with a space",
-        )
+
+def _token(words: Any, text: str, d_vocab: int) -> int:
+    """Return the id of one token, written as #id, as an id where there is no tokenizer, or as its text."""
+    number = text.strip().removeprefix("#")
+    if number.isdecimal() and (text.strip().startswith("#") or words.kind == "ids"):
+        found = [int(number)]
+    elif words.kind == "ids":
+        raise BadInput(f"Target {text!r}", "this model has no tokenizer", "Give a token id")
+    else:
+        found = words.encode(text.replace("·", " ").replace("⏎", "\n"))
+    if len(found) != 1 or found[0] >= d_vocab:
+        what = f"{len(found)} tokens" if len(found) != 1 else f"not an id from 0 to {d_vocab - 1}"
+        raise BadInput(f"Target {text!r}", what, "Give one token; a word inside a text starts with a space")
     return found[0]
 
 
@@ -94,9 +102,14 @@ def cell_details(house: Any, key: str, bar: Bar) -> None:
 def _top_tokens(house: Any, key: str, bar: Bar, position: int) -> None:
     table = house.table(key, {"pos": position}, arrays=False)
     words = house.tokenizer(bar.card)
-    layers = sorted(table["layer"].unique(), reverse=True)
-    layer = st.selectbox(
-        "Top tokens after", layers, format_func=lambda v: "the embeddings" if v == -1 else f"layer {v}", key="top-layer"
+    layers = sorted((int(v) for v in table["layer"].unique()), reverse=True)
+    layer = url.bound(
+        st.selectbox,
+        "Top tokens after",
+        "after",
+        layers[0],
+        options=layers,
+        format_func=lambda v: "the embeddings" if v == -1 else f"layer {v}",
     )
     rows = table[table["layer"] == layer].sort_values("rank")
     st.dataframe(

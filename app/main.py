@@ -44,7 +44,7 @@ chosen = st.navigation(
     expanded=True,
 )
 theme.style()
-url.carry()
+url.carry(chosen.url_path)
 for notice in house.backend().notices:
     st.warning(notice, icon=":material/info:")
 try:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from app import asking, theme, url, widgets
+from app.parts import part_pickers
+from app.picture import browser, image
 from backend import export
 from backend.contract import canonical_hash
 from backend.errors import PhasescopeError
 
+#: what a Parquet file says of itself
+SIGNED = ("key", "analysis", "version", "spec", "step", "fingerprint", "dtype", "device", "subject", "params")
 MIME = {
     "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet",
@@ -71,16 +76,28 @@ def result_list(house: Any) -> None:
         + (f", {len(keys)} chosen" if keys else "; choose rows to open or delete them")
     )
     if keys:
-        if st.button(f"Delete {len(keys)}", icon=":material/delete:"):
-            house.delete(keys)
-            url.put(key=None)
-            st.rerun()
+        pinned = [k for k in keys if bool(found.set_index("key").loc[k, "pinned"])]
+        _delete(house, [k for k in keys if k not in pinned], len(pinned))
         if len(keys) == 1 and keys[0] != url.get("key"):
             url.put(key=keys[0])
 
 
+def _delete(house: Any, keys: list[str], pinned: int) -> None:
+    """Ask before deleting; pinned results stay."""
+    if pinned:
+        st.caption(f"{pinned} pinned: unpin to delete")
+    if not keys:
+        return
+    with st.popover(f"Delete {len(keys)}", icon=":material/delete:"):
+        st.markdown(f"Delete {len(keys)} results and their figures? They can be computed again.")
+        if st.button("Delete for good", type="primary"):
+            house.delete(keys)
+            url.put(key=None)
+            st.rerun()
+
+
 def _step(step: Any) -> str:
-    return "" if step is None or step != step else str(int(step))
+    return "" if pd.isna(step) else str(int(step))
 
 
 def open_result(house: Any, key: str) -> None:
@@ -97,10 +114,12 @@ def open_result(house: Any, key: str) -> None:
         )
         if pinned != bool(record["pinned"]):
             house.pin(key, pinned)
-        name = st.selectbox(
-            "Figure", list(asked.figures), format_func=lambda n: asked.figures[n].title, key=f"figure:{key}"
+            st.rerun()
+        names = list(asked.figures)
+        name = url.bound(
+            st.selectbox, "Figure", "figure", names[0], options=names, format_func=lambda n: asked.figures[n].title
         )
-        chosen = _part(house, key, asked.figures[name].choose)
+        chosen = part_pickers(house, key, asked.figures[name].choose)
         figure = house.figure(key, name, chosen)
         st.plotly_chart(figure, key=f"result:{key}:{name}")
         downloads(house, record, figure)
@@ -109,34 +128,46 @@ def open_result(house: Any, key: str) -> None:
         widgets.error_panel(error)
 
 
-def _part(house: Any, key: str, axes: tuple[str, ...]) -> dict[str, int]:
-    if not axes:
-        return {}
-    table = house.table(key, arrays=False)
-    places = st.columns(max(4, len(axes)))
-    return {
-        a: p.selectbox(a, sorted(int(v) for v in table[a].unique()), key=f"part:{key}:{a}")
-        for a, p in zip(axes, places, strict=False)
-    }
-
-
 def downloads(house: Any, record: dict[str, Any], figure: Any) -> None:
     """Offer the table and the figure as files named after analysis, subject and key; made when asked for."""
-    base = f"{record['analysis']}_{record['spec'].replace(':', '-').replace('/', '-')}_{record['key'][:8]}"
-    forms = st.columns(5)
-    for place, form in zip(forms, ("csv", "parquet", "html", "png", "svg"), strict=True):
-        data = _lazily(house, record["key"], figure, form)
-        place.download_button(
-            form.upper(), data, f"{base}.{form}", MIME[form], key=f"save:{form}:{record['key']}", on_click="ignore"
+    place = record["spec"].replace(":", "-").replace("/", "-") + (
+        f"-step{_step(record['step'])}" if _step(record["step"]) else ""
+    )
+    base = f"{record['analysis']}_{place}_{record['key'][:8]}"
+    drawable = browser() is not None
+    titled = signed(figure, record)
+    for column, form in zip(st.columns(5), ("csv", "parquet", "html", "png", "svg"), strict=True):
+        blind = form in ("png", "svg") and not drawable
+        column.download_button(
+            form.upper(),
+            _lazily(house, record, titled, form),
+            f"{base}.{form}",
+            MIME[form],
+            key=f"save:{form}:{record['key']}",
+            on_click="ignore",
+            disabled=blind,
+            help="Needs Chromium or Chrome on this machine" if blind else None,
         )
 
 
-def _lazily(house: Any, key: str, figure: Any, form: str) -> Any:
+def signed(figure: Any, record: dict[str, Any]) -> Any:
+    """Return a copy of a figure that says where it comes from: an exported picture travels alone."""
+    from plotly.graph_objects import Figure
+
+    step = f" at step {_step(record['step'])}" if _step(record["step"]) else ""
+    words = f"{record['title']} · {record['spec']}{step} · {record['dtype']} · key {record['key'][:8]}"
+    copy = Figure(figure)
+    named = copy.layout.title.text
+    text = (f"{named}<br>" if named else "") + f"<sup>{words}</sup>"
+    return copy.update_layout(title={"text": text, "x": 0.01, "xref": "container"}, margin={"t": 80})
+
+
+def _lazily(house: Any, record: dict[str, Any], figure: Any, form: str) -> Any:
     def make() -> bytes:
-        if form in ("csv", "parquet"):
-            return export.to_bytes(house.table(key), form)
         if form == "html":
             return figure.to_html(include_plotlyjs=True).encode()
-        return figure.to_image(format=form, width=1100, height=650, scale=2 if form == "png" else 1)
+        if form in ("png", "svg"):
+            return image(figure, form)
+        return export.to_bytes(house.table(record["key"]), form, {k: record[k] for k in SIGNED})
 
     return make

@@ -17,6 +17,7 @@ from backend.errors import NotFound, PhasescopeError
 
 TEXTS = {
     "A sentence": "When Mary and John went to the store, John gave a drink to Mary",
+    "A few words": "the cat sat on the mat",
     "A repeated phrase": "the cat sat on the mat and the dog ran; the cat sat on the mat and the dog ran",
     "Python": "def add(a, b):\n    return a + b\n",
 }
@@ -49,7 +50,8 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
 
 def subject_bar(house: Any, prompt: bool = True) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page."""
-    runs = {f"run:{r['name']}": r for r in house.runs() if r["checkpoints"]}
+    known_runs = {f"run:{r['name']}": r for r in house.runs()}
+    runs = {spec: r for spec, r in known_runs.items() if r["checkpoints"]}
     spec = url.get("model") or default_model(runs, house)
     with st.container(key="subject-bar"):
         left, middle, right = st.columns([4, 4, 5] if prompt else [4, 7, 1], vertical_alignment="top")
@@ -58,7 +60,7 @@ def subject_bar(house: Any, prompt: bool = True) -> Bar:
         steps = runs[spec]["checkpoints"] if spec in runs else []
         with middle:
             step = checkpoint_slider(steps) if steps else None
-            if not steps:
+            if not steps and (spec in known_runs or not spec.startswith("run:")):
                 _no_slider(spec)
         card = _opened(house, spec, step)
         subject = _prompt_field(house, card, right) if prompt else None
@@ -171,10 +173,11 @@ def _opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
 # ---------------------------------------------------------------- the prompt
 
 
-def presets(card: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return {name: (text, token ids)}: texts where there is a tokenizer, repeated random ids where not."""
+def presets(house: Any, card: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return {name: (text, token ids)}: texts that this model can read, or repeated random ids."""
     if card["tokenizer"].get("kind", "ids") != "ids":
-        return {name: (text, "") for name, text in TEXTS.items()}
+        readable = {name: (text, "") for name, text in TEXTS.items() if _fits(house, card, text)}
+        return readable or {"One token": (house.tokenizer(card).label(0).replace("·", " ").replace("⏎", "\n"), "")}
     found = {}
     for n in (8, 16, 32):
         if 2 * n <= card["n_ctx"]:
@@ -184,8 +187,15 @@ def presets(card: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {k: v for k, v in found.items() if v[1]} or {"First tokens": ("", " ".join(map(str, range(small))))}
 
 
+def _fits(house: Any, card: dict[str, Any], text: str) -> bool:
+    try:
+        return bool(house.prompt(card, text=text))
+    except PhasescopeError:
+        return False
+
+
 def _prompt_field(house: Any, card: dict[str, Any], place: Any) -> Prompt:
-    known = presets(card)
+    known = presets(house, card)
     as_ids = card["tokenizer"].get("kind", "ids") == "ids" or bool(url.get("tokens"))
     first = known[list(known)[min(1, len(known) - 1)] if as_ids else list(known)[0]]
     with place:

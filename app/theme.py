@@ -179,6 +179,8 @@ CSS = """
     [data-testid="stDataFrame"]) { flex-wrap: wrap; }
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, [data-testid="stForm"],
     [data-testid="stDataFrame"]) > [data-testid="stColumn"] { min-width: 100%; }
+}
+@media (max-width: 1150px) {
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 46%; }
 }

@@ -152,7 +152,7 @@ def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
         with columns[i % 2]:
             _chart(frames, metric, axis)
     names = ", ".join(WORDS.get(m, (m,))[0].lower() for m in more)
-    if more and st.toggle(f"More charts: {names}", key="more-charts"):
+    if more and url.bound(st.segmented_control, f"More charts: {names}", "more", options=["no", "yes"]) == "yes":
         for i, metric in enumerate(more):
             with columns[i % 2]:
                 _chart(frames, metric, axis)

@@ -54,6 +54,8 @@ FIELDS: dict[str, Field] = {
     "query": Field(_int),
     "colour": Field(_choice(*COLOURS), default="probability"),
     "target": Field(_int),
+    "after": Field(_int),
+    "more": Field(_choice("no", "yes"), default="no"),
     "runs": Field(_names, _joined, default=[]),
     "axis": Field(_choice("log", "linear"), default="linear"),
     "key": Field(str),
@@ -67,6 +69,8 @@ FIELDS: dict[str, Field] = {
     "state": Field(str),
 }
 CARRIED = ("model", "step", "text", "tokens", "layer", "head")
+#: pages that are not about a subject keep fields of their own
+OWN = {"training": ("runs", "axis"), "": (), "results": (), "jobs": (), "glossary": ()}
 
 
 def get(name: str) -> Any:
@@ -92,12 +96,16 @@ def query(**values: Any) -> dict[str, str]:
     return {n: FIELDS[n].encode(v) for n, v in state.items() if v is not None and v != FIELDS[n].default}
 
 
-def carry() -> None:
-    """Keep the subject when the page changes: what the URL lacks comes from the page before."""
-    page_before = st.session_state.setdefault("carried", {})
-    if "model" not in st.query_params:
-        put(**{n: page_before[n] for n in CARRIED if n in page_before and n not in st.query_params})
-    st.session_state["carried"] = {n: get(n) for n in CARRIED if n in st.query_params}
+def carry(page: str) -> None:
+    """Keep what identifies the view when the page changes or the browser goes back: what the URL of `page` lacks comes
+    from the last visit. The subject is shared by all pages about one; other pages keep fields of their own."""
+    names = OWN.get(page, CARRIED)
+    before = st.session_state.setdefault("carried", {})
+    arrived = st.session_state.get("page") != page
+    st.session_state["page"] = page
+    if arrived and names and names[0] not in st.query_params:
+        put(**{n: before[n] for n in names if n in before and n not in st.query_params})
+    before |= dict.fromkeys(names) | {n: get(n) for n in names if n in st.query_params}
 
 
 def bound(

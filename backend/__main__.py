@@ -165,32 +165,45 @@ def do_run(args: argparse.Namespace) -> Any:
     args.model = _from_here(args.model)
     with _connection() as house:
         steps = _all_steps(args.model) if args.step == "all" else [_whole(args.step)]
-        answers = [_one(house, args, step) for step in steps]
+        asked = [_ask(house, args, step) for step in steps]  # all of them first: the workers share them
+        answers = [_collect(house, one) for one in asked]
         table = pd.concat(
             [t if len(steps) == 1 else t.assign(step=s) for s, (_, t) in zip(steps, answers, strict=True)]
         )
-    if args.out:
-        export.write(table, args.out)
-    told = [a for a, _ in answers]
+        told = [a for a, _ in answers]
+        if args.out:
+            export.write(table, args.out, {"keys": [a["key"] for a in told], **_about(house, told)})
     if args.json:
         return {"results": told, "rows": len(table), "out": args.out, **({} if args.out else {"table": _rows(table)})}
     for line in told:
-        print(f"{line['key']}  {line['how']}  {line['seconds']:.3g} s", file=sys.stderr)
+        step = f"  step {line['step']}" if line["step"] is not None else ""
+        print(f"{line['key']}  {line['how']}  {line['seconds']:.3g} s{step}", file=sys.stderr)
     return args.out and f"{len(table)} rows to {args.out}" or table
 
 
-def _one(house: Any, args: argparse.Namespace, step: int | None) -> tuple[dict[str, Any], pd.DataFrame]:
+def _about(house: Any, told: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return where the numbers come from: what all the results of one command share."""
+    record = house.record(told[0]["key"])
+    return {n: record[n] for n in ("analysis", "version", "spec", "dtype", "device", "subject", "params")}
+
+
+def _ask(house: Any, args: argparse.Namespace, step: int | None) -> dict[str, Any]:
     start = time.monotonic()
     ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args)}
     answer = house.submit(args.analysis, args.model, step, **ask)
     while answer["state"] == "opening":  # again where the files change meanwhile
         _finish(house, answer["job"])
         answer = house.submit(args.analysis, args.model, step, **ask)
+    return {**answer, "start": start}
+
+
+def _collect(house: Any, answer: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame]:
     how = "cache hit" if answer["state"] == "kept" else "computed"
     if answer["job"]:
         _finish(house, answer["job"])
     table = house.table(answer["key"])
-    return {"key": answer["key"], "how": how, "step": step, "seconds": time.monotonic() - start}, table
+    step = house.record(answer["key"])["step"]
+    return {"key": answer["key"], "how": how, "step": step, "seconds": time.monotonic() - answer["start"]}, table
 
 
 def _from_here(spec: str) -> str:

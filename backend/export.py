@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,15 @@ def _holds_arrays(column: pd.Series) -> bool:
     return column.dtype == object and any(isinstance(v, np.ndarray) for v in column)
 
 
-def to_bytes(frame: pd.DataFrame, form: str) -> bytes:
-    """Return a table in one of FORMATS. Raises BadInput for another."""
+def to_bytes(frame: pd.DataFrame, form: str, about: Mapping[str, Any] | None = None) -> bytes:
+    """Return a table in one of FORMATS; Parquet and Arrow also carry `about` in their metadata. Raises BadInput."""
     if form == "parquet":
         sink = io.BytesIO()
-        pq.write_table(arrow(frame), sink)
+        pq.write_table(_signed(arrow(frame), about), sink)
         return sink.getvalue()
     if form == "arrow":
         out = pa.BufferOutputStream()
-        table = arrow(frame)
+        table = _signed(arrow(frame), about)
         with pa.ipc.new_stream(out, table.schema) as writer:
             writer.write_table(table)
         return out.getvalue().to_pybytes()
@@ -49,6 +49,12 @@ def to_bytes(frame: pd.DataFrame, form: str) -> bytes:
         rows = [dict(zip(frame.columns, row, strict=True)) for row in zip(*columns, strict=True)]
         return json.dumps(rows, ensure_ascii=False, allow_nan=False).encode()
     raise BadInput(f"Format {form!r}", "not one we write", f"Use one of {', '.join(FORMATS)}")
+
+
+def _signed(table: pa.Table, about: Mapping[str, Any] | None) -> pa.Table:
+    """Put where the numbers come from into the schema's metadata, under `phasescope`."""
+    told = {b"phasescope": json.dumps(about, default=str).encode()} if about else {}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
 
 
 def _lists(frame: pd.DataFrame, dress: Callable[[list], Any]) -> pd.DataFrame:
@@ -81,10 +87,10 @@ def from_arrow(data: bytes) -> pd.DataFrame:
     return pa.ipc.open_stream(data).read_all().to_pandas()
 
 
-def write(frame: pd.DataFrame, path: str) -> None:
+def write(frame: pd.DataFrame, path: str, about: Mapping[str, Any] | None = None) -> None:
     """Write a table whole or not at all; the ending of the name chooses the format. Raises BadInput."""
     target = Path(path)
-    data = to_bytes(frame, check_target(path))
+    data = to_bytes(frame, check_target(path), about)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         temporary.write_bytes(data)

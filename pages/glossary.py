@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from app import house
+from app import house, url
 
 backend = house.backend()
 st.markdown("### Glossary")
 st.caption(
     "What each quantity means, its unit, and where the definition comes from. Made from the analyses themselves."
 )
-find = st.text_input("Find", placeholder="entropy").lower()
+find = url.bound(st.text_input, "Find", "find", fallback="", placeholder="entropy").lower()
 for one in backend.analyses().values():
     columns = [c for c in (*one.axes, *one.values) if find in f"{c.name} {c.help}".lower()]
     if find and not columns and find not in one.doc.lower():

@@ -1,5 +1,6 @@
 """Home: what runs now, what is kept, three ways in."""
 
+import pandas as pd
 import streamlit as st
 
 from app import asking, house, theme, widgets
@@ -68,7 +69,7 @@ if len(recent):
         link(
             "results",
             label=f"{row.title}: {row.spec}"
-            + (f" at step {int(row.step)}" if row.step == row.step and row.step is not None else "")
+            + ("" if pd.isna(row.step) else f" at step {int(row.step)}")
             + f" · {theme.ago(row.created)}",
             query={"key": row.key},
         )

@@ -19,7 +19,12 @@ def chromium() -> Iterator[Any]:
         if os.environ.get("PHASESCOPE_REQUIRE_BROWSER"):
             pytest.fail("no Chromium, and PHASESCOPE_REQUIRE_BROWSER is set: install the package chromium")
         pytest.skip("no Chromium: install the package chromium or set PHASESCOPE_CHROMIUM")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    try:
+        from playwright import sync_api as playwright
+    except ImportError:
+        if os.environ.get("PHASESCOPE_REQUIRE_BROWSER"):
+            pytest.fail("playwright is not installed, and PHASESCOPE_REQUIRE_BROWSER is set")
+        pytest.skip("playwright is not installed")
     with playwright.sync_playwright() as play:
         running = play.chromium.launch(executable_path=where, args=browser.FLAGS)
         yield running

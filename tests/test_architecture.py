@@ -37,6 +37,7 @@ def room(place: str, ours: set[str] = frozenset(), doors: set[str] = frozenset()
 # The first that fits a file decides: the particular stands before the general.
 ROOMS = [
     room("pages/", {"app", "backend", "backend.*"}, {"streamlit", "pandas"}),
+    room("app/picture.py", set(), {"kaleido"}),
     room("app/", {"app", "backend", "backend.*"},
          {"streamlit", "starlette", "uvicorn", "plotly", "pydantic", "numpy", "pandas", "pyarrow"}),
     room("backend/__init__.py", {"backend.facade"}),

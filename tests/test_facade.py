@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend import Backend
-from backend.contract import Prompt, Weights
+from backend.contract import Prompt, Weights, parse_spec
 from backend.errors import BadInput, NotFound, PhasescopeError, Unfit
-from backend.settings import Settings
+from backend.jobs.state import new_job
+from backend.models import registry
+from backend.settings import SHIPPED_RUNS, Settings
+from backend.store.store import Store
+from tests import tiny_models
 from tests.models_support import NATIVE, hf_folder, opened, run_folder
 from tests.test_models_hub import ONE, TWO, cache
 
@@ -308,7 +313,7 @@ def test_a_model_that_cannot_is_said(house: Backend) -> None:
 
 def test_prompts_that_do_not_fit_the_model(house: Backend) -> None:
     card = card_of(house, "run:toy", 10)
-    for text, ids, words in [("", "", "no tokenizer"), ("hello", None, "no tokenizer"), ("", ",", "there are none"),
+    for text, ids, words in [("", "", "there are none"), ("hello", None, "no tokenizer"), ("", ",", "there are none"),
                              ("", "1,99", "vocabulary 0..19"), ("", "1," * 17, "too long by 1"), ("", "x", "no number"),
                              ("", [3, -1], "vocabulary"), ("", [[1]], "no number"), ("", [1.5], "no number"),
                              ("", [True], "no number")]:  # fmt: skip
@@ -536,3 +541,66 @@ def test_a_held_cache_says_by_whom(house: Backend, place: Path) -> None:
 def test_sizes_of_the_toy_are_what_the_card_says(house: Backend) -> None:
     card = card_of(house, "run:toy", 10)
     assert (card["d_vocab"], card["n_ctx"], card["n_heads"]) == (NATIVE["d_vocab"], NATIVE["n_ctx"], NATIVE["n_heads"])
+
+
+def test_more_jobs_than_a_page_shows_are_all_interrupted_after_a_restart(tmp_path: Path) -> None:
+    """The Jobs page lists 200; what is unfinished has no such limit."""
+    chosen = tiny_models.settings(tmp_path)
+    records = [new_job("analysis", f"k{i}", "Ask", {}).model_copy(update={"created": float(i)}) for i in range(260)]
+    training = new_job("train", "t", "Train long", {"run_dir": str(tmp_path / "runs" / "long")})
+    store = Store.open(chosen.cache, 10**9)
+    for job in [training.model_copy(update={"created": 0.0}), *records]:
+        store.put_job(job.record())
+    store.close()
+    with closing(Backend(chosen, inline=True)) as again:
+        states = {j["state"] for j in again.store.jobs(limit=1000)}
+        assert states == {"interrupted"}
+
+
+def test_a_training_behind_many_asks_is_still_seen(tmp_path: Path) -> None:
+    with closing(Backend(tiny_models.settings(tmp_path), inline=True)) as house:
+        started = house.train("induction", {"steps": 3000}, name="long")
+        for i in range(230):
+            house.engine.submit("analysis", f"key{i}", "Ask", {"request": {}})
+        job = house.job_of_run("long")
+        assert job is not None and job["id"] == started["job"]["id"]
+        with pytest.raises(BadInput, match="exists"):
+            house.train("induction", {"steps": 50}, name="long")
+        for one in house.engine.jobs():
+            if not one.ended:
+                house.cancel(one.id, force=True)
+
+
+def test_a_sibling_of_another_architecture_is_no_sibling(tmp_path: Path) -> None:
+    """Rewriting run.json means another model: cards of its other checkpoints no longer hold."""
+    chosen = tiny_models.settings(tmp_path, dtype="float32")
+    shutil.copytree(SHIPPED_RUNS / "induction-demo", chosen.runs / "copy")
+    with closing(Backend(chosen, inline=True)) as house:
+        opened = house.open("run:copy", 200)
+        house.wait(opened["job"]["id"], 60)
+        assert house.card("run:copy", 220) is not None
+        record = json.loads((chosen.runs / "copy" / "run.json").read_text())
+        record["model"]["config"]["n_ctx"] = 32
+        (chosen.runs / "copy" / "run.json").write_text(json.dumps(record))
+        assert house.card("run:copy", 240) is None
+
+
+def test_a_card_made_on_another_device_does_not_hold(tmp_path: Path) -> None:
+    chosen = tiny_models.settings(tmp_path, dtype="float32")
+    with closing(Backend(chosen, inline=True)) as house:
+        opened = house.open("run:induction-demo", 200)
+        house.wait(opened["job"]["id"], 60)
+        card = house.card("run:induction-demo", 200)
+        assert card is not None
+        located = registry.locate(parse_spec("run:induction-demo", 200), chosen)
+        house.store.put_model(card.model_copy(update={"device": "cuda:0"}).model_dump(), located.signature)
+        assert house.card("run:induction-demo", 200) is None
+
+
+def test_text_and_ids_together_are_refused_and_empty_ids_are_empty(tmp_path: Path) -> None:
+    with closing(Backend(tiny_models.settings(tmp_path), inline=True)) as house:
+        card = {"tokenizer": {"kind": "ids"}, "d_vocab": 9, "n_ctx": 9}
+        with pytest.raises(BadInput, match="both"):
+            house.prompt(card, text="a", ids=[1])
+        with pytest.raises(BadInput, match="(?i)none|empty|no token"):
+            house.prompt(card, ids=[])

@@ -41,7 +41,9 @@ def values(name: str, dice: random.Random) -> list[Any]:
     return [o for o in OPTIONS[name] if field.decode(o) is not None]
 
 
-OPTIONS = {"colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis")}
+OPTIONS = {
+    "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"), "more": ("no", "yes"),
+}
 
 
 def word(dice: random.Random) -> str:
@@ -88,3 +90,7 @@ def test_a_link_carries_the_subject_with_changes(query: Query) -> None:
     url.put(model="run:toy", step=10, layer=2, key="abc", find="x")
     assert url.query(step=25, head=3) == {"model": "run:toy", "step": "25", "layer": "2", "head": "3"}
     assert url.query(layer=0) == {"model": "run:toy", "step": "10"}
+
+
+def test_the_whole_subject_is_carried() -> None:
+    assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head"}

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import house
 from backend import Backend
+from backend.contract import Weights
 from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,3 +138,109 @@ def test_the_same_name_twice_is_refused_in_words(backend: Backend) -> None:
 
 def _one(value: Any) -> str:
     return value if isinstance(value, str) else value[0]
+
+
+@pytest.fixture(scope="module")
+def stepless(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A kept result of a model that is no run: its step is NULL."""
+    folder = tmp_path_factory.mktemp("hf") / "tiny"
+    tiny_models.hugging_face("gpt2").save_pretrained(folder)
+    opening = backend.open(f"dir:{folder}")
+    backend.wait(opening["job"]["id"], 60)
+    card = backend.open(f"dir:{folder}")["card"]
+    answer = backend.ask("attention", card, backend.prompt(card, ids="1 2 3 1 2"))
+    backend.wait(answer["job"]["id"], 60)
+    return {"card": card, "key": answer["key"]}
+
+
+@pytest.mark.parametrize("page", ["home", "results", "models"])
+def test_results_with_and_without_a_step_stand_side_by_side(backend: Backend, stepless: dict, page: str) -> None:
+    visit("attention", model="run:induction-demo", step="150")
+    check(visit(page), page)
+    check(visit("results", key=stepless["key"]), "open it")
+
+
+def test_the_default_prompt_fits_a_small_context(backend: Backend) -> None:
+    from app import subject
+
+    class Small:
+        """A house that reads 8 words at most; everything else is the real one."""
+
+        tokenizer = staticmethod(backend.tokenizer)
+
+        @staticmethod
+        def prompt(card: Any, text: str) -> Any:
+            return backend.prompt({**card, "d_vocab": 500}, text=text)
+
+    symbols = sorted({c for text in subject.TEXTS.values() for c in text})
+    card = {"tokenizer": {"kind": "chars", "symbols": symbols}, "n_ctx": 24, "d_vocab": len(symbols)}
+    known = subject.presets(Small, card)
+    assert list(known) == ["A few words"]
+
+
+def blocks(at: AppTest, name: str) -> list[bytes]:
+    """The bytes that a component of ours was fed with."""
+    found = [e.proto for e in at.get("bidi_component") if name in e.proto.component_name]
+    return [p.bytes for p in found]
+
+
+def test_the_large_map_is_the_chosen_head(backend: Backend) -> None:
+    import numpy as np
+
+    for layer, head in ((0, 1), (1, 3)):
+        at = visit("attention", model="run:induction-demo", step="1200", layer=str(layer), head=str(head))
+        card = backend.card("run:induction-demo", 1200)
+        assert card is not None
+        key = backend.kept("attention", card, backend.prompt(card.model_dump(), ids=at.text_input[0].value))
+        assert key
+        block = backend.array(key, "pattern", {"layer": layer, "head": head})
+        sent = blocks(at, "pattern")
+        assert len(sent) == 1 and sent[0].endswith(np.ascontiguousarray(block, dtype="<f2").tobytes())
+
+
+def test_the_next_and_previous_keys_move_by_one_checkpoint(backend: Backend) -> None:
+    steps = backend.run("induction-demo")["checkpoints"]
+    for key, moved in (("step-on", 1), ("step-back", -1)):
+        at = visit("attention", model="run:induction-demo", step=str(steps[5]))
+        next(b for b in at.button if b.key == key).click().run()
+        assert at.select_slider[0].value == steps[5 + moved]
+
+
+def test_the_score_table_says_each_heads_own_numbers(backend: Backend) -> None:
+    at = visit("attention", model="run:induction-demo", step="1200")
+    shown = at.dataframe[0].value.set_index("name")
+    card = backend.card("run:induction-demo", 1200)
+    assert card is not None
+    key = backend.kept("head_scores", card, Weights())
+    assert key
+    for row in backend.table(key).itertuples():
+        mine = shown.loc[f"L{row.layer}H{row.head}"]
+        assert mine["null"] == row.induction_null and mine["label"] == row.label
+        assert mine["induction"].startswith(f"{row.induction_score:.2f} ")
+
+
+def test_the_curve_through_training_is_the_chosen_heads(backend: Backend) -> None:
+    import json
+
+    card = backend.card("run:induction-demo", 1200)
+    assert card is not None
+    for job in backend.sweep("head_scores", "run:induction-demo", [200, 1200], Weights())["job_id"]:
+        if job:
+            backend.wait(job, 60)
+    at = visit("attention", model="run:induction-demo", step="1200", layer="1", head="2")
+    figure = json.loads(at.get("plotly_chart")[0].proto.spec)
+    line = next(d for d in figure["data"] if d["name"] == "induction")
+    key = backend.kept("head_scores", card, Weights())
+    table = backend.table(key or "").set_index(["layer", "head"])
+    assert values(line["y"])[-1] == pytest.approx(table.loc[(1, 2), "induction_score"])
+
+
+def values(data: Any) -> list[float]:
+    """Numbers of a plotly trace, which may be packed."""
+    import base64
+
+    import numpy as np
+
+    if isinstance(data, dict):
+        return np.frombuffer(base64.b64decode(data["bdata"]), dtype=data["dtype"]).tolist()
+    return list(data)

@@ -15,6 +15,9 @@ from backend.jobs.engine import Engine
 from backend.runs import follow
 from backend.store.store import Store
 
+KEEP_JOBS = 30 * 86400.0  # seconds that the record of an ended job is kept
+ALL = 1_000_000  # rows; more than any queue
+
 
 class Backend(Asking, Work):
     """One owner of the store, the engine and the follower. Close it when done.
@@ -26,9 +29,10 @@ class Backend(Asking, Work):
     def __init__(self, settings: settings_room.Settings | None = None, inline: bool = False):
         self.settings = settings or settings_room.load()
         self.store = Store.open(self.settings.cache, int(self.settings.cache_gb * 1e9))
-        self.engine = Engine(self._driver(inline), on_change=self._job_changed, on_result=self._job_result)
-        self.engine.adopt(self.store.jobs(states=list(UNFINISHED)))
         self.follower = follow.Follower([self.settings.runs, settings_room.SHIPPED_RUNS], self.store)
+        self.engine = Engine(self._driver(inline), on_change=self._job_changed, on_result=self._job_result)
+        self.store.drop_jobs(time.time() - KEEP_JOBS)
+        self.engine.adopt(self.store.jobs(states=list(UNFINISHED), limit=ALL))
         self.follower.start()
 
     def _driver(self, inline: bool) -> Any:
@@ -61,5 +65,5 @@ class Backend(Asking, Work):
             "cache_bytes": self.store.size_bytes(),
             "cache": str(self.settings.cache),
             "notices": self.notices,
-            "unfinished": len(self.jobs(states=UNFINISHED)),
+            "unfinished": sum(not j.ended for j in self.engine.jobs()),
         }

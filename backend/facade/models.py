@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -13,9 +15,15 @@ from backend.errors import BadInput
 from backend.facade.base import Base
 from backend.models import fingerprints, registry, tokens
 
+TOUCH_EVERY = 60.0
+
 
 class Models(Base):
     """The part of the facade that opens models."""
+
+    @cached_property
+    def _touched(self) -> dict[tuple[str, int | None], float]:
+        return {}
 
     def open(self, spec: str, step: int | None = None) -> dict[str, Any]:
         """Return {state: "kept", card} where the weights are known as they lie now, else start the opening job."""
@@ -23,6 +31,7 @@ class Models(Base):
         located = self._located(parsed)
         card = self._known_card(located)
         if card is not None:
+            self._touch(card.spec, card.step)
             return {"state": "kept", "card": card.model_dump(), "job": None}
         step = located.step
         key = canonical_hash(
@@ -46,6 +55,13 @@ class Models(Base):
     def card(self, spec: str, step: int | None = None) -> ModelCard | None:
         """Return the card of an opened model whose weights have not changed since, or None."""
         return self._known_card(self._located(parse_spec(spec, step)))
+
+    def _touch(self, spec: str, step: int | None) -> None:
+        """Say that a model is in use, at most once in TOUCH_EVERY seconds: a page asks on every redraw."""
+        now = time.monotonic()
+        if now - self._touched.get((spec, step), -TOUCH_EVERY) >= TOUCH_EVERY:
+            self._touched[spec, step] = now
+            self.store.touch_model(spec, step)
 
     def _located(self, spec: ModelSpec) -> registry.Located:
         try:
@@ -108,7 +124,9 @@ class Models(Base):
 
     def prompt(self, card: Mapping[str, Any], text: str = "", ids: Sequence[int] | str | None = None) -> Prompt:
         """Make a Prompt of a text or of token ids. Raises BadInput where it is empty, too long or out of vocabulary."""
-        if ids:
+        if ids is not None and text:
+            raise BadInput("A prompt of text and token ids", "both were given", "Give one of them")
+        if ids is not None:
             found = tokens.parse_ids(ids if isinstance(ids, str) else _spaced(ids), card["d_vocab"])
         else:
             found = self.tokenizer(card).encode(text)

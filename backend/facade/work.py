@@ -11,7 +11,7 @@ import pandas as pd
 
 from backend.contract import Request, canonical_hash
 from backend.errors import BadInput, NotFound
-from backend.facade.base import UNFINISHED, Base, pick, validated
+from backend.facade.base import Base, pick, validated
 
 
 class Work(Base):
@@ -102,8 +102,8 @@ class Work(Base):
 
     def _training(self) -> dict[str, dict[str, Any]]:
         """Return {run: job} of the training that waits or runs."""
-        jobs = [j for j in self.jobs(states=UNFINISHED) if j["kind"] == "train"]
-        return {Path(j["payload"]["run_dir"]).name: j for j in jobs}
+        jobs = [j for j in self.engine.jobs() if j.kind == "train" and not j.ended]
+        return {Path(j.payload["run_dir"]).name: self._job_record(j) for j in jobs}
 
     def resume_run(self, name: str) -> dict[str, Any]:
         """Go on with a stopped or interrupted run from its last checkpoint."""

@@ -54,7 +54,7 @@ def stacked_lines(
 def _traces(line: Line, index: int) -> list[go.Scatter]:
     colour = line.colour or CATEGORIES[index % len(CATEGORIES)]
     x, y = plain(line.x), plain(line.y)
-    name = label(line.name, 40)
+    name = label(line.name, 40).replace("·", " ")  # a line is named in words, not by a token
     template = ("%{text}" if line.hover is not None else f"{name}: %{{y:.3g}}") + "<extra></extra>"
     curve = go.Scatter(x=x, y=y, name=name, mode="lines+markers" if len(x) <= 60 else "lines",
                        line={"color": colour, "width": 2}, text=line.hover, hovertemplate=template)

@@ -1,0 +1,26 @@
+"""Pickers for the part of a result that a figure shows; their state is the URL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import url
+
+
+def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
+    """Draw one picker per axis and return the chosen part. An axis without a URL field keeps its state by itself."""
+    if not axes:
+        return {}
+    table = house.table(key, arrays=False)
+    chosen = {}
+    for axis, place in zip(axes, st.columns(max(4, len(axes))), strict=False):
+        options = sorted(int(v) for v in table[axis].unique())
+        with place:
+            if axis in url.FIELDS:
+                chosen[axis] = url.bound(st.selectbox, axis, axis, options[0], options=options)
+            else:
+                chosen[axis] = st.selectbox(axis, options, key=f"part:{key}:{axis}")
+    return chosen
