@@ -10,8 +10,8 @@ import streamlit as st
 
 from app import asking, theme, url
 from app.charts import curves
-from app.components.circuitsvis import LIMIT, attention_heads
-from app.components.frame import pending
+from app.components.circuitsvis import LIMIT, circuitsvis
+from app.components.frame import pending, visible
 from app.components.heads import head_grid
 from app.components.pattern import pattern
 from app.components.token_strip import token_strip
@@ -23,6 +23,9 @@ SCORES = {
     "previous_token_score": "previous token",
     "duplicate_token_score": "duplicate token",
 }
+
+#: px; all columns of the table are in view beside a large map
+WIDTHS = {"name": 55, "induction": 95, "label": 110}
 
 
 def _pick_head() -> None:
@@ -76,8 +79,10 @@ def large_head(house: Any, key: str, bar: Bar, layer: int, head: int) -> None:
     )
     block = house.array(key, "pattern", {"layer": layer, "head": head})
     if picture == "CircuitsVis":
-        name = f"L{layer}H{head}"
-        attention_heads(bar.labels, block[None].astype(np.float32), [name], key=f"circuitsvis:{name}", height=560)
+        st.markdown(f"**L{layer}H{head}**")
+        props = {"tokens": [visible(t) for t in bar.labels], "attention": np.round(block.astype(float), 4).tolist(),
+                 "maskUpperTri": "causal" in bar.card["capabilities"], "showAxisLabels": True}  # fmt: skip
+        circuitsvis("AttentionPattern", props, key="circuitsvis", height=520)
         return
     query = min(url.get("query") if url.get("query") is not None else len(bar.labels) - 1, len(bar.labels) - 1)
     n = len(bar.labels)
@@ -117,7 +122,8 @@ def scores_table(house: Any, key: str, score_key: str | None) -> None:
     shown.insert(0, "name", [f"L{a}H{b}" for a, b in zip(shown["layer"], shown["head"], strict=True)])
     numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in shown.select_dtypes("float")}
     numbers |= {"entropy": st.column_config.NumberColumn("entropy", format="%.3f", help="nats")}
-    numbers |= {c: st.column_config.Column(width="small") for c in ("name", "induction", "label") if c in shown}
+    numbers |= {"previous token": st.column_config.NumberColumn("previous", format="%.3f", help="previous-token score")}
+    numbers |= {c: st.column_config.Column(width=w) for c, w in WIDTHS.items() if c in shown}
     height = min(35 * (len(shown) + 1) + 3, 320)
     st.dataframe(shown.drop(columns=["layer", "head"]), hide_index=True, height=height, column_config=numbers)
     st.caption("Entropy and previous token: means over this prompt. Induction: on repeated random tokens, ± s.e.")

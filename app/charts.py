@@ -13,7 +13,7 @@ WORDS = {
     "loss": ("Loss", "cross-entropy, nats"),
     "second_copy_accuracy": ("Accuracy on the second half", "share of tokens"),
     "induction_score": ("Induction score per head", "attention probability"),
-    "previous_token_score": ("Previous-token score per head", "attention probability"),
+    "previous_token_score": ("Previous-token score", "attention probability"),
     "icl_score": ("In-context-learning score", "nats"),
     "first_half_loss": ("Loss, first half", "nats"),
     "second_half_loss": ("Loss, second half", "nats"),
@@ -48,9 +48,7 @@ def curves(frames: dict[str, pd.DataFrame], metric: str, axis: str, step: int | 
             figure.add_scatter(
                 x=line["step"],
                 y=line["value"],
-                name=run if len(frames) > 1 else name,
-                legendgroup=run if len(frames) > 1 else name,
-                showlegend=at == 0 or len(frames) == 1,
+                name=name,
                 mode="lines+markers",
                 customdata=[run] * len(line),
                 marker={"size": 5, "opacity": 0.35},
@@ -66,7 +64,7 @@ def curves(frames: dict[str, pd.DataFrame], metric: str, axis: str, step: int | 
         template=theme.template(),
         margin={"l": 56, "r": 12, "t": 40, "b": 44},
         legend={"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "font": {"size": 11}},
-        showlegend=len(figure.data) > 1,
+        showlegend=len(frames) == 1 and len(figure.data) > 1,  # several runs: the rows above say whose colour it is
         clickmode="event+select",
         dragmode="zoom",
     )

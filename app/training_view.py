@@ -88,8 +88,8 @@ def _live(house: Any, chosen: list[str], axis: str, busy: bool) -> None:
     states = {n: _state(house, n) for n in chosen}
     if busy and not any(s in LIVE for s in states.values()):
         st.rerun()
-    for name in chosen:
-        _run_row(house, name, states[name])
+    for number, name in enumerate(chosen):
+        _run_row(house, name, states[name], theme.CATEGORICAL[number % 8] if len(chosen) > 1 else "")
     frames = {n: house.metrics(n) for n in chosen}
     metrics = {m for f in frames.values() for m in f["metric"].unique()} if frames else set()
     if not metrics:
@@ -99,11 +99,12 @@ def _live(house: Any, chosen: list[str], axis: str, busy: bool) -> None:
     _thinned(frames)
 
 
-def _run_row(house: Any, name: str, state: str) -> None:
+def _run_row(house: Any, name: str, state: str, colour: str) -> None:
     known = {r["name"]: r for r in house.runs()}
     run, job = known.get(name), house.job_of_run(name)
     kind = {"running": "accent", "finished": "good", "failed": "bad"}.get(state, "neutral")
-    words = [f"<b>{html.escape(name)}</b>", theme.badge(state, kind)]
+    dot = f'<span style="color:{colour}">&#9632;</span>' if colour else ""  # the colour of its curves
+    words = [f"{dot} <b>{html.escape(name)}</b>", theme.badge(state, kind)]
     if run:
         words += [theme.badge(f"step {theme.count(run['last_step'])}")]
         words += [theme.badge(f"{len(run['checkpoints'])} checkpoints")]
@@ -151,7 +152,7 @@ def _charts(frames: dict[str, Any], metrics: set[str], axis: str) -> None:
     for i, metric in enumerate(ordered):
         with columns[i % 2]:
             _chart(frames, metric, axis)
-    names = ", ".join(WORDS.get(m, (m,))[0].lower() for m in more)
+    names = "; ".join(WORDS.get(m, (m,))[0].lower() for m in more)
     if more and url.bound(st.segmented_control, f"More charts: {names}", "more", options=["no", "yes"]) == "yes":
         for i, metric in enumerate(more):
             with columns[i % 2]:

@@ -135,9 +135,10 @@ def test_a_click_on_a_head_enlarges_it_and_stays_in_the_address(house: Any, page
     clean(opened)
 
 
-def test_circuitsvis_draws_offline(house: Any, page: Any) -> None:
-    opened = page(f"{house.url}/attention?model={EXAMPLE}&layer=1&picture=CircuitsVis")
-    opened.get_by_text("L1H3").first.wait_for(timeout=40_000)
+def test_circuitsvis_draws_the_chosen_head_offline(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/attention?model={EXAMPLE}&layer=1&head=3&picture=CircuitsVis")
+    opened.locator(".psc-circuitsvis, [id^=phasescope-circuitsvis]").locator("canvas").first.wait_for(timeout=40_000)
+    assert opened.get_by_text("L1H3", exact=True).count()
     clean(opened)
 
 

@@ -28,6 +28,7 @@ export default function (component) {
   me.node.style.minHeight = data.height + "px";
   library(data.src).then(
     () => {
+      if (!me.node.isConnected) { me.digest = ""; return; } // the page moved on while the script was loading
       const started = performance.now();
       CircuitsVis.render(me.node.id, CircuitsVis[data.kind], data.props);
       performance.measure("phasescope:circuitsvis", { start: started });
