@@ -235,3 +235,26 @@ def test_nobody_without_the_key_can_reach_the_scheduler() -> None:
             Client(stranger, timeout=1, set_as_default=False)
     assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 20).state == "done"
     engine.close()
+
+
+def test_without_openssl_the_plain_connection_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    driver = DaskDriver(Settings(workers=1, device="cpu"), warm=False)
+    engine = Engine(driver, TARGET)
+    first = until(engine.workers, "a worker is up")[0]["pid"]
+    os.kill(driver._cluster._scheduler.pid, signal.SIGKILL)
+    until(lambda: [w for w in engine.workers() if w["pid"] != first], "another worker is up, by a new scheduler")
+    assert json.loads(driver._cluster._file.read_text())["address"].startswith("tcp://127.0.0.1:")
+    assert len(engine.notices) == 1 and "openssl" in engine.notices[0] and "restart" in engine.notices[0]
+    said = [r for r in caplog.records if "openssl" in r.getMessage()]
+    assert [r.levelname for r in said] == ["WARNING"]
+    engine.close()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="without openssl there is something to say")
+def test_with_openssl_there_is_nothing_to_say(tmp_path: Path) -> None:
+    cluster = Cluster(Settings(workers=1, device="cpu"), warm=False)
+    assert cluster.start().startswith("tls://") and cluster.notices == []
+    cluster.close()

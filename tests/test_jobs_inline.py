@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from backend.errors import BadInput, Busy, NotFound
+from backend.jobs.driver import Call, Worker
 from backend.jobs.engine import Engine
 from backend.jobs.inline import InlineDriver
 from backend.jobs.state import Job, new_job
@@ -173,6 +174,87 @@ def test_retry_keeps_id_and_story(engine: Engine) -> None:
     ended = engine.wait(job.id, 10)
     texts = [line["text"] for line in ended.story]
     assert ended.state == "failed" and texts.count("Queued again") == 1 and sum("Failed" in t for t in texts) == 2
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_retry_joins_the_same_work_under_way(engine: Engine, tmp_path: Path, waits: bool) -> None:
+    ask = gated(tmp_path)
+    old = engine.submit("fails", "same", "Fails", ask)
+    engine.wait(old.id, 10)
+    if waits:
+        engine.submit("gated", "other", "Other", gated(tmp_path, "other"))
+    twin = engine.submit("gated", "same", "Twin", ask)
+    until(lambda: engine.get(twin.id).state == ("queued" if waits else "running"), "the twin is under way")
+    assert engine.retry(old.id).id == twin.id
+    assert engine.get(old.id).state == "failed" and engine.position(old.id) is None
+    [(tmp_path / f"{name}.gate").touch() for name in ("g", "other")]
+    assert engine.wait(twin.id, 10).state == "done" and engine.get(old.id).attempts == 1
+
+
+class HandDriver:
+    """Two workers, a and b, in the test's hands: a call returns, or its worker dies, when the test says so."""
+
+    synchronous, notices = False, ()
+
+    def __init__(self) -> None:
+        self.settings, self.listener, self.calls = Settings(), None, {}
+
+    def start(self, listener: Any) -> None:
+        self.listener = listener
+        [self.come(address) for address in "ab"]
+
+    def come(self, address: str) -> None:
+        self.listener.worker_up(Worker(address, 1, "here"))
+
+    def run(self, call: Call, worker: Worker) -> None:
+        self.calls[worker.address] = call
+
+    def finish(self, address: str, models: list[str]) -> None:
+        call = self.calls.pop(address)
+        self.listener.returned(call.attempt, {"ok": True, "value": 0, "models": models, "memory_bytes": 1})
+
+    def die(self, address: str) -> None:
+        self.calls.pop(address)
+        self.listener.worker_down(address)
+
+    def ask_cancel(self, call: Call, worker: Worker) -> None: ...
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def hands() -> Iterator[tuple[Engine, HandDriver]]:
+    driver = HandDriver()
+    engine = Engine(driver, TARGET)
+    yield engine, driver
+    engine.close(grace=0)
+
+
+def test_the_job_of_a_dead_worker_is_next(hands: tuple[Engine, HandDriver]) -> None:
+    engine, driver = hands
+    jobs = [engine.submit("echo", f"k{i}", "Echo", {}) for i in range(4)]
+    assert driver.calls["a"].job_id == jobs[0].id
+    driver.die("a")
+    assert [engine.position(j.id) for j in jobs] == [1, None, 2, 3]
+    driver.come("a")
+    assert driver.calls["a"].job_id == jobs[0].id and engine.position(jobs[2].id) == 1
+
+
+def test_jobs_go_where_their_model_lies(hands: tuple[Engine, HandDriver]) -> None:
+    """Both workers hold one model each, so nothing but the affinity tells them apart."""
+    engine, driver = hands
+    for address, model in (("a", "one"), ("b", "two")):
+        job = engine.submit("echo", f"open {model}", "Open", {}, model)
+        assert driver.calls[address].job_id == job.id, "an empty worker is taken before one that holds a model"
+        driver.finish(address, [model])
+    for address, model in (("b", "two"), ("a", "one"), ("b", "two")):
+        job = engine.submit("echo", f"use {model}", "Use", {}, model)
+        assert list(driver.calls) == [address] and driver.calls[address].job_id == job.id
+        driver.finish(address, [model])
+        assert engine.wait(job.id, 10).state == "done"
 
 
 def test_what_cannot_be_retried_or_resumed_says_why(engine: Engine) -> None:

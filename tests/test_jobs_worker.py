@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,28 @@ def test_a_seed_is_told_and_the_global_generator_left_alone(settings: Settings, 
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("params", [{"seed": 5}, {}])
+def test_what_an_analysis_draws_follows_its_seed_alone(settings: Settings, card: ModelCard, params: dict) -> None:
+    """Also what torch draws for an analysis that names no seed: the same request, the same numbers."""
+    import torch
+
+    drawing = dataclasses.replace(registry()["attention"], compute=lambda *_: torch.rand(4))
+    request = Request(**payload(card)["request"])
+    model = worker._resident(SPEC, None, settings, quiet)
+
+    def draw(ambient: int, params: dict) -> list[float]:
+        torch.manual_seed(ambient)
+        asked = request.model_copy(update={"params": params})
+        return worker._compute(drawing, model, asked, drawing.params(), quiet).tolist()
+
+    assert draw(1, params) == draw(2, params) != draw(1, {"seed": 6})
+
+
 @pytest.mark.parametrize(("changes", "error", "words"), [
     ({"fingerprint": "f" * 32}, BadInput, "weights changed since they were opened"),
     ({"dtype": "float32"}, BadInput, "computes in float64"),
-    ({"device": "cuda"}, BadInput, "computes on cpu, asked was cuda.*one kind"), ({"version": 99}, BadInput, "asked was 99"),
+    ({"device": "cuda"}, BadInput, "computes on cpu, asked was cuda.*one kind"),
+    ({"version": 99}, BadInput, "asked was 99"),
     ({"analysis": "astrology"}, NotFound, "does not know"), ({"params": {"nonsense": 1}}, BadInput, "nonsense"),
     ({"spec": "run:nowhere"}, NotFound, "nowhere")])
 def test_what_does_not_fit_is_said(settings: Settings, card: ModelCard, changes: dict, error: type, words: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from backend.errors import BadInput, Unfit
 from backend.models import bridge
+from backend.models.fidelity import sample
 from backend.models.open import LoadedModel, fidelity
 from tests.models_support import NATIVE, hf_folder, ids, opened, run_folder
 
@@ -41,8 +42,25 @@ def test_fidelity_sees_a_view_that_computes_something_else(tmp_path: Path) -> No
     run_folder(tmp_path / "runs" / "r")
     model = opened("run:r", tmp_path)
     other = opened("run:r", tmp_path, step=0)
+    tokens = sample(model)
+    agree = (model.logits(tokens).argmax(-1) == other.logits(tokens).argmax(-1)).double().mean().item()
     model.view = other.view
     assert fidelity(model)["max_abs_log_prob"] > 0.1
+    assert fidelity(model)["top1_agreement"] == pytest.approx(agree) and agree < 0.9
+
+
+def test_fidelity_counts_the_positions_where_the_view_disagrees(tmp_path: Path) -> None:
+    """The view's W_U alone is disturbed, so that another token wins at some positions and not at others."""
+    run_folder(tmp_path / "runs" / "r")
+    model, other = opened("run:r", tmp_path), opened("run:r", tmp_path)
+    tokens = sample(model)
+    with torch.no_grad():
+        weight = other.bare.head.weight
+        weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    changed = (model.logits(tokens).argmax(-1) != other.logits(tokens).argmax(-1)).sum().item()
+    model.view = other.view
+    assert 0 < changed < tokens.numel()
+    assert fidelity(model)["top1_agreement"] == pytest.approx(1 - changed / tokens.numel())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,6 +25,28 @@ for i in range(first, first + 100000):
     print(i, flush=True)
 """
 
+#: dies (or meets a full disk) at the moment when a large array's bytes are to be made durable
+LARGE = """
+import os, signal, sys
+from pathlib import Path
+from backend.store import blobs
+from backend.store.store import Store
+from tests.store_kit import ROOMY, attention, put
+
+def end(fd):
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(28, "No space left on device")
+
+store = Store.open(Path(sys.argv[1]), ROOMY)
+blobs.INLINE_BYTES, blobs.os.fsync = 100, end
+try:
+    put(store, attention(), 1)
+except OSError as error:
+    print(error, store.count_results(), flush=True)
+    os._exit(0)  # no close: what lies there lies there
+"""
+
 
 def written_before_a_kill(cache, first, patience):
     """Run the writer until it has acknowledged `patience` rounds, kill it, return the last round it acknowledged."""
@@ -164,4 +186,17 @@ def test_readers_never_see_a_half_result_while_others_evict(tmp_path):
     reader.join(timeout=60)
     assert wrong == [] and seen.count(4) > 3
     assert store.count_results() == 3
+    store.close()
+
+
+@pytest.mark.parametrize("how", ["kill", "full"])
+def test_a_large_array_is_whole_or_not_there_under_its_name(tmp_path, how):
+    process = child(LARGE, str(tmp_path), how)
+    said, failed = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if how == "kill" else 0), failed
+    assert how == "kill" or said == "[Errno 28] No space left on device 0\n"
+    left = list((tmp_path / "tensors").iterdir())
+    assert [p.suffix for p in left] == [".part"], "begun, and under no name that a row could mean"
+    store = Store.open(tmp_path, ROOMY)
+    assert store.notices == [] and not list((tmp_path / "tensors").iterdir())
     store.close()

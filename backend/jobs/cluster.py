@@ -6,6 +6,7 @@ Never LocalCluster or multiprocessing here: under Streamlit a spawned child runs
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from backend.errors import Broken
 from backend.jobs.lifeline import PRIVATE
 from backend.settings import ROOT, Settings
 
+log = logging.getLogger(__name__)
 START_TIMEOUT = 60.0
 #: how Dask must behave for us: a death is told at once, memory ends a worker rather than pausing it for ever
 DASK = {
@@ -36,6 +38,8 @@ DASK = {
     "DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False",
 }
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+PLAIN = ("openssl is missing or failed, so the workers' connections are plain: other users of this machine could run "
+         "code through them. Install openssl and restart Phasescope")
 QUIET = ["--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
 
 
@@ -71,6 +75,7 @@ class Cluster:
 
     def __init__(self, settings: Settings, warm: bool = True):
         self._settings, self._warm = settings, warm
+        self.notices: list[str] = []
         self._scheduler: subprocess.Popen | None = None
         self._nannies: dict[int, subprocess.Popen] = {}
         self._folder = Path()
@@ -82,6 +87,8 @@ class Cluster:
         """Start everything; returns the scheduler's address. Raises Broken with the last words of its log."""
         self._folder = Path(tempfile.mkdtemp(prefix="phasescope-"))  # 0700: only the owner reads it
         self._tls = _certificate(self._folder)
+        if self._tls is None:
+            self._say_plain()
         self._scheduler = self._spawn("scheduler", [
             "distributed.cli.dask_scheduler", *QUIET, *self._tls_options(), "--port", "0",
             "--scheduler-file", str(self._file), "--preload", "backend.jobs.lifeline"], {})
@@ -97,6 +104,12 @@ class Cluster:
     def tls(self) -> tuple[str, str] | None:
         """Return the files (certificate, key) that a client needs, or None where the connection is plain."""
         return self._tls
+
+    def _say_plain(self) -> None:
+        """Once, in the log and as a notice: without a certificate others on this machine can reach the workers."""
+        if not self.notices:
+            self.notices.append(PLAIN)
+            log.warning(PLAIN)
 
     def _tls_options(self) -> list[str]:
         if self._tls is None:

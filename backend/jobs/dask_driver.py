@@ -56,6 +56,11 @@ class DaskDriver:
         self._listener = listener
         self._keeper.start()
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of our own cluster; nothing of a remote one."""
+        return list(self._cluster.notices) if self._cluster else []
+
     # ------------------------------------------------------------ the connection
 
     def _live(self) -> None:

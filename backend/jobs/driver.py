@@ -50,6 +50,10 @@ class Driver(Protocol):
     settings: Settings
     synchronous: bool
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of the workers."""
+
     def start(self, listener: Listener) -> None:
         """Bring the workers up in the background and tell the listener of each."""
 

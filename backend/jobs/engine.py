@@ -106,6 +106,11 @@ class Engine(Floor):
         """Return one sentence on the workers, '' when all is well."""
         return self._words
 
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of the workers as long as this engine lives, e.g. plain connections."""
+        return list(self._driver.notices)
+
     def adopt(self, jobs: Iterable[Job | Mapping[str, Any]]) -> list[Job]:
         """Take over records of an earlier life: what was queued or running becomes interrupted."""
         adopted = [j if isinstance(j, Job) else Job(**j) for j in jobs]

@@ -19,6 +19,7 @@ class InlineDriver:
 
     def __init__(self, settings: Settings, threads: int = 1):
         self.settings, self.synchronous = settings, threads == 0
+        self.notices: list[str] = []
         self._cancelled: set[str] = set()
         self._calls: queue.Queue[Call | None] = queue.Queue()
         self._listener: Any = None
