@@ -18,7 +18,7 @@ LIVE = ("running", "queued")
 
 def run_list(house: Any) -> list[str]:
     """Choose up to eight runs; the first visit shows the newest one that lives, else a shipped one."""
-    known = {r["name"]: r for r in house.runs()}
+    known = {r["name"]: r for r in house.runs(expected=url.get("runs"))}
     if not known:
         return []
     living = [n for n, r in known.items() if r["state"] in LIVE]

@@ -116,12 +116,16 @@ class Work(Base):
         """Return the unfinished training job of a run, if any."""
         return self._training().get(name)
 
-    def runs(self) -> list[dict[str, Any]]:
+    def runs(self, expected: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return every run's record: name, folder, recipe, params, state, checkpoints, last_step.
 
-        A run whose training waits for a worker, or has not written yet, is there as `queued` or `running`.
+        A run whose training waits for a worker, or has not written yet, is there as `queued` or `running`. Where one of
+        the `expected` names is not known yet, the folders are looked at anew: it may have been written just now.
         """
         written = self.follower.runs()
+        if set(expected) - {r["name"] for r in written}:
+            self.follower.poll()
+            written = self.follower.runs()
         names = {r["name"] for r in written}
         coming = [
             {"name": n, "state": j["state"], "folder": j["payload"]["run_dir"], "recipe": j["payload"]["recipe"],
@@ -133,9 +137,7 @@ class Work(Base):
 
     def run(self, name: str) -> dict[str, Any]:
         """Return one run's record. Raises NotFound with the known names."""
-        if all(r["name"] != name for r in self.runs()):
-            self.follower.poll()  # it may have been written just now
-        return pick({r["name"]: r for r in self.runs()}, name, "Run")
+        return pick({r["name"]: r for r in self.runs(expected=[name])}, name, "Run")
 
     def metrics(self, run: str, names: Sequence[str] | None = None, points: int = 2000) -> pd.DataFrame:
         """Return [step, metric, layer, head, value], thinned to `points` per series with minima and maxima kept."""
