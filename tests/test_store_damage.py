@@ -166,12 +166,13 @@ def test_an_open_that_fails_lets_go_of_file_and_lock(sound: Path, tmp_path: Path
     shutil.copytree(sound, cache)
 
     def refuse(*_: object) -> int:
-        raise PermissionError("tensors cannot be listed")
+        raise PermissionError("not now")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(room.blobs, "sweep", refuse)
-        with pytest.raises(PermissionError):
-            Store.open(cache, ROOMY)
+    for place, name in ((room.blobs, "sweep"), (room, "Writer")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            with pytest.raises(PermissionError):
+                Store.open(cache, ROOMY)
     store = Store.open(cache, ROOMY)
     assert store.notices == [] and store.count_results() == 3
     store.close()

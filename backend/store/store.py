@@ -63,7 +63,11 @@ class Store(Results, Records, Metrics, ReadOnly):
     def _swept(cls, cache: Path, budget_bytes: int, lock: Lock) -> Store | None:
         """Return the store, swept; None where sweeping met damage, which is marked: the next try sets it aside."""
         con, notices = open_file(cache)
-        store = cls(cache, budget_bytes, lock, con, notices)
+        try:
+            store = cls(cache, budget_bytes, lock, con, notices)
+        except BaseException:
+            con.close()
+            raise
         try:
             store._sweep()
         except BaseException:
