@@ -168,11 +168,13 @@ def test_an_open_that_fails_lets_go_of_file_and_lock(sound: Path, tmp_path: Path
     def refuse(*_: object) -> int:
         raise PermissionError("not now")
 
+    kept = []
     for place, name in ((room.blobs, "sweep"), (room, "Writer")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, refuse)
-            with pytest.raises(PermissionError):
+            with pytest.raises(PermissionError) as met:
                 Store.open(cache, ROOMY)
+            kept.append(met)  # whoever keeps the traceback keeps what its frames hold: nothing may hang on that
     store = Store.open(cache, ROOMY)
     assert store.notices == [] and store.count_results() == 3
     store.close()
