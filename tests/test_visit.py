@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import house
 from backend import Backend
-from backend.contract import Weights
+from backend.contract import ModelCard, Weights
 from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,6 +178,16 @@ def test_the_default_prompt_fits_a_small_context(backend: Backend) -> None:
     assert list(known) == ["A few words"]
 
 
+def opened(backend: Backend, step: int) -> ModelCard:
+    """The card of a checkpoint of the shipped run, opened where it was not yet."""
+    opening = backend.open("run:induction-demo", step)
+    if opening["job"]:
+        backend.wait(opening["job"]["id"], 60)
+    card = backend.card("run:induction-demo", step)
+    assert card is not None
+    return card
+
+
 def blocks(at: AppTest, name: str) -> list[bytes]:
     """The bytes that a component of ours was fed with."""
     found = [e.proto for e in at.get("bidi_component") if name in e.proto.component_name]
@@ -189,8 +199,7 @@ def test_the_large_map_is_the_chosen_head(backend: Backend) -> None:
 
     for layer, head in ((0, 1), (1, 3)):
         at = visit("attention", model="run:induction-demo", step="1200", layer=str(layer), head=str(head))
-        card = backend.card("run:induction-demo", 1200)
-        assert card is not None
+        card = opened(backend, 1200)
         key = backend.kept("attention", card, backend.prompt(card.model_dump(), ids=at.text_input[0].value))
         assert key
         block = backend.array(key, "pattern", {"layer": layer, "head": head})
@@ -209,8 +218,7 @@ def test_the_next_and_previous_keys_move_by_one_checkpoint(backend: Backend) -> 
 def test_the_score_table_says_each_heads_own_numbers(backend: Backend) -> None:
     at = visit("attention", model="run:induction-demo", step="1200")
     shown = at.dataframe[0].value.set_index("name")
-    card = backend.card("run:induction-demo", 1200)
-    assert card is not None
+    card = opened(backend, 1200)
     key = backend.kept("head_scores", card, Weights())
     assert key
     for row in backend.table(key).itertuples():
@@ -222,8 +230,7 @@ def test_the_score_table_says_each_heads_own_numbers(backend: Backend) -> None:
 def test_the_curve_through_training_is_the_chosen_heads(backend: Backend) -> None:
     import json
 
-    card = backend.card("run:induction-demo", 1200)
-    assert card is not None
+    card = opened(backend, 1200)
     for job in backend.sweep("head_scores", "run:induction-demo", [200, 1200], Weights())["job_id"]:
         if job:
             backend.wait(job, 60)

@@ -53,7 +53,7 @@ class Backend(Asking, Work):
     @property
     def notices(self) -> list[str]:
         """What a person should be told: files set aside, analyses that could not be read."""
-        return [*self.store.notices, *analyses_room.problems()]
+        return [*self.store.notices, *self.engine.notices, *analyses_room.problems()]
 
     def health(self) -> dict[str, Any]:
         """Return a small record for the API and the Home page."""
