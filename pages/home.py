@@ -52,7 +52,8 @@ def now() -> None:
         health = backend.health()
         st.markdown("##### This machine")
         st.markdown(
-            f"{health['workers']} workers · {health['unfinished']} unfinished jobs · "
+            f"{health['workers']} {'worker' if health['workers'] == 1 else 'workers'} · "
+            f"{health['unfinished']} unfinished jobs · "
             f"cache {theme.bytes(health['cache_bytes'])}"
         )
         for job in backend.jobs(states=["queued", "running"], limit=4):

@@ -184,7 +184,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/submit", {"json": {**ASK, "ids": {"a": 1}}}, 400, "'ids'.*dict"),
     ("POST", "/submit", {"json": {**ASK, "ids": [[1]]}}, 400, "no number"),
     ("POST", "/submit", {"json": {**ASK, "ids": [99]}}, 400, "vocabulary 0..19"),
-    ("POST", "/submit", {"json": {**ASK, "ids": []}}, 400, "no tokenizer"),
+    ("POST", "/submit", {"json": {**ASK, "ids": []}}, 400, "there are none"),
     ("POST", "/submit", {"json": {**ASK, "text": 3}}, 400, "'text'.*int"),
     ("POST", "/submit", {"json": {**ASK, "params": [1]}}, 400, "'params'.*list"),
     ("POST", "/submit", {"json": {**ASK, "params": {"top_k": 0}}}, 400, "top_k is integer from 1 to 50"),

@@ -84,6 +84,8 @@ def test_everything_fits_in_both_themes(page, gallery, width, dark):
 
 def test_a_click_on_the_grid_is_that_head_and_stays(page, gallery):
     view = page(gallery + "?show=grid")
+    view.wait_for_selector(".psc-cells")
+    browser.wait_ready(view)  # the canvas takes its final size one frame after it is there
     view.locator(".psc-cells").click(position=cell(view, 7, 4, 12))
     says(view, "chosen head L7H4")
     browser.wait_ready(view)
