@@ -95,12 +95,8 @@ class Models(Base):
             return None
         sibling = registry.locate(located.spec.model_copy(update={"step": step}), self.settings)
         kept = self.store.model(str(located.spec), step)
-        if (
-            not kept
-            or kept[1] != sibling.signature
-            or sibling.config_signature != located.config_signature
-            or not self._as_set(kept[0])
-        ):
+        # the signature of a run covers the model in its run.json, so a rewritten one has no siblings
+        if not kept or kept[1] != sibling.signature or not self._as_set(kept[0]):
             return None
         notes = list(kept[0]["notes"])
         if not any(n.startswith("Fidelity was measured") for n in notes):  # else the sibling's own card was derived
