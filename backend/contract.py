@@ -314,6 +314,9 @@ class ModelCard(BaseModel):
     )
     notes: list[str] = Field(default_factory=list)
     seconds: float = 0.0
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="{recipe, params} of the run it is a checkpoint of; {} elsewhere"
+    )
 
 
 @runtime_checkable
@@ -339,6 +342,16 @@ class Model(Protocol):
 
     def unembed(self, resid: Any) -> Any:
         """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
+        ...
+
+    def observe(self, tokens: Any) -> Observation:
+        """One forward of the bare module on tokens [batch, pos], as monitors see it."""
+        ...
+
+    def weights(self) -> dict[str, Any]:
+        """The bare module's weights by glossary name: W_E [d_vocab, d_model], W_pos, W_U [d_model, d_vocab_out], and
+        per layer a list: W_Q W_K W_V [head, d_model, d_head], W_O [head, d_head, d_model], W_in, W_out, b_in, b_out.
+        Absent ones are left out. Views where possible; never written to."""
         ...
 
 
@@ -403,7 +416,54 @@ class Result:
     provenance: dict[str, Any]  # seconds, device, dtype, versions, host, worker, started (ISO), seed
 
 
-# ---------------------------------------------------------------- training recipes
+# ---------------------------------------------------------------- training recipes and their metrics
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a run logs: its words, said once for charts, tables, glossary and detection.
+
+    `per` says what follows its name in metrics.jsonl: "" (`loss`), "layer" (`name/L1`), "head" (`name/L1H2`) or
+    "frequency" (`name_w14`). `better` is "low" or "high" where one is. A metric with jumps of its own making (an
+    accuracy) names the `continuous` one that a real transition would show in as well.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    help: str = ""
+    per: Literal["", "layer", "head", "frequency"] = ""
+    better: Literal["", "low", "high"] = ""
+    continuous: str = ""
+
+
+@dataclass
+class Observation:
+    """One forward on fixed rows, as monitors see it: live from the training loop or later from a checkpoint.
+
+    Tensors are torch, detached. `logits` [rows, pos, d_vocab_out]; `patterns` per layer [rows, head, query, key];
+    `resid` the last resid_post [rows, pos, d_model]; `weights` as `Model.weights()` returns them. `block` is n where
+    the rows are [A; A] with A of n tokens, else 0. `targets` are the right answers where the task is not the next
+    token. `extra` holds what one recipe's monitors need beside (p, the train mask, ...).
+    """
+
+    tokens: Any
+    logits: Any
+    patterns: list[Any] = field(default_factory=list)
+    resid: Any = None
+    weights: dict[str, Any] = field(default_factory=dict)
+    block: int = 0
+    targets: Any = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Named settings of a recipe: one dict of params per run (a family has many), over the defaults."""
+
+    name: str
+    help: str
+    runs: tuple[Mapping[str, Any], ...] = ({},)
 
 
 @dataclass
@@ -419,6 +479,9 @@ class Recipe:
     params: type[Params]
     train: Callable[[Any, Any, int | None, Progress], None]
     doc: str = ""
+    presets: tuple[Preset, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    seconds: Callable[[Any], float] | None = None
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON form that the API and the command line show."""
@@ -428,16 +491,25 @@ class Recipe:
             "asks": self.asks,
             "doc": self.doc,
             "params": self.params.model_json_schema(),
+            "presets": [{"name": p.name, "help": p.help, "runs": [dict(r) for r in p.runs]} for p in self.presets],
+            "metrics": [vars(m) for m in self.metrics],
         }
 
 
-def recipe(*, title: str, asks: str, params: type[Params]) -> Callable[[Callable], Recipe]:
-    """Declare a training function as a recipe; name and documentation come from its module."""
+def recipe(
+    *, title: str, asks: str, params: type[Params], presets: Sequence[Preset] = (), metrics: Sequence[Metric] = (),
+    seconds: Callable[[Any], float] | None = None,
+) -> Callable[[Callable], Recipe]:
+    """Declare a training function as a recipe; name and documentation come from its module.
+
+    `metrics` declares what it logs beside the shared monitors; `seconds(params)` estimates its time on one CPU core.
+    """
 
     def wrap(train: Callable) -> Recipe:
         import sys
 
         module = sys.modules[train.__module__]
-        return Recipe(train.__module__.rsplit(".", 1)[-1], title, asks, params, train, (module.__doc__ or "").strip())
+        name, doc = train.__module__.rsplit(".", 1)[-1], (module.__doc__ or "").strip()
+        return Recipe(name, title, asks, params, train, doc, tuple(presets), tuple(metrics), seconds)
 
     return wrap

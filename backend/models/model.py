@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.contract import ModelCard
+from backend.contract import ModelCard, Observation
 from backend.errors import BadInput, Unfit
-from backend.models import bridge
+from backend.models import bridge, observe
 
 
 class LoadedModel:
@@ -105,6 +105,26 @@ class LoadedModel:
             found = "its residual stream cannot be read through W_U"
             raise Unfit(f"Model {self.card.spec}", found, "Choose another model")
         return bridge.unembed(self.view, resid)
+
+    @torch.no_grad()
+    def observe(self, tokens: Any) -> Observation:
+        """One forward as monitors see it; architectures without a spelling of their own are read through the view."""
+        ids = self.tokens(tokens)
+        try:
+            return observe.observe(self.bare, ids)
+        except TypeError:
+            last = self.sizes["n_layers"] - 1
+            logits, found = self.run(ids, ["pattern"])
+            resid = self.capture(ids, ["resid_post"], [last])["resid_post", last]
+            return Observation(ids, logits, [found["pattern", n] for n in range(last + 1)], resid, {})
+
+    def weights(self) -> dict[str, Any]:
+        """The bare module's weights by glossary name. Raises Unfit for an architecture that is not spelled out."""
+        try:
+            return observe.weights(self.bare)
+        except (TypeError, AttributeError):
+            found = f"the weights of {type(self.bare).__name__} are not known by name here"
+            raise Unfit("The model's weights", found, "Use a native or GPT-2 model") from None
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors, those of the view that are not shared included."""

@@ -1,4 +1,4 @@
-"""The training loop that recipes share: log, keep, hear a stop, step. Resuming gives the same bits on a CPU.
+"""The training loop that recipes share: log, monitor, keep, hear a stop, step. Resuming gives the same bits on a CPU.
 
 A checkpoint at step s is the state after s updates. At each boundary the order is log, checkpoint, stop, update,
 so whatever is logged up to a checkpoint is in the file before it.
@@ -7,13 +7,14 @@ so whatever is logged up to a checkpoint is in the file before it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from backend.contract import Progress
+from backend import monitors
+from backend.contract import Observation, Progress
 from backend.errors import Cancelled
 from backend.runs import checkpoints, layout
 from backend.runs.recorder import Recorder
@@ -21,7 +22,11 @@ from backend.runs.recorder import Recorder
 
 @dataclass
 class Training:
-    """What one run changes while it trains, and how: `update()` makes one step, `measure()` returns name -> number."""
+    """What one run changes while it trains, and how.
+
+    `update()` makes one step; `measure()` returns the cheap numbers of every `log_at` step; `observe()` gives the
+    observation from which the `monitors` (by name) are taken at every `monitor_at` step.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -30,7 +35,13 @@ class Training:
     measure: Callable[[], dict[str, float]]
     log_at: Callable[[int], bool]
     keep_at: Collection[int]
+    observe: Callable[[], Observation] | None = None
+    monitors: Sequence[str] = ()
+    monitor_at: Callable[[int], bool] = lambda step: False
+    #: the metric whose value the progress line says
+    headline: str = "loss"
     clock: tuple[int, float] = field(default=(0, 0.0))
+    before: list[Tensor] | None = None
 
     def keep(self, run: Recorder, step: int) -> None:
         """Write weights, optimiser and random state."""
@@ -42,10 +53,30 @@ class Training:
         rng = checkpoints.load_resume(layout.file_of(run.folder, layout.RESUME, step), self.optimizer)
         self.generator.set_state(rng["generator"])
 
+    def due(self, step: int) -> bool:
+        """Say whether anything is logged at this step."""
+        return self.log_at(step) or self.monitor_at(step)
+
+    def step(self, after: int) -> None:
+        """Make one update, noting the weights before it where the step `after` it is logged."""
+        free = [p for p in self.model.parameters() if p.requires_grad]
+        self.before = [p.detach().clone() for p in free] if self.due(after) else None
+        self.update()
+
+    def update_norm(self) -> dict[str, float]:
+        """Return the length of the last update over all trained weights; {} where there was none to see."""
+        if self.before is None:
+            return {}
+        free = [p for p in self.model.parameters() if p.requires_grad]
+        squared = [(p.detach() - old).square().sum() for p, old in zip(free, self.before, strict=True)]
+        return {"update_norm": float(torch.stack(squared).sum().sqrt())}
+
     def log(self, run: Recorder, step: int) -> dict[str, float]:
-        """Measure, add the pace since the last log, and write one line."""
+        """Measure what is due, add the pace since the last log, and write one line."""
         now, (then, since) = time.monotonic(), self.clock
-        values = self.measure()
+        values = {**self.measure(), **self.update_norm()}
+        if self.observe is not None and self.monitor_at(step):
+            values |= monitors.measure(self.monitors, self.observe())
         if step > then and now > since:
             values["steps_per_second"] = (step - then) / (now - since)
         run.log(step, values)
@@ -64,13 +95,13 @@ def run_loop(training: Training, run: Recorder, steps: int, resume_from: int | N
     for step in range(start, steps + 1):
         fresh = step > start or resume_from is None
         due = step in training.keep_at or step == steps
-        if fresh and (training.log_at(step) or step == steps):
-            words = f", loss {training.log(run, step)['loss']:.3f}"
+        if fresh and (training.due(step) or step == steps):
+            words = f", {training.headline.replace('_', ' ')} {training.log(run, step)[training.headline]:.3f}"
         if fresh and due:
             training.keep(run, step)
         _listen(training, run, step, steps, words, progress, kept=due or not fresh)
         if step < steps:
-            training.update()
+            training.step(step + 1)
 
 
 def _listen(
