@@ -1,0 +1,1 @@
+"""Longer experiments whose results are committed as small tables: `make experiments-transitions`."""

@@ -1,0 +1,43 @@
+"""Which runs the experiments on transitions train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SEEDS = range(5)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; `kind` is the table it goes into: a transition is expected in none of the controls."""
+
+    group: str
+    recipe: str
+    seed: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    control: bool = False
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return f"{self.group}-s{self.seed}"
+
+
+def _seeds(group: str, recipe: str, params: Mapping[str, Any], control: bool = False, seeds: Any = SEEDS) -> list[Run]:
+    return [Run(group, recipe, seed, params, control) for seed in seeds]
+
+
+def runs() -> list[Run]:
+    """Return every run, the longest first so that two processes end together."""
+    paper = {"p": 113, "train_fraction": 0.3, "weight_decay": 1.0, "lr": 1e-3, "steps": 12_000, "dtype": "bfloat16"}
+    return [
+        *_seeds("paper", "modular_addition", {**paper, "n_checkpoints": 12}, seeds=[0]),
+        *_seeds("live", "modular_addition", {"n_checkpoints": 20}),
+        *_seeds("induction", "induction", {}),
+        *_seeds("control-wd0", "modular_addition",
+                {"weight_decay": 0.0, "train_fraction": 0.3, "steps": 2000, "n_checkpoints": 5}, control=True),
+        *_seeds("control-1layer", "induction", {"n_layers": 1, "n_checkpoints": 5}, control=True),
+        *_seeds("control-linear", "linear_control", {"n_checkpoints": 5}, control=True),
+    ]  # fmt: skip
