@@ -1,0 +1,158 @@
+"""What kind of change it is: smooth, kink, rapid crossover, size-sharpening crossover; and what may have made it.
+
+A curve y(u), u = ln(step), near the change is fitted by least squares as quadratic (smooth), quadratic + a max(u - c, 0)
+(kink: the slope changes, the curve is continuous), quadratic + a ramp((u - c)/w) (rapid crossover: a jump of finite width
+w), and, as further smooth ones, cubic and quartic. The least n_eff ln(RSS/n) + parameters ln(n_eff) wins, n_eff the
+number of independent points of AR(1) noise. One size cannot tell a crossover from a transition: only a width that
+shrinks with the number of parameters over at least three sizes may be called transition-like.
+
+Metric-induced: Schaeffer et al. (2023), Are emergent abilities of large language models a mirage?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backend.maths.glr import Array, ramp
+from backend.maths.logstep import clean
+
+SMOOTH, KINK, CROSSOVER, SHARPENING = "smooth", "kink", "rapid crossover", "size-sharpening crossover"
+#: ln-step to either side of the change that is looked at, beyond its width
+REACH = 1.2
+WIDTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
+#: a learning rate that moves by more than this share between two points has jumped
+LR_JUMP = 0.3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The verdict on one curve: its class, the width (ln-step) of a crossover, the lead in the criterion (nats * 2)."""
+
+    verdict: str
+    width: float
+    centre: float
+    lead: float
+
+
+def shape_of(
+    steps: Array, values: Array, step: float | None = None, width: float = 0.0, log: bool = False
+) -> Shape:
+    """Classify a curve: whole, or within REACH + width/2 of a step. Fewer than 12 points, or a constant: smooth."""
+    steps, values = clean(steps, values, log)
+    u = np.log(steps)
+    if step is not None:
+        near = np.abs(u - np.log(step)) <= REACH + width / 2
+        u, values = u[near], values[near]
+    if len(u) < 12 or np.ptp(values) <= 1e-9 * np.abs(values).max():
+        return Shape(SMOOTH, 0.0, 0.0, 0.0)
+    return _elect(u, values - values.mean())
+
+
+def _elect(u: Array, y: Array) -> Shape:
+    x = (u - u[0]) / (u[-1] - u[0])
+    base = np.vander(x, 3, increasing=True)
+    centres = np.linspace(u[2], u[-3], 60)
+    fits = {SMOOTH: [(_residual(np.vander(x, d + 1, increasing=True), y), d - 2, 0.0, 0.0) for d in (2, 3, 4)]}
+    fits[KINK] = [_best(base, y, [(np.maximum(u - c, 0), c, 0.0) for c in centres], 3)]
+    fits[CROSSOVER] = [_best(base, y, [(ramp(u, c, w), c, w) for w in WIDTHS for c in centres
+                                       if c - w / 2 > u[1] and c + w / 2 < u[-2]], 5)]  # fmt: skip
+    least = min((r for f in fits.values() for r, *_ in f), key=lambda r: float(r @ r))
+    phi = float(np.clip((least[1:] @ least[:-1]) / max(least @ least, 1e-300) + 4 / len(u), 0.0, 0.9))
+    n = max(len(u) * (1 - phi) / (1 + phi), 6.0)
+    floor = (1e-7 * np.abs(y).max()) ** 2
+    cost = {name: min(n * np.log(np.mean(r * r) + floor) + k * np.log(n) for r, k, *_ in f) for name, f in fits.items()}
+    first, second = sorted(cost, key=lambda name: cost[name])[:2]
+    _, _, centre, width = fits[first][0]
+    return Shape(first, width if first == CROSSOVER else 0.0, centre, float(cost[second] - cost[first]))
+
+
+def _residual(basis: Array, y: Array) -> Array:
+    q = np.linalg.qr(basis)[0]
+    return y - q @ (q.T @ y)
+
+
+def _best(base: Array, y: Array, shapes: list[tuple[Array, float, float]], free: int) -> tuple[Array, int, float, float]:
+    """Return (residual, free parameters, centre, width) of the shape that leaves the least."""
+    q = np.linalg.qr(base)[0]
+    left = np.stack([s for s, _, _ in shapes], 1)
+    left = left - q @ (q.T @ left)
+    size = np.sqrt((left**2).sum(0))
+    left = left * np.where(size > 1e-3, 1 / np.maximum(size, 1e-3), 0.0)
+    r0 = y - q @ (q.T @ y)
+    part = left.T @ r0
+    best = int(np.abs(part).argmax())
+    return r0 - left[:, best] * part[best], free, shapes[best][1], shapes[best][2]
+
+
+# ---------------------------------------------------------------- several sizes
+
+
+@dataclass(frozen=True)
+class Sharpening:
+    """The exponent of width ~ n_params^slope with its interval; `transition_like` only where all of it is below 0."""
+
+    slope: float
+    low: float
+    high: float
+    sizes: int
+    transition_like: bool
+
+
+def sharpening(n_params: Sequence[float], widths: Sequence[float], draws: int = 500, seed: int = 0) -> Sharpening:
+    """Fit ln width = a + slope ln n_params over runs; interval 95 % by bootstrap over the runs of each size.
+
+    Where a size has a single run, the residuals of the fit are drawn instead. Fewer than three sizes: never
+    transition-like. Widths of 0 (sharper than the grid) count as half a cell.
+    """
+    x, y = np.log(np.asarray(n_params, float)), np.log(np.maximum(np.asarray(widths, float), 0.02))
+    sizes = np.unique(x)
+    if len(sizes) < 3:
+        return Sharpening(float("nan"), float("nan"), float("nan"), len(sizes), False)
+    rng = np.random.default_rng(seed)
+    slope, level = np.polyfit(x, y, 1)
+    left = (y - level - slope * x) * np.sqrt(len(x) / max(len(x) - 2, 1))
+    seeded = min((x == s).sum() for s in sizes) > 1
+    slopes = [np.polyfit(x, _redrawn(rng, x, y, sizes) if seeded else level + slope * x + rng.choice(left, len(x)), 1)[0]
+              for _ in range(draws)]  # fmt: skip
+    low, high = np.quantile(slopes, [0.025, 0.975])
+    return Sharpening(float(slope), float(low), float(high), len(sizes), bool(high < 0))
+
+
+def _redrawn(rng: np.random.Generator, x: Array, y: Array, sizes: Array) -> Array:
+    again = y.copy()
+    for size in sizes:
+        again[x == size] = rng.choice(y[x == size], int((x == size).sum()))
+    return again
+
+
+# ---------------------------------------------------------------- what may have made it
+
+
+def learning_rate_jumps(steps: Array, rates: Array) -> list[float]:
+    """Return the steps at which a logged learning rate has moved by more than LR_JUMP since the point before."""
+    steps, rates = clean(steps, rates)
+    change = np.abs(np.diff(rates)) > LR_JUMP * np.maximum(np.abs(rates[:-1]), 1e-300)
+    return [float(s) for s in steps[1:][change]]
+
+
+def exogenous(low: float, high: float, drops: Sequence[float], slack: float = 0.1) -> str:
+    """Return words where the learning rate was changed within the interval (widened by `slack` in ln-step), else ''."""
+    inside = [d for d in drops if d > 0 and low * np.exp(-slack) <= d <= high * np.exp(slack)]
+    if not inside:
+        return ""
+    return f"The learning rate was changed at step {inside[0]:.0f}, within this interval: the change may come from outside."
+
+
+def artefact(jumped: Sequence[str], twins: dict[str, str], shows: Sequence[str], words: dict[str, str]) -> str:
+    """Return words where every channel that carried the change has a continuous twin that does not show it, else ''.
+
+    Args: jumped: the metrics that carried it; twins {metric: continuous twin}, of those that were measured; shows: the
+        metrics that show the change; words {metric: title}.
+    """
+    if not jumped or any(m not in twins or twins[m] in shows for m in jumped):
+        return ""
+    pairs = ", ".join(f"{words.get(m, m)} jumps and {words.get(twins[m], twins[m])} does not" for m in dict.fromkeys(jumped))
+    return f"Metric-induced: {pairs}."
