@@ -65,9 +65,13 @@ class Work(Base):
     # ------------------------------------------------------------ runs
 
     def train(
-        self, recipe: str, params: Mapping[str, Any], name: str = "", run_dir: str = "", resume: bool = False
+        self, recipe: str, params: Mapping[str, Any], name: str = "", run_dir: str = "", resume: bool = False,
+        group: str = "",
     ) -> dict[str, Any]:
-        """Start (or resume) a training run as a job. Returns {run, job}. Raises BadInput for params or a taken name."""
+        """Start (or resume) a training run as a job. Returns {run, job}. Raises BadInput for params or a taken name.
+
+        A `group` (a family of runs, a phase diagram) is kept in run.json.
+        """
         asked = self.recipe(recipe)
         checked = validated(asked.params, params, asked.title)
         given = checked.model_dump(mode="json", exclude_unset=resume)  # a default is not said against the run's own
@@ -81,9 +85,42 @@ class Work(Base):
             raise BadInput(f"Train into {folder.name}", "a run of that name exists", "Choose another name or resume it")
         if resume and not written:
             raise NotFound(f"Resume {folder.name}", f"there is no run in {folder}", "Correct the folder")
-        payload = {"recipe": recipe, "params": given, "run_dir": str(folder), "resume": resume}
+        extra = {"group": self._run_name(group)} if group else {}
+        payload = {"recipe": recipe, "params": given, "run_dir": str(folder), "resume": resume, "extra": extra}
         job = self.engine.submit("train", canonical_hash({"train": str(folder)}), f"Train {folder.name}", payload)
         return {"run": folder.name, "job": self._job_record(job)}
+
+    def train_many(
+        self, recipe: str, runs: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None, group: str = ""
+    ) -> list[dict[str, Any]]:
+        """Start one run per dict of params, all of one `group`; without names they are `<group>.0`, `<group>.1`, ...
+
+        Returns [{run, job}]. Raises BadInput before any is started: params, taken or repeated names.
+        """
+        asked = self.recipe(recipe)
+        for params in runs:
+            validated(asked.params, params, asked.title)
+        free = names if names is not None else self._free_names(group, len(runs)) if group else [""] * len(runs)
+        self._check_names([*free, group] if group else free, len(runs) + bool(group))
+        self._check_free(free)
+        return [self.train(recipe, p, name=n, group=group) for p, n in zip(runs, free, strict=True)]
+
+    def _check_names(self, names: Sequence[str], expected: int) -> None:
+        if len(names) != expected:
+            raise BadInput(f"Train {expected} runs", f"{len(names)} names were given", "Give one name per run")
+        for name in filter(None, names):
+            self._run_name(name)
+
+    def _check_free(self, names: Sequence[str]) -> None:
+        given = [n for n in names if n]
+        known = {r["name"] for r in self.runs(expected=given)}
+        for at, name in enumerate(given):
+            if name in known or name in given[:at] or (self.settings.runs / name).exists():
+                raise BadInput(f"Train into {name}", "a run of that name exists", "Choose other names")
+
+    def _free_names(self, group: str, n: int) -> list[str]:
+        taken = {p.name for p in self.settings.runs.glob(f"{group}.*")} | {r["name"] for r in self.runs()}
+        return [name for i in range(n + len(taken)) if (name := f"{group}.{i}") not in taken][:n]
 
     def _run_name(self, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):

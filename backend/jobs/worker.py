@@ -63,7 +63,8 @@ def _train(payload: Mapping[str, Any], settings: Settings, progress: Progress) -
 
     folder = Path(payload["run_dir"])
     resume = bool(payload.get("resume")) and (folder / "run.json").exists()  # killed before its first line: start anew
-    return train(payload["recipe"], payload["params"], folder, resume, progress)
+    extra = None if resume else payload.get("extra")  # run.json is written once
+    return train(payload["recipe"], payload["params"], folder, resume, progress, extra)
 
 
 def _analysis(payload: Mapping[str, Any], settings: Settings, progress: Progress) -> Result:
