@@ -166,6 +166,11 @@ def get_metrics(backend: Any, request: Request, body: dict) -> Any:
     return json.loads(export.to_bytes(frame, "json"))
 
 
+def get_transitions(backend: Any, request: Request, body: dict) -> Any:
+    """The transitions of a run: step, interval, width, verdict, channels, alarm."""
+    return backend.transitions(request.path_params["name"])
+
+
 def post_run(backend: Any, request: Request, body: dict) -> Any:
     """Train {recipe, params, name, run_dir, resume} as a job."""
     return backend.train(
@@ -259,6 +264,7 @@ ROUTES = [
     _route("/runs", post_run, "POST"),
     _route("/runs/{name}", get_run),
     _route("/runs/{name}/metrics", get_metrics),
+    _route("/runs/{name}/transitions", get_transitions),
     _route("/submit", post_submit, "POST"),
     _route("/jobs", get_jobs),
     _route("/jobs/{id}", get_job),

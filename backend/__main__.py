@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=words)
     describe = commands.add_parser("describe", help="one analysis or recipe: columns, params, source")
     describe.add_argument("name")
+    found = commands.add_parser("transitions", help="the transitions of a run: step, interval, width, verdict")
+    found.add_argument("run")
     _run_parser(commands)
     _train_parser(commands)
     for sub in commands.choices.values():
@@ -146,6 +148,20 @@ def do_jobs(args: argparse.Namespace) -> Any:
     """List jobs."""
     with _connection() as house:
         return [{k: j[k] for k in ("id", "kind", "title", "state", "progress", "words")} for j in house.jobs()]
+
+
+def do_transitions(args: argparse.Namespace) -> Any:
+    """List the transitions of a run."""
+    with _connection() as house:
+        found = house.transitions(args.run)
+    if args.json:
+        return found
+    shown = _without(found, ("run", "width_low", "width_high"))
+    return [{**r, "channels": ", ".join(r["channels"][:3])} for r in shown]
+
+
+def _without(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in names} for row in rows]
 
 
 def do_doctor(args: argparse.Namespace) -> Any:

@@ -87,6 +87,10 @@ class Remote:
         """GET /runs/NAME."""
         return self._call("GET", f"/runs/{quote(name, safe='')}").json()
 
+    def transitions(self, run: str) -> list[dict[str, Any]]:
+        """GET /runs/NAME/transitions."""
+        return self._call("GET", f"/runs/{quote(run, safe='')}/transitions").json()
+
     def open(self, spec: str, step: int | None = None) -> dict[str, Any]:
         """POST /models."""
         return self._call("POST", "/models", json={"spec": spec, "step": step}).json()

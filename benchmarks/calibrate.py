@@ -22,8 +22,8 @@ def largest(rng: np.random.Generator, channels: int, families: dict, fresh: bool
     found = clocks({f"c{i:02}": (steps, values[:, i]) for i in range(channels)})
     if not found:
         return 0.0, 0.0
-    slow, fast, _, _ = transitions.statistics(found[0])
-    return float(slow.max()), float(fast.max())
+    seen = transitions.statistics(found[0])
+    return float(seen.slow.max()), float(seen.fast.max())
 
 
 def calibrate(runs: int = 1500, seed: int = 20261121) -> dict[str, dict[str, list[float]]]:

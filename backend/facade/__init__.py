@@ -10,6 +10,8 @@ from backend import analyses as analyses_room
 from backend import settings as settings_room
 from backend.facade.asking import Asking
 from backend.facade.base import UNFINISHED
+from backend.facade.diagrams import Diagrams
+from backend.facade.transitions import Transitions
 from backend.facade.work import Work
 from backend.jobs.engine import Engine
 from backend.runs import follow
@@ -19,7 +21,7 @@ KEEP_JOBS = 30 * 86400.0  # seconds that the record of an ended job is kept
 ALL = 1_000_000  # rows; more than any queue
 
 
-class Backend(Asking, Work):
+class Backend(Asking, Diagrams, Transitions, Work):
     """One owner of the store, the engine and the follower. Close it when done.
 
     `inline=True` computes in this process (command line without a dashboard, unit tests); otherwise Dask workers do.

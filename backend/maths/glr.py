@@ -75,7 +75,7 @@ def bank(u: Array, inside: Array, basis: Array) -> tuple[Array, Array, Array]:
 
 
 def windows(u: Array, at: NDArray[np.int64], start: int) -> tuple[NDArray[np.int64], Array, Array]:
-    """Return cell numbers, u and a 0/1 mask [t, WINDOW] of the windows that end at `at` and begin at `start` or later."""
+    """Return cell numbers, u and a 0/1 mask [t, WINDOW] of the windows that end at `at`, from `start` on."""
     number = at[:, None] + np.arange(1 - WINDOW, 1)
     inside = (number >= start).astype(float)
     number = np.maximum(number, start)

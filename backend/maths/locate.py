@@ -19,6 +19,8 @@ from backend.maths.glr import Array
 #: chi-square(1) at 90 %, times 2
 DROP = 5.4
 WIDTHS = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.5])
+#: each width stands for all up to halfway to its neighbours
+EDGES = np.concatenate([[0.0], (WIDTHS[1:] + WIDTHS[:-1]) / 2, [2.0]])
 #: centres between two cells
 FINE = 3
 
@@ -39,7 +41,7 @@ class Place:
 def locate(u: Array, values: Array, at: int, start: int, carriers: list[int]) -> Place | None:
     """Return the change in the window that ends at cell `at`; None where it holds too few cells."""
     _, near, inside = glr.windows(u, np.array([at]), start)
-    near, inside = near[0][inside[0] > 0], None
+    near = near[0][inside[0] > 0]
     n = len(near)
     if n < glr.LEAST or not carriers:
         return None
@@ -78,4 +80,4 @@ def _place(centres: Array, best: Array, profile: Array, jumps: Array, near: Arra
     wide = np.flatnonzero(profile.min(0) <= DROP)
     half = np.diff(near)[np.searchsorted(near, [centres[where[0]], centres[where[-1]]]).clip(1, len(near) - 1) - 1] / 2
     return Place(float(best[0]), float(centres[where[0]] - half[0]), float(centres[where[-1]] + half[1]),
-                 float(best[1]), float(WIDTHS[wide[0]]), float(WIDTHS[wide[-1]]), jumps)  # fmt: skip
+                 float(best[1]), float(EDGES[wide[0]]), float(EDGES[wide[-1] + 1]), jumps)  # fmt: skip

@@ -21,7 +21,7 @@ GRID = 0.04
 
 @dataclass(frozen=True)
 class Clock:
-    """Channels that were logged at the same steps: `u` [cell], `steps` [cell] (its last one), `values` [cell, channel]."""
+    """Channels logged at the same steps: `u` [cell], `steps` [cell] (its last one), `values` [cell, channel]."""
 
     names: tuple[str, ...]
     u: Array
@@ -29,41 +29,56 @@ class Clock:
     values: Array
 
 
-def clocks(series: Mapping[str, tuple[Array, Array]], logs: Collection[str] = (), least: int = 12) -> list[Clock]:
+def clocks(series: Mapping[str, tuple[Array, Array]], logs: Collection[str] = ()) -> list[Clock]:
     """Return one Clock per set of steps, of series {name: (steps [n], values [n])} in any order of points.
 
-    Of a repeated step the last value counts; points that are not finite, and those not positive of a channel in
-    `logs` (whose logarithm is taken), are left out. Channels that never move, or have fewer than `least` cells, are too.
+    Of a repeated step the last value counts. A value that is not finite, or not positive in a channel of `logs` (whose
+    logarithm is taken), is unknown: the last known one stands in, before the first known one that one. So neither the
+    clocks nor a cell depend on what comes later.
     """
     groups: dict[bytes, tuple[Array, list[tuple[str, Array]]]] = {}
     for name in sorted(series):
-        steps, values = clean(*series[name], log=name in logs)
-        if len(steps) >= least and np.ptp(values) > 0:
-            groups.setdefault(steps.tobytes(), (steps, []))[1].append((name, values))
-    found = [_clock(steps, members) for steps, members in groups.values()]
-    return [c for c in found if len(c.u) >= least]
+        steps, values = _last_of_each(*series[name])
+        groups.setdefault(steps.tobytes(), (steps, []))[1].append((name, _known(values, name in logs)))
+    return [_clock(steps, members) for steps, members in groups.values() if len(steps)]
 
 
 def clean(steps: Array, values: Array, log: bool = False) -> tuple[Array, Array]:
-    """Return finite points with step > 0, ascending, the last of a repeated step; ln(values) where `log`."""
+    """Return the known points with step > 0, ascending, the last of a repeated step; ln(values) where `log`."""
+    steps, values = _last_of_each(steps, values)
+    keep = _good(values, log)
+    return steps[keep], np.log(values[keep]) if log else values[keep]
+
+
+def _last_of_each(steps: Array, values: Array) -> tuple[Array, Array]:
     steps, values = np.asarray(steps, float), np.asarray(values, float)
-    keep = np.isfinite(steps) & np.isfinite(values) & (steps > 0) & (np.abs(values) < 1e150)
-    if log:
-        keep &= values > 0
-    steps, values = steps[keep], values[keep]
+    real = np.isfinite(steps) & (steps > 0)
+    steps, values = steps[real], values[real]
     unique, last = np.unique(steps[::-1], return_index=True)
-    values = values[::-1][last]
-    return unique, np.log(values) if log else values
+    return unique, values[::-1][last]
+
+
+def _good(values: Array, log: bool) -> NDArray[np.bool_]:
+    return np.isfinite(values) & (np.abs(values) < 1e150) & ((values > 0) | (not log))
+
+
+def _known(values: Array, log: bool) -> Array:
+    good = _good(values, log)
+    if not good.any():
+        return np.zeros_like(values)
+    last = np.maximum.accumulate(np.where(good, np.arange(len(values)), -1))
+    held = values[np.where(last < 0, int(good.argmax()), last)]
+    return np.log(held) if log else held
 
 
 def _clock(steps: Array, members: list[tuple[str, Array]]) -> Clock:
-    ends = cell_ends(np.log(steps))
+    u, ends = np.log(steps), cell_ends(np.log(steps))
     values = np.stack([v for _, v in members], axis=1)
-    count = np.diff(ends, prepend=-1)[:, None]
-    starts = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
-    whole = int(ends[-1]) + 1 if len(ends) else 0
-    mean = [np.add.reduceat(x[:whole], starts, axis=0) / count for x in (np.log(steps)[:, None], values)]
-    return Clock(tuple(n for n, _ in members), mean[0][:, 0], steps[ends], mean[1])
+    starts, count = np.concatenate([[0], ends[:-1] + 1]), np.diff(ends, prepend=-1)[:, None]
+    base = values[:1]  # taken off before the mean, so that the mean of a constant is that constant to the last bit
+    middle = np.add.reduceat(u[: ends[-1] + 1], starts) / count[:, 0]
+    mean = base + np.add.reduceat(values[: ends[-1] + 1] - base, starts, axis=0) / count
+    return Clock(tuple(n for n, _ in members), middle, steps[ends], mean)
 
 
 def cell_ends(u: Array) -> NDArray[np.int64]:

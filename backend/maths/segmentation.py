@@ -1,8 +1,8 @@
 """Offline change points of a whole curve: continuous piecewise-linear segmentation in ln(step), with `ruptures`.
 
 Model: y = continuous, linear in u = ln(step) between knots, plus AR(1) noise. The optimal knots for every number k are
-found by dynamic programming on a uniform grid of cells (ruptures' `CostCLinear`, a chord through the points, prepares the
-candidates), then each k is fitted by least squares with a free level at the knots. k minimises
+found by dynamic programming on a uniform grid of cells (ruptures' `CostCLinear`, a chord through the points, gives the
+candidates), then moved to where a continuous least-squares fit is best. k minimises
     n_eff ln(RSS_k / n) + PENALTY (2 k) ln(n_eff),     n_eff = n (1 - phi)/(1 + phi),
 the BIC with the number of independent points that AR(1) noise leaves. A smooth curve bends without having a change, so
 polynomials in u up to degree SMOOTH stand for election too (one parameter per degree): where one wins there is no knot.
@@ -46,7 +46,7 @@ def segment(steps: Array, values: Array, log: bool = False, most: int = MOST) ->
     phi = _phi(y - fits[-1][0])
     effective = max(len(u) * (1 - phi) / (1 + phi), 4.0)
     floor = (1e-9 * np.abs(y).max()) ** 2 + 1e-300
-    smooth = [(_polynomial(u, y, degree), [], np.zeros(1)) for degree in range(2, SMOOTH + 1)]
+    smooth: list[tuple[Array, list[int], Array]] = [(_polynomial(u, y, degree), [], np.zeros(1)) for degree in range(2, SMOOTH + 1)]
     free = [2 * len(knots) for _, knots, _ in fits] + list(range(1, SMOOTH))
     costs = [effective * np.log(np.mean((y - fit) ** 2) + floor) + PENALTY * extra * np.log(effective)
              for (fit, _, _), extra in zip(fits + smooth, free, strict=True)]  # fmt: skip
@@ -70,7 +70,7 @@ def reference_step(steps: Array, values: Array, log: bool = False) -> float | No
 
 
 def over_seeds(references: Array, draws: int = 500, level: float = 0.9, seed: int = 0) -> tuple[float, float, float]:
-    """Return (median, low, high) in steps of the reference steps of several seeds: percentile bootstrap of the median."""
+    """Return (median, low, high) in steps of several seeds' reference steps: percentile bootstrap of the median."""
     u = np.log(np.asarray(references, float))
     again = np.median(np.random.default_rng(seed).choice(u, (draws, len(u))), axis=1)
     low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])

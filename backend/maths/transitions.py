@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from backend.maths import glr, jumps
-from backend.maths.locate import Place, locate
+from backend.maths.locate import locate
 from backend.maths.logstep import Array, Clock, clocks
 
 VERSION = 1
 FALSE_ALARMS = 0.05
 #: cells after the alarm during which the estimate is refined
-REFINE = 12
+REFINE = 16
 #: a change below this share of what the channel has moved so far carries nothing
 MATERIAL = 0.05
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
@@ -92,75 +92,83 @@ def detect(
     groups = clocks(series, logs)
     found: list[Alarm] = []
     for clock in groups:
-        limits = thresholds or tuple(threshold(m, len(clock.names), len(groups)) for m in ("glr", "derivative"))
-        found += _alarms(clock, *limits)
+        c, g = len(clock.names), len(groups)
+        found += _alarms(clock, thresholds or (threshold("glr", c, g), threshold("derivative", c, g)))
     return _merged(sorted(found, key=lambda a: a.alarm_step))
 
 
-def statistics(clock: Clock, start: int = 0) -> tuple[Array, Array, Array, Array]:
-    """Return (GLR total, derivative total) [cell] and their scores [cell, channel] from cell `start` on; 0 before."""
+@dataclass(frozen=True)
+class Statistics:
+    """The totals [cell] of GLR and derivative, and what each channel adds [cell, channel]; 0 before a window fills."""
+
+    slow: Array
+    fast: Array
+    slow_scores: Array
+    fast_scores: Array
+
+
+def statistics(clock: Clock, start: int = 0) -> Statistics:
+    """Return both statistics of a clock's channels, from the data of cell `start` on."""
     n, c = clock.values.shape
     slow, fast = np.zeros((n, c)), np.zeros((n, c))
     if n - start >= glr.LEAST:
         scan = glr.scan(clock.u, clock.values, start)
         slow[scan.at] = scan.scores
     fast[start:] = jumps.jump_scores(clock.u[start:], clock.values[start:])
-    return glr.most(slow), glr.most(fast), slow, fast
+    return Statistics(glr.most(slow), glr.most(fast), slow, fast)
 
 
-def _alarms(clock: Clock, slow_limit: float, fast_limit: float) -> list[Alarm]:
-    found, start, quiet = [], 0, 0
+def _alarms(clock: Clock, limits: tuple[float, float]) -> list[Alarm]:
+    found: list[Alarm] = []
+    start = quiet = 0
     while True:
-        slow, fast, slow_scores, fast_scores = statistics(clock, start)
-        over = np.flatnonzero(np.maximum(slow / slow_limit, fast / fast_limit)[quiet:] > 1)
-        event = next((e for t in over if (e := _event(clock, int(t) + quiet, start, slow, slow_limit, fast,
-                                                      fast_limit, slow_scores, fast_scores))), None)  # fmt: skip
+        seen = statistics(clock, start)
+        over = np.flatnonzero((seen.slow > limits[0]) | (seen.fast > limits[1]))
+        events = (_event(clock, seen, limits, int(t), start) for t in over[over >= quiet])
+        event = next((e for e in events if e is not None), None)
         if event is None:
             return found
-        alarm, ends, at = event
+        alarm, at, end = event
         found.append(alarm)
         if not alarm.closed:
             return found
-        start = max(int(np.searchsorted(clock.u, ends)), start + 1)
+        start = max(int(np.searchsorted(clock.u, end)), start + 1)
         quiet = max(at + REFINE + 1, start)
 
 
 def _event(
-    clock: Clock, at: int, start: int, slow: Array, slow_limit: float, fast: Array, fast_limit: float,
-    slow_scores: Array, fast_scores: Array,
-) -> tuple[Alarm, float, int] | None:  # fmt: skip
-    """Return the alarm of cell `at` as it is known now, where its change ends (ln-step) and its cell; None where the
-    change is immaterial."""
-    by_glr = slow[at] >= slow_limit
-    scores = slow_scores if by_glr else fast_scores
-    last = min(at + REFINE, len(clock.u) - 1)
-    best = at + int(slow[at : last + 1].argmax()) if slow[at : last + 1].max() > 0 else last
-    ranked = np.argsort(-np.maximum(slow_scores[best], 0) if slow[best] > slow_limit else -scores[at], kind="stable")
-    moved = np.ptp(clock.values[: at + 1], axis=0)
-    carriers = [int(c) for c in ranked[: glr.TOP] if scores[at, c] > 0]
-    place = locate(clock.u, clock.values, best, start, carriers)
-    if place is None or max(abs(place.jumps) / np.maximum(moved[carriers], 1e-300)) < MATERIAL:
+    clock: Clock, seen: Statistics, limits: tuple[float, float], at: int, start: int
+) -> tuple[Alarm, int, float] | None:
+    """Return the alarm of cell `at` as known now, its cell, and where its change ends (ln-step); None where all that
+    cell `at` can see of it is immaterial."""
+    by_glr = seen.slow[at] > limits[0]
+    then = seen.slow_scores[at] if by_glr else seen.fast_scores[at]
+    moved = np.maximum(np.ptp(clock.values[: at + 1], axis=0), 1e-300)
+    first = _strongest(then)
+    place = locate(clock.u, clock.values, at, start, first)
+    if place is None or (np.abs(place.jumps) / moved[first]).max() < MATERIAL:
         return None
-    score, limit = (slow[at], slow_limit) if by_glr else (fast[at], fast_limit)
-    alarm = _alarm(clock, at, place, _named(clock, ranked, slow_scores[best], scores[at], carriers),
-                   float(abs(place.jumps[0]) / moved[carriers[0]]), float(score), float(limit),
-                   "glr" if by_glr else "derivative", last == at + REFINE)  # fmt: skip
-    return alarm, place.centre + place.width / 2, at
-
-
-def _named(clock: Clock, ranked: Array, slow: Array, scores: Array, carriers: list[int]) -> tuple[str, ...]:
-    """Name the channels: those that carried the mean, and every other at least half as strong as the first."""
-    strong = [int(c) for c in ranked if slow[c] > 0 and slow[c] >= slow[ranked[0]] / 2]
-    return tuple(clock.names[c] for c in dict.fromkeys([*carriers, *strong]))
-
-
-def _alarm(
-    clock: Clock, at: int, place: Place, channels: tuple[str, ...], size: float, score: float, limit: float,
-    method: str, closed: bool,
-) -> Alarm:  # fmt: skip
+    last = min(at + REFINE, len(clock.u) - 1)
+    best = last if seen.slow[last] > limits[0] else at + int(seen.slow[at : last + 1].argmax())
+    now = seen.slow_scores[best] if seen.slow[best] > limits[0] else then
+    carriers = _strongest(now)
+    place = locate(clock.u, clock.values, best, start, carriers) or place
     step, low, high = (float(np.exp(x)) for x in (place.centre, place.low, place.high))
-    return Alarm(step, low, high, place.width, place.width_low, place.width_high, channels, int(clock.steps[at]),
-                 score, limit, method, size, closed)  # fmt: skip
+    return Alarm(
+        step, low, high, place.width, place.width_low, place.width_high, _named(clock, now, carriers),
+        int(clock.steps[at]), float((seen.slow if by_glr else seen.fast)[at]), limits[0 if by_glr else 1],
+        "glr" if by_glr else "derivative", float(abs(place.jumps[0]) / moved[carriers[0]]), last == at + REFINE,
+    ), at, place.centre + place.width / 2  # fmt: skip
+
+
+def _strongest(scores: Array) -> list[int]:
+    return [int(c) for c in np.argsort(-scores, kind="stable")[: glr.TOP] if scores[c] > 0]
+
+
+def _named(clock: Clock, scores: Array, carriers: list[int]) -> tuple[str, ...]:
+    """Name the channels: those that carried the mean, and every other at least half as strong as the first."""
+    strong = [int(c) for c in np.argsort(-scores, kind="stable") if scores[c] >= scores[carriers[0]] / 2]
+    return tuple(clock.names[c] for c in dict.fromkeys([*carriers, *strong]))
 
 
 def _merged(alarms: list[Alarm]) -> list[Alarm]:

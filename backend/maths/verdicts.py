@@ -1,10 +1,11 @@
 """What kind of change it is: smooth, kink, rapid crossover, size-sharpening crossover; and what may have made it.
 
-A curve y(u), u = ln(step), near the change is fitted by least squares as quadratic (smooth), quadratic + a max(u - c, 0)
-(kink: the slope changes, the curve is continuous), quadratic + a ramp((u - c)/w) (rapid crossover: a jump of finite width
-w), and, as further smooth ones, cubic and quartic. The least n_eff ln(RSS/n) + parameters ln(n_eff) wins, n_eff the
-number of independent points of AR(1) noise. One size cannot tell a crossover from a transition: only a width that
-shrinks with the number of parameters over at least three sizes may be called transition-like.
+A curve y(u), u = ln(step), near the change is fitted by least squares as quadratic, cubic or quartic (smooth), as
+quadratic + a max(u - c, 0) (kink: the slope changes, the curve is continuous), and as quadratic + a ramp((u - c)/w)
+(rapid crossover: a jump of finite width w). The least n_eff ln(RSS/n) + k ln(n_eff) wins: n_eff is the number of
+independent points of AR(1) noise; k counts 1 for a coefficient, 2 for a place or width that was searched. One size
+cannot tell a crossover from a transition: only a width that shrinks with the number of parameters over at least three
+sizes may be called transition-like.
 
 Metric-induced: Schaeffer et al. (2023), Are emergent abilities of large language models a mirage?
 """
@@ -59,14 +60,15 @@ def _elect(u: Array, y: Array) -> Shape:
     fits[KINK] = [_best(base, y, [(np.maximum(u - c, 0), c, 0.0) for c in centres], 3)]
     fits[CROSSOVER] = [_best(base, y, [(ramp(u, c, w), c, w) for w in WIDTHS for c in centres
                                        if c - w / 2 > u[1] and c + w / 2 < u[-2]], 5)]  # fmt: skip
-    least = min((r for f in fits.values() for r, *_ in f), key=lambda r: float(r @ r))
-    phi = float(np.clip((least[1:] @ least[:-1]) / max(least @ least, 1e-300) + 4 / len(u), 0.0, 0.9))
+    left: list[Array] = [r for f in fits.values() for r, *_ in f]
+    least = min(left, key=lambda r: float(r @ r))
+    phi = float(np.clip(least[1:] @ least[:-1] / max(float(least @ least), 1e-300) + 4 / len(u), 0.0, 0.9))
     n = max(len(u) * (1 - phi) / (1 + phi), 6.0)
     floor = (1e-7 * np.abs(y).max()) ** 2
     cost = {name: min(n * np.log(np.mean(r * r) + floor) + k * np.log(n) for r, k, *_ in f) for name, f in fits.items()}
-    first, second = sorted(cost, key=lambda name: cost[name])[:2]
+    (least_cost, first), (next_cost, _) = sorted((float(c), name) for name, c in cost.items())[:2]
     _, _, centre, width = fits[first][0]
-    return Shape(first, width if first == CROSSOVER else 0.0, centre, float(cost[second] - cost[first]))
+    return Shape(first, width if first == CROSSOVER else 0.0, centre, next_cost - least_cost)
 
 
 def _residual(basis: Array, y: Array) -> Array:
@@ -74,7 +76,9 @@ def _residual(basis: Array, y: Array) -> Array:
     return y - q @ (q.T @ y)
 
 
-def _best(base: Array, y: Array, shapes: list[tuple[Array, float, float]], free: int) -> tuple[Array, int, float, float]:
+def _best(
+    base: Array, y: Array, shapes: list[tuple[Array, float, float]], free: int
+) -> tuple[Array, int, float, float]:
     """Return (residual, free parameters, centre, width) of the shape that leaves the least."""
     q = np.linalg.qr(base)[0]
     left = np.stack([s for s, _, _ in shapes], 1)
@@ -115,8 +119,9 @@ def sharpening(n_params: Sequence[float], widths: Sequence[float], draws: int = 
     slope, level = np.polyfit(x, y, 1)
     left = (y - level - slope * x) * np.sqrt(len(x) / max(len(x) - 2, 1))
     seeded = min((x == s).sum() for s in sizes) > 1
-    slopes = [np.polyfit(x, _redrawn(rng, x, y, sizes) if seeded else level + slope * x + rng.choice(left, len(x)), 1)[0]
-              for _ in range(draws)]  # fmt: skip
+    fitted = level + slope * x
+    drawn = (_redrawn(rng, x, y, sizes) if seeded else fitted + rng.choice(left, len(x)) for _ in range(draws))
+    slopes = [np.polyfit(x, again, 1)[0] for again in drawn]
     low, high = np.quantile(slopes, [0.025, 0.975])
     return Sharpening(float(slope), float(low), float(high), len(sizes), bool(high < 0))
 
@@ -143,7 +148,7 @@ def exogenous(low: float, high: float, drops: Sequence[float], slack: float = 0.
     inside = [d for d in drops if d > 0 and low * np.exp(-slack) <= d <= high * np.exp(slack)]
     if not inside:
         return ""
-    return f"The learning rate was changed at step {inside[0]:.0f}, within this interval: the change may come from outside."
+    return f"The learning rate was changed at step {inside[0]:.0f}, within this interval: it may be the cause."
 
 
 def artefact(jumped: Sequence[str], twins: dict[str, str], shows: Sequence[str], words: dict[str, str]) -> str:
@@ -154,5 +159,5 @@ def artefact(jumped: Sequence[str], twins: dict[str, str], shows: Sequence[str],
     """
     if not jumped or any(m not in twins or twins[m] in shows for m in jumped):
         return ""
-    pairs = ", ".join(f"{words.get(m, m)} jumps and {words.get(twins[m], twins[m])} does not" for m in dict.fromkeys(jumped))
-    return f"Metric-induced: {pairs}."
+    said = [f"{words.get(m, m)} jumps and {words.get(twins[m], twins[m])} does not" for m in dict.fromkeys(jumped)]
+    return f"Metric-induced: {', '.join(said)}."

@@ -82,9 +82,10 @@ class Metrics(Base):
         self._writer.append(_append, (run, as_metrics(rows), offset))
 
     def reset_run(self, run: str) -> None:
-        """Drop a run's metrics and begin its file anew (it was replaced)."""
+        """Drop a run's metrics, and what was found in them, and begin its file anew (it was replaced)."""
         def work(cursor: Any) -> None:
-            cursor.execute("DELETE FROM metrics WHERE run = ?", [run])
+            for table in ("metrics", "transitions", "transitions_seen"):
+                cursor.execute(f"DELETE FROM {table} WHERE run = ?", [run])
             cursor.execute("UPDATE runs SET folder_offset = 0 WHERE name = ?", [run])
 
         self._writer.run(work)

@@ -8,7 +8,7 @@ from typing import Any
 from backend.store.damage import is_damage
 
 APP = "phasescope"
-SCHEMA = 2
+SCHEMA = 3
 SCHEMA_SQL = Path(__file__).with_name("schema.sql")
 
 #: version -> SQL steps that lead from it to the next version, run in one transaction
@@ -16,6 +16,13 @@ MIGRATIONS: dict[int, list[str]] = {
     1: [
         "ALTER TABLE results ADD COLUMN pinned BOOLEAN DEFAULT false",
         "UPDATE results SET pinned = false",
+    ],
+    2: [
+        "CREATE TABLE transitions (run VARCHAR, metric_group VARCHAR, step DOUBLE, low DOUBLE, high DOUBLE, "
+        "width DOUBLE, width_low DOUBLE, width_high DOUBLE, verdict VARCHAR, method VARCHAR, channels VARCHAR, "
+        "alarm_step BIGINT, delay DOUBLE, score DOUBLE, threshold DOUBLE, size DOUBLE, artefact VARCHAR, "
+        "exogenous VARCHAR, detector INTEGER, metrics_offset BIGINT, created TIMESTAMP)",
+        "CREATE TABLE transitions_seen (run VARCHAR, detector INTEGER, metrics_offset BIGINT, created TIMESTAMP)",
     ],
 }
 

@@ -1,4 +1,4 @@
--- Schema 2 of the cache. Change it only together with a step in migrations.py.
+-- Schema 3 of the cache. Change it only together with a step in migrations.py.
 -- No primary keys and no indexes: one writer thread keeps names unique, and an ART index costs inserts 4x and
 -- the file 2.4x for no faster look-up. Times are UTC.
 CREATE TABLE meta (name VARCHAR, value VARCHAR);
@@ -27,6 +27,15 @@ CREATE TABLE runs (name VARCHAR, folder VARCHAR, info VARCHAR, folder_offset BIG
 CREATE TABLE metrics (
   run VARCHAR, step BIGINT, metric VARCHAR, layer INTEGER, head INTEGER, value DOUBLE, time DOUBLE
 );
+-- what detection said of a run when it had ended; low, high and step in steps, widths in ln(step), channels JSON
+CREATE TABLE transitions (
+  run VARCHAR, metric_group VARCHAR, step DOUBLE, low DOUBLE, high DOUBLE, width DOUBLE, width_low DOUBLE,
+  width_high DOUBLE, verdict VARCHAR, method VARCHAR, channels VARCHAR, alarm_step BIGINT, delay DOUBLE, score DOUBLE,
+  threshold DOUBLE, size DOUBLE, artefact VARCHAR, exogenous VARCHAR, detector INTEGER, metrics_offset BIGINT,
+  created TIMESTAMP
+);
+-- one row per run that was looked at, also where nothing was found
+CREATE TABLE transitions_seen (run VARCHAR, detector INTEGER, metrics_offset BIGINT, created TIMESTAMP);
 
 CREATE TABLE jobs (
   id VARCHAR, key VARCHAR, kind VARCHAR, state VARCHAR, created DOUBLE, finished DOUBLE, record VARCHAR

@@ -21,10 +21,11 @@ from backend.store.readonly import ReadOnly
 from backend.store.records import Records
 from backend.store.results import Results
 from backend.store.tokenizers import sweep_tokenizers
+from backend.store.transitions import Transitions
 from backend.store.writer import Writer
 
 
-class Store(Results, Records, Metrics, ReadOnly):
+class Store(Results, Records, Metrics, Transitions, ReadOnly):
     """Open it with `Store.open`; close it when done (a crash loses nothing that was acknowledged)."""
 
     def __init__(self, cache: Path, budget_bytes: int, lock: Lock, con: duckdb.DuckDBPyConnection, notices: list[str]):

@@ -1,0 +1,106 @@
+"""Transitions of runs: found while they train, kept when they have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.contract import Metric
+from backend.errors import BadInput
+from backend.facade.detected import commonest, drops_of, parameters, records, series_of
+from backend.facade.work import Work
+from backend.maths import transitions, verdicts
+
+POINTS = 20_000  # per series; a longer one comes thinned
+ENDED = ("finished", "stopped", "failed", "interrupted")
+
+
+class Transitions(Work):
+    """The part of the facade that says where runs changed."""
+
+    def transitions(self, run: str) -> list[dict[str, Any]]:
+        """Return the transitions of a run, in the order of their alarms; again only when it has new metrics.
+
+        Records {run, metric_group, step, low, high, width, width_low, width_high, verdict, method, channels,
+        alarm_step, delay, score, threshold, size, artefact, exogenous}: steps (the interval holds the change in at
+        least 90 % of simulated runs), widths in ln(step). Once the run has ended they are kept in the table
+        `transitions`. Raises NotFound for an unknown run.
+        """
+        info = self.run(run)
+        offset = self.store.run_offset(run)
+        known: dict[str, tuple[int, str, list[dict[str, Any]]]] = self.__dict__.setdefault("_detected", {})
+        state = str(info.get("state", ""))
+        if run not in known or known[run][:2] != (offset, state):
+            known[run] = (offset, state, self._detected_in(run, info, offset, state in ENDED))
+        return [dict(r) for r in known[run][2]]
+
+    def latest_transitions(self, limit: int = 10) -> list[dict[str, Any]]:
+        """Return the transitions kept of ended runs, newest first, with `created`."""
+        return self.store.transitions(limit=limit)
+
+    def verdict(self, runs: Sequence[str]) -> dict[str, Any]:
+        """Return what several runs say together: {verdict, transition_like, words, slope, low, high, sizes, runs}.
+
+        Of each run the widest-reaching alarm (highest score over threshold) counts. Only a width that shrinks with
+        n_params over three sizes or more is a size-sharpening crossover, and only that is transition-like.
+        Raises BadInput for no runs, NotFound for an unknown one.
+        """
+        if not runs:
+            raise BadInput("A verdict", "no runs were given", "Name one or more runs")
+        rows = [self._main(name) for name in runs]
+        met = [r for r in rows if r["step"] is not None]
+        sized = [r for r in met if r["n_params"]]
+        fit = verdicts.sharpening([r["n_params"] for r in sized], [r["width"] for r in sized])
+        whole = len(met) == len(rows)
+        like = fit.transition_like and whole and all(r["verdict"] == verdicts.CROSSOVER for r in sized)
+        found = verdicts.SHARPENING if like else commonest([r["verdict"] for r in rows])
+        return {"verdict": found, "transition_like": like, "words": _words(rows, fit, like), "sizes": fit.sizes,
+                "slope": _or_none(fit.slope), "low": _or_none(fit.low), "high": _or_none(fit.high),
+                "runs": rows}  # fmt: skip
+
+    # ------------------------------------------------------------ one run
+
+    def _detected_in(self, run: str, info: Mapping[str, Any], offset: int, ended: bool) -> list[dict[str, Any]]:
+        if ended and self.store.transitions_seen(run) == (transitions.VERSION, offset):
+            return [{k: v for k, v in r.items() if k != "created"} for r in self.store.transitions(run)]
+        frame = self.store.metrics(run, points=POINTS)
+        found = records(run, series_of(frame), self._words_of(), drops_of(info, frame))
+        if ended:
+            self.store.put_transitions(run, found, transitions.VERSION, offset)
+        return found
+
+    def _words_of(self) -> dict[str, Metric]:
+        told = getattr(self, "metric_words", None)
+        return dict(told()) if told else {m.name: m for r in self.recipes().values() for m in r.metrics}
+
+    def _main(self, name: str) -> dict[str, Any]:
+        found, info = self.transitions(name), self.run(name)
+        best = max(found, key=lambda r: r["score"] / r["threshold"], default=None)
+        said = {"run": name, "n_params": self._size(name, info), "step": None, "width": None,
+                "verdict": verdicts.SMOOTH}  # fmt: skip
+        return said if best is None else {**said, **{k: best[k] for k in ("step", "low", "high", "width", "verdict")}}
+
+    def _size(self, name: str, info: Mapping[str, Any]) -> int:
+        """Return the run's number of parameters: what it says, its opened model's, or its native config's; else 0."""
+        if info.get("n_params"):
+            return int(info["n_params"])
+        opened = self.store.models()
+        mine = opened[opened["spec"] == f"run:{name}"] if len(opened) else opened
+        if len(mine):
+            return int(mine["n_params"].iloc[0])
+        return parameters((info.get("model") or {}).get("config") or {})
+
+
+def _words(rows: Sequence[Mapping[str, Any]], fit: verdicts.Sharpening, like: bool) -> str:
+    changed = sum(r["step"] is not None for r in rows)
+    said = f"{changed} of {len(rows)} runs changed."
+    if fit.sizes < 3:
+        return f"{said} Fewer than three sizes: no claim of a transition."
+    sharp = f"Width ~ n_params^{fit.slope:.2f} (95 %: {fit.low:.2f} to {fit.high:.2f}) over {fit.sizes} sizes"
+    return f"{said} {sharp}: " + ("transition-like." if like else "no claim of a transition.")
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
