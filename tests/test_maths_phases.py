@@ -15,7 +15,7 @@ STEPS = np.arange(0, 10_001, 100)
 
 def jump(at: float, high: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """A curve that is 0 before step `at` and `high` from there on."""
-    return STEPS, np.where(STEPS >= at, high, 0.0)
+    return STEPS, np.where(at <= STEPS, high, 0.0)
 
 
 @pytest.mark.parametrize(("train", "test", "phase"), [
