@@ -188,6 +188,17 @@ CSS = """
 .ps-badge { display: inline-block; padding: 0.05rem 0.5rem; border-radius: 0.6rem; font-size: 0.78rem; line-height: 1.5;
   border: 1px solid color-mix(in srgb, currentColor 30%, transparent); font-variant-numeric: tabular-nums;
   background: color-mix(in srgb, currentColor 8%, transparent); }
+.ps-run { display: flex; gap: 0.4rem; align-items: center; white-space: nowrap; }
+.ps-pulse { display: inline-block; width: 0.55rem; height: 0.55rem; border-radius: 50%; margin-right: 0.2rem;
+  background: var(--ps-accent); animation: ps-pulse 1.6s ease-in-out infinite; }
+@keyframes ps-pulse { 50% { opacity: 0.25; transform: scale(0.75); } }
+@media (prefers-reduced-motion: reduce) { .ps-pulse { animation: none; } }
+.ps-ticks { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.8rem; }
+.ps-ticks .ps-num { margin-left: 0.5rem; opacity: 0.8; }
+.ps-tick { width: 9px; height: 9px; border-radius: 50%; box-sizing: border-box;
+  border: 1px solid color-mix(in srgb, currentColor 45%, transparent); }
+.ps-tick.ps-ready { background: var(--ps-good); border-color: var(--ps-good); }
+.ps-tick.ps-now { outline: 2px solid var(--ps-accent); outline-offset: 1px; }
 .ps-accent { color: var(--ps-accent); } .ps-good { color: var(--ps-good); }
 .ps-warn { color: var(--ps-warn); } .ps-bad { color: var(--ps-bad); }
 .ps-problem { border-left: 3px solid var(--ps-bad); padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }

@@ -55,8 +55,15 @@ FIELDS: dict[str, Field] = {
     "colour": Field(_choice(*COLOURS), default="probability"),
     "target": Field(_int),
     "after": Field(_int),
-    "more": Field(_choice("no", "yes"), default="no"),
     "runs": Field(_names, _joined, default=[]),
+    "focus": Field(str),
+    "at": Field(_int),
+    "marker": Field(_int),
+    "views": Field(_names, _joined, default=[]),
+    "compare": Field(_names, _joined, default=[]),
+    "charts": Field(_names, _joined, default=[]),
+    "seeds": Field(_choice("band", "lines"), default="band"),
+    "preset": Field(str),
     "axis": Field(_choice("log", "linear"), default="linear"),
     "key": Field(str),
     "job": Field(str),
@@ -70,7 +77,11 @@ FIELDS: dict[str, Field] = {
 }
 CARRIED = ("model", "step", "text", "tokens", "layer", "head")
 #: pages that are not about a subject keep fields of their own
-OWN = {"training": ("runs", "axis"), "": (), "results": (), "jobs": (), "glossary": ()}
+OWN = {
+    "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",
+                 "tokens", "text"),
+    "": (), "results": (), "jobs": (), "glossary": (),
+}  # fmt: skip
 
 
 def get(name: str) -> Any:

@@ -1,18 +1,13 @@
-"""Training: start a recipe, watch it live, stop, resume, step into a checkpoint."""
+"""Training: start a recipe, watch it live, be told where it changes, look into the model before and after."""
 
 import streamlit as st
 
 from app import house
-from app.training_view import live_charts, run_list, start_form
+from app.training_view import show
 
-backend = house.backend()
 st.markdown("### Training")
 st.caption(
-    "Start a run and watch what it learns as it learns it. Click a point of a curve to open the model at that step."
+    "Watch a model learn, see where it changes, and open it just before and just after. Click a curve to move to that "
+    "step, a marker to compare both sides."
 )
-left, right = st.columns([3, 8], gap="medium")
-with left:
-    chosen = run_list(backend)
-    start_form(backend)
-with right:
-    live_charts(backend, chosen)
+show(house.backend())

@@ -42,7 +42,8 @@ def values(name: str, dice: random.Random) -> list[Any]:
 
 
 OPTIONS = {
-    "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"), "more": ("no", "yes"),
+    "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"),
+    "seeds": ("band", "lines"),
 }
 
 
@@ -76,7 +77,7 @@ def test_nonsense_is_absent_and_never_raises(query: Query, name: str) -> None:
         elif name in OPTIONS:
             assert found in OPTIONS[name]
         else:
-            assert isinstance(found, list if name == "runs" else str)
+            assert isinstance(found, list if url.FIELDS[name].decode is url._names else str)
 
 
 def test_a_default_leaves_the_url(query: Query) -> None:

@@ -1,0 +1,183 @@
+"""The checkpoint scrubber of the Training page and the views that it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from app import asking, theme, url, views, widgets
+from app.links import link
+from app.training_data import LIVE, nearest
+from app.training_rows import at as at_step
+from backend.contract import Prompt
+from backend.errors import PhasescopeError
+
+
+def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, Any]) -> int | None:
+    """Draw the scrubber over the focused run's checkpoints; return the step, None where there is nothing to move to."""
+    st.markdown("##### Checkpoints", help="Moves every view below and the dotted line in the charts.")
+    steps = runs[focus]["checkpoints"] if focus in runs else []
+    if len(chosen) > 1:
+        url.bound(st.segmented_control, "Of which run", "focus", fallback=focus, options=list(chosen),
+                  also=lambda _: {"marker": None})  # fmt: skip
+    if not steps:
+        _without_model(runs.get(focus))
+        return None
+    now = nearest(steps, url.get("at"))
+    _moves(steps, now)
+    return now
+
+
+def _without_model(run: Mapping[str, Any] | None) -> None:
+    if run and run.get("state") in LIVE:
+        widgets.empty_state("No checkpoint yet", "The first one is written when training begins; then its views open.")
+    else:
+        widgets.empty_state("Not possible for this run", "It keeps numbers only: no checkpoint was written, so there "
+                            "is no model to look into. In your own loop call run.checkpoint(step, model).")  # fmt: skip
+
+
+def _moves(steps: Sequence[int], now: int) -> None:
+    at = list(steps).index(now)
+    back, slider, on = st.columns([1, 20, 1], vertical_alignment="bottom", gap="small")
+    back.button("", icon=":material/chevron_left:", key="at-back", help="Previous checkpoint", disabled=at == 0,
+                on_click=_go, args=(steps[max(at - 1, 0)],), type="tertiary")  # fmt: skip
+    with slider:
+        if len(steps) > 1:
+            url.put(at=now if url.get("at") is not None else None)
+            url.bound(st.select_slider, f"Step ({at + 1} of {len(steps)})", "at", fallback=now, options=list(steps))
+        else:
+            st.caption(f"One checkpoint: step {now}")
+    on.button("", icon=":material/chevron_right:", key="at-on", help="Next checkpoint", disabled=at == len(steps) - 1,
+              on_click=_go, args=(steps[min(at + 1, len(steps) - 1)],), type="tertiary")  # fmt: skip
+
+
+def _go(step: int) -> None:
+    url.put(at=step)
+
+
+@dataclass
+class Look:
+    """What is looked at: a checkpoint, the views that are open, and what they are asked about."""
+
+    card: dict[str, Any]
+    known: dict[str, str]
+    picked: list[str]
+    prompt: Prompt | None
+
+
+def look(house: Any, focus: str, step: int, steps: Sequence[int]) -> Look | None:
+    """Draw the pickers of views, prompt, layer and head, and which steps are ready; None until the model is open."""
+    card = views.opened(house, focus, step)
+    if card is None:
+        return None
+    known = views.fitting(house, card)
+    row = st.columns([4, 4, 1, 1, 2], vertical_alignment="bottom")
+    with row[0]:
+        picked = url.bound(st.multiselect, "Views", "views", fallback=views.first_views(card, list(known)),
+                           options=list(known), format_func=lambda n: known[n])  # fmt: skip
+    with row[1]:
+        prompt = views.prompt_of(house, card)
+    for place, axis, n in zip(row[2:4], ("layer", "head"), (card["n_layers"], card["n_heads"]), strict=True):
+        with place:
+            url.bound(st.selectbox, axis.capitalize(), axis, 0, options=list(range(n)))
+    with row[4]:
+        link("attention", label=f"Open step {step}", icon="open_in_full", query=at_step(focus, step))
+    if picked:
+        _ready(house, focus, steps, step, picked, prompt)
+    return Look(card, known, picked, prompt)
+
+
+def open_views(house: Any, seen: Look) -> None:
+    """Draw the open views at the scrubbed step."""
+    if not seen.picked:
+        st.caption("Choose a view above to see the model at this step.")
+        return
+    places = st.columns(min(2, len(seen.picked)))
+    for i, name in enumerate(seen.picked):
+        with places[i % len(places)]:
+            st.markdown(f"**{seen.known[name]}** · step {seen.card['step']}")
+            views.single(house, name, seen.card, seen.prompt)
+
+
+# ---------------------------------------------------------------- which steps are ready
+
+
+def missing(
+    house: Any, run: str, steps: Sequence[int], names: Sequence[str], prompt: Prompt | None
+) -> list[tuple[str, int]]:
+    """Return the (analysis, step) pairs that are not kept yet."""
+    found = []
+    for step in steps:
+        card = house.card(f"run:{run}", step)
+        for name in names:
+            subject = views.subject_of(house, name, prompt)
+            if subject is not None and (card is None or house.kept(name, card, subject) is None):
+                found.append((name, step))
+    return found
+
+
+def _ready(house: Any, run: str, steps: Sequence[int], now: int, names: Sequence[str], prompt: Prompt | None) -> None:
+    absent = missing(house, run, steps, names, prompt)
+    _ticks(steps, {s for _, s in absent}, now)
+    waiting = _sweep_jobs(house, run, names)
+    if not absent:
+        st.session_state.pop("sweep-left", None)
+        return
+    if not waiting and st.button(f"Compute all {len(absent)} missing", key="sweep", icon=":material/play_arrow:",
+                                 help=_estimate(house, absent)):  # fmt: skip
+        _sweep(house, run, absent, prompt)
+        waiting = _sweep_jobs(house, run, names)
+    if waiting:
+        _progress(house, run, list(names), len(absent))
+
+
+def _estimate(house: Any, absent: Sequence[tuple[str, int]]) -> str:
+    each = {n: house.seconds_expected(n) or 0.0 for n in {n for n, _ in absent}}
+    return f"About {theme.seconds(sum(each[n] for n, _ in absent))} of one worker"
+
+
+def _ticks(steps: Sequence[int], absent: set[int], now: int) -> None:
+    """A dot per checkpoint: full where every open view is kept."""
+    dots = "".join(
+        f'<span class="ps-tick{"" if s in absent else " ps-ready"}{" ps-now" if s == now else ""}" '
+        f'title="step {s}: {"not computed" if s in absent else "ready"}"></span>'
+        for s in list(steps)[:: max(1, len(steps) // 120)]
+    )
+    ready = len(steps) - len(absent)
+    st.html(f'<div class="ps-ticks">{dots}<span class="ps-num">{ready} of {len(steps)} steps ready</span></div>')
+
+
+def _sweep(house: Any, run: str, absent: Sequence[tuple[str, int]], prompt: Prompt | None) -> None:
+    try:
+        for name in dict.fromkeys(n for n, _ in absent):
+            house.sweep(name, f"run:{run}", [s for n, s in absent if n == name], views.subject_of(house, name, prompt))
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+
+
+def _sweep_jobs(house: Any, run: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the unfinished jobs of these analyses on this run."""
+    return [j for j in house.jobs(states=["queued", "running"])
+            if j["kind"] == "analysis" and j["payload"]["request"]["analysis"] in names
+            and j["payload"]["request"]["spec"] == f"run:{run}"]
+
+
+@st.fragment(run_every=0.7)
+def _progress(house: Any, run: str, names: list[str], total: int) -> None:
+    """Say how far the sweep is; the page is redrawn when it has ended."""
+    waiting = _sweep_jobs(house, run, names)
+    if not waiting:
+        st.rerun()
+    total = max(total, len(waiting))
+    bar, cancel = st.columns([6, 1], vertical_alignment="center")
+    words = f"{len(waiting)} left · {asking.words(waiting[-1])}"
+    bar.progress(1 - len(waiting) / total, text=words)
+    cancel.button("Cancel", key="sweep-cancel", on_click=_cancel, args=(house.cancel, [j["id"] for j in waiting]))
+
+
+def _cancel(cancel: Callable[[str], Any], jobs: Sequence[str]) -> None:
+    for job in jobs:
+        cancel(job)

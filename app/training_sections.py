@@ -1,0 +1,135 @@
+"""What the Training page adds for a recipe: induction heads with ablation and control; grokking's measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import asking, theme, url, views, widgets
+from app.charts import Curve, Heat, Row, linked
+from app.training_charts import words_of
+from app.training_data import families, is_control, nearest, on_grid, strongest, words
+from backend.contract import Weights
+
+INDUCTION = "induction_score"
+#: the chart of grokking's losses: solid as trained and tested, dashed as the Fourier circuit alone has it
+LOSSES = {"train_loss": "solid", "test_loss": "solid", "restricted_loss": "dash", "excluded_loss": "dash"}
+ACCURACIES = ("train_acc", "test_acc", "train_accuracy", "test_accuracy")
+
+
+def induction(house: Any, run: Mapping[str, Any], step: int) -> None:
+    """Prefix matching through training beside the one-layer control, and what ablating the heads costs."""
+    st.markdown("##### Induction heads", help="Olsson et al. (2022): heads that attend to the token after an earlier "
+                "occurrence of the present one.")  # fmt: skip
+    everyone = {r["name"]: r for r in house.runs()}
+    control = _control(run, everyone)
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.plotly_chart(linked(_trajectory(house, run, control), url.get("axis"), step=step), key="section:trajectory")
+        st.caption("Prefix matching: mean attention to the token after the earlier occurrence, strongest head in colour"
+                   + (f"; grey: {control['name']}, one layer." if control else "."))  # fmt: skip
+    with right:
+        _ablation(house, run, step, control)
+
+
+def _control(run: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the one-layer run to stand beside: of the same seed where there is one, a shipped one else."""
+    found = [r for r in runs.values() if is_control(r) and r["checkpoints"] and r["name"] != run["name"]]
+    seed = (run.get("params") or {}).get("seed")
+    return min(found, key=lambda r: ((r.get("params") or {}).get("seed") != seed, not r.get("shipped")), default=None)
+
+
+def _trajectory(house: Any, run: Mapping[str, Any], control: Mapping[str, Any] | None) -> list[Row]:
+    said = words(words_of(house), INDUCTION)
+    row, acc = Row(said.title, said.unit, legend=True), Row("", "")
+    for metric, place in ((INDUCTION, row), ("second_copy_accuracy", acc)):
+        told = words(words_of(house), metric)
+        place.title, place.unit = told.title, told.unit
+        for one, colour in ((control, theme.NULL), (run, theme.CATEGORICAL[0])):
+            frame = house.metrics(one["name"], [metric], points=600) if one else pd.DataFrame()
+            if len(frame):
+                line = strongest(frame)
+                place.curves.append(Curve(one["name"], colour, line["step"], line["value"], one["name"]))  # type: ignore[index]
+    return [r for r in (row, acc) if r.curves]
+
+
+def _ablation(house: Any, run: Mapping[str, Any], step: int, control: Mapping[str, Any] | None) -> None:
+    if "induction_ablation" not in house.analyses():
+        return
+    st.markdown("**What the heads carry**")
+    _ablated(house, run, step)
+    if control:
+        st.markdown(f"**Control: {control['name']}**, one layer")
+        _ablated(house, control, nearest(control["checkpoints"], step))
+
+
+def _ablated(house: Any, run: Mapping[str, Any], step: int) -> None:
+    card = views.opened(house, run["name"], step)
+    if card is None:
+        return
+    reason = house.analysis("induction_ablation").unfit(card["capabilities"])
+    if reason:
+        widgets.empty_state("Not possible for this model", f"{reason}.")
+        return
+    key = asking.answer(house, "induction_ablation", card, Weights(), patience=views.PATIENCE)
+    if key:
+        for name in house.analysis("induction_ablation").figures:
+            st.plotly_chart(house.figure(key, name), key=f"section:{name}:{run['name']}")
+
+
+# ---------------------------------------------------------------- grokking
+
+
+def grokking(house: Any, run: Mapping[str, Any], step: int) -> None:
+    """Accuracies, the four losses on one chart, key frequencies through time, and W_E's spectrum at the step."""
+    st.markdown("##### Grokking", help="Nanda et al. (2023): the restricted loss falls long before the test loss does.")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        rows = grokking_rows(house, run["name"])
+        if rows:
+            st.plotly_chart(linked(rows, url.get("axis"), step=step), key="section:grokking")
+            st.caption("Restricted loss: with the key frequencies alone, on test data. Excluded loss: without them, on "
+                       "training data.")  # fmt: skip
+        else:
+            widgets.empty_state("No measures logged yet", "They come with the first reading of the monitors.")
+    with right:
+        _spectrum(house, run, step)
+
+
+def grokking_rows(house: Any, run: str) -> list[Row]:
+    """Return the rows: accuracy, losses (log), and the explained variance by frequency."""
+    there, known = set(house.metric_names(run)), words_of(house)
+    family = families(there).get("fve", {})
+    wanted = [m for m in (*ACCURACIES, *LOSSES, *family.values()) if m in there]
+    frame = house.metrics(run, wanted, points=400) if wanted else pd.DataFrame({"metric": []})
+    rows = [_together("Accuracy", frame, dict.fromkeys(ACCURACIES, "solid"), known, run),
+            _together("Loss (nats)", frame, LOSSES, known, run)]  # fmt: skip
+    rows[1].log_y = True
+    if family:
+        steps, values = on_grid([frame[frame["metric"] == m] for m in family.values()], 240)
+        rows.append(Row("Explained variance by frequency", heat=Heat(steps, list(family), values)))
+    return [r for r in rows if r.curves or r.heat]
+
+
+def _together(title: str, frame: pd.DataFrame, metrics: Mapping[str, str], known: Mapping[str, Any], run: str) -> Row:
+    row = Row(title, legend=True)
+    for i, (name, dash) in enumerate(metrics.items()):
+        line = frame[frame["metric"] == name]
+        if len(line):
+            said, colour = words(known, name).title, theme.CATEGORICAL[i]
+            row.curves.append(Curve(said, colour, line["step"], line["value"], run, dash=dash))
+    return row
+
+
+def _spectrum(house: Any, run: Mapping[str, Any], step: int) -> None:
+    st.markdown(f"**Fourier spectrum of W_E** · step {step}")
+    if "fourier_spectrum" not in house.analyses():
+        return
+    card = views.opened(house, run["name"], step)
+    key = asking.answer(house, "fourier_spectrum", card, Weights(), patience=views.PATIENCE) if card else None
+    if key:
+        for name in list(house.analysis("fourier_spectrum").figures)[:2]:
+            st.plotly_chart(house.figure(key, name), key=f"section:spectrum:{name}")

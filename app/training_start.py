@@ -1,0 +1,108 @@
+"""Starting a run: recipe, preset, params; and runs that others write."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import streamlit as st
+
+from app import theme, url, widgets
+from backend.contract import Preset, Recipe
+from backend.errors import PhasescopeError
+
+OWN_SETTINGS = "my own settings"
+FIRST = "induction"  # the shortest that shows a transition
+
+
+def start_form(house: Any) -> None:
+    """A form made from the recipe's params; starting shows the run at once."""
+    with st.expander("Start a run", icon=":material/play_arrow:", expanded=not house.runs()):
+        recipes = house.recipes()
+        name = url.bound(st.selectbox, "Recipe", "recipe", fallback=FIRST if FIRST in recipes else next(iter(recipes)),
+                         options=list(recipes),
+                         format_func=lambda n: recipes[n].title, also=lambda _: {"preset": None})  # fmt: skip
+        recipe = recipes[name]
+        st.caption(recipe.asks)
+        preset = _preset(recipe)
+        if preset and len(preset.runs) > 1:
+            _start_many(house, recipe, preset)
+        else:
+            _start_one(house, recipe, preset)
+    if hasattr(house, "attach"):  # TODO
+     with st.expander("Attach a run from elsewhere", icon=":material/link:"):
+         _attach(house)
+
+
+def _preset(recipe: Recipe) -> Preset | None:
+    known = {p.name: p for p in recipe.presets}
+    if not known:
+        return None
+    chosen = url.bound(st.selectbox, "Preset", "preset", fallback=next(iter(known)), options=[*known, OWN_SETTINGS],
+                       help="Settings that are known to work; they fill the form below.")  # fmt: skip
+    preset = known.get(chosen)
+    if preset:
+        st.caption(preset.help)
+    return preset
+
+
+def seconds_of(recipe: Recipe, given: dict[str, Any]) -> float | None:
+    """Return the estimated seconds of one run on one CPU core, None where the recipe does not say."""
+    return float(recipe.seconds(recipe.params(**given))) if recipe.seconds else None
+
+
+def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
+    key = f"train:{recipe.name}:{preset.name if preset else ''}"
+    with st.form("start-run", border=False):
+        run_name = st.text_input("Name", placeholder="chosen for you", help="Folder of the run; letters, digits, . - _")
+        params = widgets.form(recipe.params, key=key, values=dict(preset.runs[0]) if preset else None, columns=2)
+        seconds = seconds_of(recipe, params) if params is not None else None
+        if seconds:
+            st.caption(f"About {theme.seconds(seconds)} on one CPU core with these settings.")
+        pressed = st.form_submit_button("Start training", type="primary")
+    if pressed and params is not None:
+        try:
+            started = house.train(recipe.name, params, name=run_name.strip())
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            return
+        _show([started["run"]])
+
+
+def _show(runs: list[str]) -> None:
+    url.put(runs=runs[:8], focus=runs[0], marker=None, at=None)
+    st.rerun()
+
+
+def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
+    """A family or the seeds of one setting: how many, how long, what differs; all start at once and wait in turn."""
+    each = [seconds_of(recipe, dict(run)) for run in preset.runs]
+    total = sum(s for s in each if s)
+    said = f", about {theme.seconds(total)} of one CPU core in total" if total else ""
+    st.markdown(f"**{len(preset.runs)} runs**{said}.")
+    st.dataframe([dict(run) for run in preset.runs], hide_index=True, height=180)
+    group = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.name}-{preset.name}").strip("-")
+    if st.button(f"Start {len(preset.runs)} runs", type="primary", key=f"start-many:{recipe.name}:{preset.name}"):
+        try:
+            started = house.train_many(recipe.name, [dict(run) for run in preset.runs], group=group)
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            return
+        _show([s["run"] for s in started])
+
+
+def _attach(house: Any) -> None:
+    st.caption("A folder that another program or machine writes: run folders (a Recorder) or TensorBoard event files. "
+               "It is only read.")
+    with st.form("attach-run", border=False, clear_on_submit=False):
+        path = st.text_input("Folder", placeholder="/shared/runs", key="attach-path")
+        pressed = st.form_submit_button("Attach")
+    if pressed:
+        try:
+            house.attach(path.strip())
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+        else:
+            st.rerun()
+    for place in house.attached():
+        st.caption(f":material/folder_open: {place if isinstance(place, str) else place.get('path', place)}")
