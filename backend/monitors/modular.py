@@ -2,8 +2,8 @@
 
 They need an observation of all p^2 inputs whose `logits` are those of the last position [p * p, 1, d_vocab_out], with
 `extra`: p, `train` (bool [p * p]) and `neurons` [p * p, some neurons]; elsewhere they say nothing. Key frequencies
-are those that explain more than 1 % of the logits' variance at this very reading; while there is none the restricted loss is that
-of the mean logits (about ln p) and the excluded loss the train loss.
+are those that explain more than 1 % of the logits' variance at this very reading; while there is none the
+restricted loss is that of the mean logits (about ln p) and the excluded loss the train loss.
 Source: Nanda et al. (2023), Progress measures for grokking via mechanistic interpretability.
 """
 
