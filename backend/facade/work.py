@@ -176,6 +176,10 @@ class Work(Base):
         """Return one run's record. Raises NotFound with the known names."""
         return pick({r["name"]: r for r in self.runs(expected=[name])}, name, "Run")
 
+    def metric_names(self, run: str) -> list[str]:
+        """Return the names of a run's metrics, without their places, in alphabetical order."""
+        return self.store.metric_names(run)
+
     def metrics(self, run: str, names: Sequence[str] | None = None, points: int = 2000) -> pd.DataFrame:
         """Return [step, metric, layer, head, value], thinned to `points` per series with minima and maxima kept."""
         return self.store.metrics(run, list(names) if names else None, points=points)
