@@ -34,7 +34,10 @@ chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
         "Explore": explore,
-        "Training": [_page("training", "Training", "monitoring")],
+        "Training": [
+            _page("training", "Training", "monitoring"),
+            _page("phase_diagram", "Phase diagram", "grid_view"),
+        ],
         "Results": [
             _page("results", "Results", "inventory_2"),
             _page("jobs", "Jobs", "pending_actions"),

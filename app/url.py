@@ -28,6 +28,15 @@ def _int(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", text) else None
+
+
+def _cell(text: str) -> str | None:
+    """A cell of a phase diagram: x3y1."""
+    return text if re.fullmatch(r"x[0-9]{1,4}y[0-9]{1,4}", text) else None
+
+
 def _choice(*options: str) -> Callable[[str], str | None]:
     return lambda text: text if text in options else None
 
@@ -65,6 +74,19 @@ FIELDS: dict[str, Field] = {
     "seeds": Field(_choice("band", "lines"), default="band"),
     "preset": Field(str),
     "axis": Field(_choice("log", "linear"), default="linear"),
+    "diagram": Field(str),
+    "cell": Field(_cell),
+    "shade": Field(_choice("delay", "phase", "final"), default="delay"),
+    "reach": Field(_number, default=0.9),
+    "late": Field(_int),
+    "budget": Field(_int),
+    "train_metric": Field(str),
+    "test_metric": Field(str),
+    "final_metric": Field(str),
+    "across": Field(str),
+    "up": Field(str),
+    "logs": Field(_names, _joined, default=[]),
+    "tab": Field(_choice("phases", "paths", "new"), default="phases"),
     "key": Field(str),
     "job": Field(str),
     "find": Field(str, default=""),
@@ -80,6 +102,8 @@ CARRIED = ("model", "step", "text", "tokens", "layer", "head")
 OWN = {
     "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",
                  "tokens", "text"),
+    "phase_diagram": ("diagram", "tab", "cell", "shade", "reach", "late", "budget", "train_metric", "test_metric",
+                      "final_metric", "runs", "across", "up", "logs"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

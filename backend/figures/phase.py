@@ -131,7 +131,7 @@ def _ink(colour: str) -> str:
 
 
 def behind(
-    curves: pd.DataFrame, runs: Sequence[Mapping[str, Any]], pair: tuple[str, str], accuracy: float | None,
+    curves: pd.DataFrame, runs: Sequence[Mapping[str, Any]], pair: Sequence[str], accuracy: float | None,
     budget: float | None = None, height: int = 340,
 ) -> go.Figure:
     """Draw the two curves of each run of one cell (training dotted, held-out solid, a colour per seed) and the
