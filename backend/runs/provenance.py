@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Any
 
 FORMAT = 1
-_PACKAGES = ("torch", "transformer-lens", "numpy", "safetensors")
+_PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "safetensors")
 
 
 def describe(name: str, recipe: str, params: Any, model: Any, extra: Mapping[str, Any] | None) -> dict[str, Any]:

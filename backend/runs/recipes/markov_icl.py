@@ -57,10 +57,10 @@ class MarkovParams(RecipeParams):
 
 
 def seconds(params: Params) -> float:
-    """Estimate CPU seconds on one core: 1.2 ms per layer and update, and what the states cost."""
+    """Estimate CPU seconds on one core: half a ms per layer and update, and what the states cost."""
     p: Any = params
     states = p.batch_size * p.n_ctx
-    one = 1e-3 + p.n_layers * (1e-3 + states * (24 * p.d_model**2 + 24 * p.d_model * p.n_ctx) / 40e9
+    one = 1e-3 + p.n_layers * (5e-4 + states * (24 * p.d_model**2 + 24 * p.d_model * p.n_ctx) / 80e9
                                + states * p.n_ctx * p.n_heads * 1e-8)  # fmt: skip
     return p.steps * one * 1.1
 
@@ -188,12 +188,20 @@ def measure(model: nn.Module, states: Tensor, strategies: dict[str, Tensor]) -> 
     from backend.maths import markov
     from backend.models.observe import observe
 
-    seen, rows = observe(model, states), states.cpu()
-    log_q = seen.logits.double().cpu().log_softmax(-1)
+    seen = observe(model, states)
+    values = distances(seen.logits, states, strategies)
+    for layer, pattern in enumerate(seen.patterns):
+        for head, mass in enumerate(markov.successor_mass(pattern, states)):
+            values[f"successor_mass/L{layer}H{head}"] = float(mass)
+    return values
+
+
+def distances(logits: Tensor, states: Tensor, strategies: dict[str, Tensor]) -> dict[str, float]:
+    """Return loss, Bayes loss, excess loss and KL(strategy || model) of logits [rows, pos, k], in float64."""
+    from backend.maths import markov
+
+    log_q, rows = logits.double().cpu().log_softmax(-1), states.cpu()
     loss, bayes = markov.loss(log_q, rows), markov.loss(strategies["bigram"].log(), rows)
     values = {"loss": loss, "bayes_loss": bayes, "excess_loss": loss - bayes}
     values |= {f"kl_{name}": markov.kl(p, log_q)[:, :-1].mean() for name, p in strategies.items()}
-    for layer, pattern in enumerate(seen.patterns):
-        for head, mass in enumerate(markov.successor_mass(pattern, states)):
-            values[f"successor_mass/L{layer}H{head}"] = mass
     return {name: float(value) for name, value in values.items()}
