@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend import analyses, export
+from backend import analyses, diagram_cli, export
 from backend import settings as settings_room
 from backend.client import running_dashboard
 from backend.contract import Params, Prompt, parse_spec
@@ -47,8 +47,11 @@ def parser() -> argparse.ArgumentParser:
     describe.add_argument("name")
     found = commands.add_parser("transitions", help="the transitions of a run: step, interval, width, verdict")
     found.add_argument("run")
+    attach = commands.add_parser("attach", help="show a run that lies elsewhere: a run folder or TensorBoard's logs")
+    attach.add_argument("path")
     _run_parser(commands)
     _train_parser(commands)
+    diagram_cli.add_parser(commands)
     for sub in commands.choices.values():
         _json_flag(sub)
     return top
@@ -142,6 +145,12 @@ def do_models(args: argparse.Namespace) -> Any:
             for r in house.runs()
         ]
     return {"opened": opened, "runs": runs}
+
+
+def do_attach(args: argparse.Namespace) -> Any:
+    """Attach runs by their path."""
+    with _connection() as house:
+        return house.attach(str(Path(args.path).expanduser().absolute()))
 
 
 def do_jobs(args: argparse.Namespace) -> Any:
@@ -247,6 +256,11 @@ def do_train(args: argparse.Namespace) -> Any:
         started = house.train(args.recipe, _params(args), run_dir=folder, resume=args.resume)
         ended = _finish(house, started["job"])
     return {"run": started["run"], "run_dir": ended["payload"]["run_dir"], "state": ended["state"]}
+
+
+def do_diagram(args: argparse.Namespace) -> Any:
+    """Train a phase diagram and return its cells."""
+    return diagram_cli.do(args)
 
 
 def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
