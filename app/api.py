@@ -182,6 +182,16 @@ def post_run(backend: Any, request: Request, body: dict) -> Any:
     )
 
 
+def get_attached(backend: Any, request: Request, body: dict) -> Any:
+    """The attached places and their runs."""
+    return backend.attached()
+
+
+def post_attached(backend: Any, request: Request, body: dict) -> Any:
+    """Attach the runs at {path}: a run folder, a folder of runs, TensorBoard's logs."""
+    return backend.attach(_field(body, "path", (str,)))
+
+
 def post_submit(backend: Any, request: Request, body: dict) -> Any:
     """Ask {analysis, model, step, text or ids, params}: kept, or a job; after `opening` wait for the job, ask again."""
     return backend.submit(
@@ -265,6 +275,8 @@ ROUTES = [
     _route("/runs/{name}", get_run),
     _route("/runs/{name}/metrics", get_metrics),
     _route("/runs/{name}/transitions", get_transitions),
+    _route("/attached", get_attached),
+    _route("/attached", post_attached, "POST"),
     _route("/submit", post_submit, "POST"),
     _route("/jobs", get_jobs),
     _route("/jobs/{id}", get_job),

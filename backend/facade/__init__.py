@@ -11,6 +11,7 @@ from backend import settings as settings_room
 from backend.facade.asking import Asking
 from backend.facade.base import UNFINISHED
 from backend.facade.diagrams import Diagrams
+from backend.facade.elsewhere import Elsewhere
 from backend.facade.transitions import Transitions
 from backend.facade.work import Work
 from backend.jobs.engine import Engine
@@ -21,7 +22,7 @@ KEEP_JOBS = 30 * 86400.0  # seconds that the record of an ended job is kept
 ALL = 1_000_000  # rows; more than any queue
 
 
-class Backend(Asking, Diagrams, Transitions, Work):
+class Backend(Asking, Diagrams, Transitions, Work, Elsewhere):
     """One owner of the store, the engine and the follower. Close it when done.
 
     `inline=True` computes in this process (command line without a dashboard, unit tests); otherwise Dask workers do.
@@ -31,7 +32,9 @@ class Backend(Asking, Diagrams, Transitions, Work):
     def __init__(self, settings: settings_room.Settings | None = None, inline: bool = False):
         self.settings = settings or settings_room.load()
         self.store = Store.open(self.settings.cache, int(self.settings.cache_gb * 1e9))
-        self.follower = follow.Follower([self.settings.runs, settings_room.SHIPPED_RUNS], self.store)
+        self.follower = follow.Follower(
+            [self.settings.runs, settings_room.SHIPPED_RUNS], self.store, attached=self._attached
+        )
         self.engine = Engine(self._driver(inline), on_change=self._job_changed, on_result=self._job_result)
         self.store.drop_jobs(time.time() - KEEP_JOBS)
         self.engine.adopt(self.store.jobs(states=list(UNFINISHED), limit=ALL))
@@ -55,7 +58,7 @@ class Backend(Asking, Diagrams, Transitions, Work):
     @property
     def notices(self) -> list[str]:
         """What a person should be told: files set aside, analyses that could not be read."""
-        return [*self.store.notices, *self.engine.notices, *analyses_room.problems()]
+        return [*self.store.notices, *self.engine.notices, *analyses_room.problems(), *self.follower.problems.values()]
 
     def health(self) -> dict[str, Any]:
         """Return a small record for the API and the Home page."""

@@ -108,12 +108,24 @@ def _run_tokenizer(located: Located) -> dict[str, Any]:
 
 
 def _nanogpt(located: Located, dtype: torch.dtype) -> Opened:
+    if located.spec.scheme == "run":
+        return _nanogpt_run(located, dtype)
     args, state = nanogpt.read(located.files[0])
     print_ = fingerprints.fingerprint_state_dict(state, nanogpt.identity(args))
     converted = nanogpt.hf_state(state, bool(args.get("bias", True)))
     bare = hf.from_config(nanogpt.hf_config(args), converted, dtype, str(located.spec))
     tokenizer, notes = nanogpt.tokenizer(located.extra.get("meta"), args["vocab_size"])
     return Opened(bare, print_, tokenizer, ["Computed as nanoGPT does: exact GELU", *notes])
+
+
+def _nanogpt_run(located: Located, dtype: torch.dtype) -> Opened:
+    """A checkpoint that nanoGPT's train.py gave to the Recorder; run.json holds its model_args."""
+    args, asked = located.config, f"{located.source}"
+    print_ = fingerprints.fingerprint_safetensors(located.files, located.config)
+    state = nanogpt.clean(args, weights.read_safetensors(located.files), asked)
+    converted = nanogpt.hf_state(state, bool(args.get("bias", True)))
+    bare = hf.from_config(nanogpt.hf_config(args), converted, dtype, asked)
+    return Opened(bare, print_, notes=["Computed as nanoGPT does: exact GELU"], **_run_tokenizer(located))
 
 
 def _tl(located: Located, dtype: torch.dtype) -> Opened:

@@ -31,11 +31,16 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = data.get("model") if isinstance(data, dict) else None
     if not isinstance(args, dict) or not isinstance(state, dict):
         raise BadInput(asked, "no nanoGPT checkpoint (it lacks model or model_args)", "Give the ckpt.pt of nanoGPT")
+    return args, clean(args, state, asked)
+
+
+def clean(args: dict[str, Any], state: dict[str, torch.Tensor], asked: str) -> dict[str, torch.Tensor]:
+    """Return the state dict without the compile prefix, mask buffers and tied lm_head. Raises as `read` does."""
     wrong = [n for n in SIZES if not isinstance(args.get(n), int) or args[n] < 1]
     if wrong:
         raise BadInput(asked, f"model_args names no {wrong[0]}", "Give a complete checkpoint")
     plain = {k.removeprefix("_orig_mod."): v for k, v in state.items() if not MASK.search(k)}
-    return args, _untied(plain, asked)
+    return _untied(plain, asked)
 
 
 def _untied(state: dict[str, torch.Tensor], asked: str) -> dict[str, torch.Tensor]:

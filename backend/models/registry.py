@@ -20,6 +20,8 @@ from backend.errors import BadInput, NotFound, Unsupported
 from backend.models import hub
 
 CHECKPOINT = re.compile(r"step_(\d+)\.safetensors$")
+#: how a run.json may say what its weights belong to; a nanogpt config is the model_args of its train.py
+KINDS = ("native", "hf", "nanogpt")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -81,13 +83,37 @@ def _folder(place: str, asked: str) -> Path:
 # ---------------------------------------------------------------- runs
 
 
+#: in the folder of runs: {"attached": [{"name", "path"}, ...]}; backend/runs/attached.py writes it
+ATTACHED = "attached.json"
+
+
+def attached_places(runs: Path) -> dict[str, Path]:
+    """Return {name: path} of what the user attached; {} where the list is missing or malformed."""
+    try:
+        rows = json.loads((Path(runs) / ATTACHED).read_text(encoding="utf-8"))["attached"]
+        return {str(r["name"]): Path(r["path"]) for r in rows}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _attached_runs(settings: house.Settings) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, path in attached_places(settings.runs).items():
+        if (path / "run.json").is_file():
+            found.setdefault(name, path)
+            continue
+        for below in sorted(path.glob("*/run.json")):
+            found.setdefault(below.parent.name, below.parent)
+    return found
+
+
 def known_runs(settings: house.Settings) -> dict[str, Path]:
     """Return {name: folder} of every run, the user's own before a shipped one of the same name."""
     found: dict[str, Path] = {}
     for root in (settings.runs, house.SHIPPED_RUNS):
         for path in sorted(Path(root).glob("*/run.json")):
             found.setdefault(path.parent.name, path.parent)
-    return found
+    return {**_attached_runs(settings), **found}
 
 
 def run_folder(place: str, settings: house.Settings) -> Path:
@@ -95,6 +121,8 @@ def run_folder(place: str, settings: house.Settings) -> Path:
     for root in (settings.runs, house.SHIPPED_RUNS):
         if (Path(root) / place / "run.json").is_file():
             return Path(root) / place
+    if (attached := _attached_runs(settings).get(place)) is not None:
+        return attached
     path = Path(place).expanduser()
     if path.is_dir():
         if (path / "run.json").is_file():
@@ -116,8 +144,9 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     asked = f"Run {spec.place!r}"
     record = read_json(folder / "run.json", asked)
     model = record.get("model")
-    if not isinstance(model, dict) or (model.get("kind") not in ("native", "hf")) or not _is_dict(model.get("config")):
-        raise BadInput(asked, 'run.json names no model {"kind": "native" or "hf", "config": {...}}', "Correct run.json")
+    if not isinstance(model, dict) or (model.get("kind") not in KINDS) or not _is_dict(model.get("config")):
+        found = 'run.json names no model {"kind": "native", "hf" or "nanogpt", "config": {...}}'
+        raise BadInput(asked, found, "Correct run.json")
     files = checkpoints(folder)
     step = _step(spec, files)
     extra = {k: record[k] for k in ("tokenizer",) if isinstance(record.get(k), dict)}

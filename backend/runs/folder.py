@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -18,10 +19,12 @@ import pandas as pd
 
 from backend.errors import Broken, NotFound
 from backend.runs import layout
-from backend.runs.layout import CHECKPOINTS, ENDS, METRICS, RUN
+from backend.runs.layout import CHECKPOINTS, ENDS, LOCK, METRICS, RUN
 
 CHUNK = 4 << 20
-_PLACE = re.compile(r"^(?P<metric>.+?)(?:/L(?P<layer>\d+)(?:H(?P<head>\d+))?)?$", re.S)
+#: a larger run.json (bytes) is not read
+LARGEST_INFO = 16 << 20
+_PLACE = re.compile(r"^(?P<metric>.+?)(?:/L(?P<layer>\d{1,6})(?:H(?P<head>\d{1,6}))?)?$", re.S)
 _WORDS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 COLUMNS = ["step", "metric", "layer", "head", "value", "time"]
 
@@ -37,13 +40,14 @@ class Chunk(NamedTuple):
 
 
 class RunFolder:
-    """One run folder, by path; its name is the folder's."""
+    """One run folder, by path; its name is the folder's where no other is given."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, name: str = ""):
         self.path = Path(path)
-        self.name = self.path.name
+        self.name = name or self.path.name
         self._inode: int | None = None
         self._rewinds: list[tuple[int, int]] | None = None
+        self._pulse = layout.Pulse()
         self._highest: int | None = -1  # largest step read so far; None where an earlier process read it
 
     # ------------------------------------------------------------ what it is
@@ -51,10 +55,12 @@ class RunFolder:
     def info(self) -> dict[str, Any]:
         """Return run.json. Raises NotFound where there is none, Broken where it cannot be read."""
         try:
-            found = json.loads((self.path / RUN).read_text())
+            with open(self.path / RUN, "rb") as file:
+                text = file.read(LARGEST_INFO + 1)
+            found = json.loads(text) if len(text) <= LARGEST_INFO else None
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"Run {self.name!r}", f"no {RUN} in its folder", "Correct the name") from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise Broken(f"Run {self.name!r}", f"its {RUN} cannot be read", "Remove the folder or write the file anew")
@@ -79,13 +85,42 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """Return {state, last_step, error}; the last line decides, then whether the lock's writer lives."""
-        line = layout.last_line(self.path / METRICS).line
-        last = {"last_step": _as_int(line.get("step")), "error": line.get("error", "")}
-        if line.get("event") in ENDS:
-            return {"state": line["event"], **last}
-        written = line.get("time")
-        lives = layout.alive(layout.holder(self.path), written if isinstance(written, int | float) else None)
+        tail = layout.last_line(self.path / METRICS)
+        last = {"last_step": _as_int(tail.line.get("step")), "error": tail.line.get("error", "")}
+        if tail.line.get("event") in ENDS:
+            return {"state": tail.line["event"], **last}
+        held = layout.holder(self.path)
+        self._pulse.look(self.path / METRICS, layout.seconds(tail.line.get("time")))
+        lives = layout.here(held) if layout.is_here(held) else held is not None and self._pulse.beats(tail.gap)
         return {"state": "running" if lives else "interrupted", **last}
+
+    # ------------------------------------------------------------ what a follower asks of every kind of run
+
+    def anew(self) -> RunFolder:
+        """Return the same place, nothing read yet."""
+        return RunFolder(self.path, self.name)
+
+    damaged = 0  # of event files; see tensorboard.py
+
+    def signature(self) -> Any:
+        """Return something that differs whenever the folder has changed."""
+        return [_signature(self.path / part) for part in (METRICS, RUN, CHECKPOINTS, LOCK)]
+
+    def restless(self) -> bool:
+        """Say whether its state may change though no file does: somebody holds it, and may die."""
+        return os.path.exists(self.path / LOCK)
+
+    def position(self) -> dict[str, Any]:
+        """Return what `restore` needs beside the offset to go on in another process: nothing."""
+        return {}
+
+    def restore(self, kept: dict[str, Any], offset: int) -> None:
+        """Go on from a kept position."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no metrics file."""
+        return not os.path.exists(self.path / METRICS)
 
     # ------------------------------------------------------------ its lines
 
@@ -107,7 +142,7 @@ class RunFolder:
                 file.seek(offset)
                 block = _whole_lines(file, max_bytes)
         except FileNotFoundError:
-            return Chunk(_frame([]), [], 0, reset=offset > 0)
+            return Chunk(as_frame([]), [], offset)  # what was read before is all that is left of it
         return self._parse(block, offset, stat)
 
     def _replaced(self, file: Any, stat: os.stat_result, offset: int) -> bool:
@@ -118,7 +153,7 @@ class RunFolder:
 
     def _again(self, stat: os.stat_result, known: list[tuple[int, int]] | None = None) -> Chunk:
         self._inode, self._rewinds, self._highest = stat.st_ino, known, -1
-        return Chunk(_frame([]), [], 0, reset=True)
+        return Chunk(as_frame([]), [], 0, reset=True)
 
     def _scan(self, file: Any, offset: int) -> bool:
         """Note every resume in the file, (byte of its line, step it went on from); say whether one is past `offset`."""
@@ -153,7 +188,7 @@ class RunFolder:
                 bad += _explode(record, rows)
                 self._highest = None if self._highest is None else max(self._highest, record["step"])
             at += len(line)
-        return Chunk(_frame(rows), events, at, bad=bad)
+        return Chunk(as_frame(rows), events, at, bad=bad)
 
     def _superseded(self, at: int, step: int) -> bool:
         return any(at < rewind and step > kept for rewind, kept in self._rewinds or ())
@@ -179,13 +214,21 @@ def _loads(line: bytes) -> dict[str, Any] | None:
     """Read one line; None where it is not a record with a step."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and _as_int(record.get("step")) is not None else None
 
 
 def _as_int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def _signature(path: Path) -> Any:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _explode(record: dict[str, Any], rows: list[tuple]) -> int:
@@ -193,19 +236,29 @@ def _explode(record: dict[str, Any], rows: list[tuple]) -> int:
     values, bad = record.get("values"), 0
     if not isinstance(values, dict):
         return 1
+    step, time = record["step"], layout.seconds(record.get("time"))
     for name, given in values.items():
         value = _WORDS.get(given) if isinstance(given, str) else given
-        place = _PLACE.match(name)
-        if isinstance(value, int | float) and place:
-            layer, head = place["layer"], place["head"]
-            rows.append((record["step"], place["metric"], layer and int(layer), head and int(head), float(value),
-                         record.get("time")))  # fmt: skip
+        if isinstance(value, int | float) and name and (value != value or abs(value) < 2**1023 or math.isinf(value)):
+            rows.append((step, *split_name(name), float(value), time))
         else:
             bad += 1
     return bad
 
 
-def _frame(rows: list[tuple]) -> pd.DataFrame:
+def split_name(name: str) -> tuple[str, int | None, int | None]:
+    """Return (metric, layer, head) of `name`, `name/L1` or `name/L1H2`."""
+    if "/L" not in name:
+        return name, None, None
+    place = _PLACE.match(name)
+    if place is None:
+        return name, None, None
+    layer, head = (int(n) if n else None for n in (place["layer"], place["head"]))
+    return place["metric"], layer, head
+
+
+def as_frame(rows: list[tuple]) -> pd.DataFrame:
+    """Return metric rows, tuples in the order of COLUMNS, as the table that `read` gives."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
     kinds = {"step": "int64", "metric": "str", "layer": "Int64", "head": "Int64", "value": "float64", "time": "float64"}
     return frame.astype(kinds)

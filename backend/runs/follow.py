@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
 
-from backend.errors import PhasescopeError
+from backend.errors import Broken, PhasescopeError
+from backend.runs import layout
+from backend.runs.finding import Finder, Source
 from backend.runs.folder import Chunk, RunFolder, find_runs
-from backend.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN
+from backend.runs.saw import Seen
 
 __all__ = ["Chunk", "Follower", "RunFolder", "Sink", "find_runs"]
 
 log = logging.getLogger(__name__)
+#: seconds that one run may take of a pass when it has much to read, and those between passes while one has
+PART, BREATH = 0.25, 0.02
 
 
 class Sink(Protocol):
@@ -32,12 +36,17 @@ class Sink(Protocol):
 
 
 class Follower:
-    """Follow all runs below `folders`; where two have one name the first is kept and `problems` says so."""
+    """Follow all runs below `folders` and the attached ones; where two have one name the first is kept and `problems`
+    says so. `attached` gives {name: path} anew at each pass."""
 
-    def __init__(self, folders: Sequence[str | Path], sink: Sink, interval: float = 0.25):
+    def __init__(
+        self, folders: Sequence[str | Path], sink: Sink, interval: float = 0.25,
+        attached: Callable[[], Mapping[str, Path]] = dict,
+    ):
         self.folders, self.sink, self.interval = [Path(f) for f in folders], sink, interval
         self.problems: dict[str, str] = {}
-        self._runs: dict[Path, _Followed] = {}
+        self._attached, self._finder = attached, Finder()
+        self._runs: dict[tuple[str, Path], _Followed] = {}
         self._polled = False
         self._one = threading.Lock()
         self._stop = threading.Event()
@@ -64,96 +73,123 @@ class Follower:
             except Exception as error:  # a sink's bad moment must not end the following
                 self.problems["follower"] = f"{type(error).__name__}: {error}"
                 log.exception("following the runs failed; trying again")
-            self._stop.wait(self.interval)
+            behind = any(run.behind for run in list(self._runs.values()))
+            self._stop.wait(BREATH if behind else self.interval)
 
     def poll(self) -> int:
-        """Make one pass over all runs and return how many rows were carried."""
+        """Make one pass over all runs and return how many rows were carried.
+
+        A run that has more than a chunk to read gives way to the others after PART seconds: the next pass goes on.
+        """
         with self._one:
             names: dict[str, Path] = {}
-            carried, self.problems = 0, {}
-            for folder in find_runs(self.folders):
-                if names.setdefault(folder.name, folder.path) != folder.path:
-                    self.problems[str(folder.path)] = f"another run is called {folder.name!r} already; rename one"
+            carried, problems = 0, {}
+            for source in self._finder.find(self.folders, self._attached()):
+                if names.setdefault(source.name, source.path) != source.path:
+                    problems[str(source.path)] = f"another run is called {source.name!r} already; rename one"
                     continue
-                carried += self._follow(self._runs.setdefault(folder.path, _Followed(folder)))
-            self._runs = {path: run for path, run in self._runs.items() if path in names.values()}
-            self._polled = True
+                run = self._runs.setdefault((source.name, source.path), _Followed(source))
+                carried += self._follow(run, problems)
+                if self._stop.is_set():
+                    break
+            else:
+                self._runs = {key: run for key, run in self._runs.items() if key in names.items()}
+            self.problems, self._polled = problems, True
             return carried
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return every run's record, newest first: run.json's keys and name, folder, state, checkpoints, last_step."""
+        """Return every run's record, newest first: run.json's keys and name, folder, state, checkpoints, last_step, and
+        `saw`: sentences on what a person should know of its lines."""
         if not self._polled:
             self.poll()
         records = [run.record for run in list(self._runs.values()) if run.record]
-        return sorted(records, key=lambda r: r.get("created") or 0, reverse=True)
+        return sorted(records, key=lambda r: layout.seconds(r.get("created")) or 0, reverse=True)
 
-    def _follow(self, run: _Followed) -> int:
+    def _follow(self, run: _Followed, problems: dict[str, str]) -> int:
         try:
             return run.carry(self.sink)
         except (OSError, PhasescopeError) as error:
-            self.problems[run.folder.name] = str(error)
+            problems[run.folder.name] = str(error)
             return 0
 
 
 class _Followed:
     """One run's place: what was seen of its files last, and the offset up to which the sink has its lines."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: Source):
         self.folder = folder
         self.offset: int | None = None
-        self.bad = 0
-        self.files: Any = None
+        self.seen = Seen()
+        self.behind = False
+        self.signature: Any = None
+        self.info: dict[str, Any] = {}
+        self.broken: Broken | None = None
         self.record: dict[str, Any] = {}
 
     def carry(self, sink: Sink) -> int:
-        """Bring the sink up to date; cheap where nothing changed."""
-        files = self._files()
-        if files == self.files and not os.path.exists(self.folder.path / LOCK):
-            return 0
-        self._meet(sink)
-        self._tell(sink)
-        rows = self._lines(sink) if files != self.files else 0
-        self._tell(sink)
-        self.files = files
+        """Bring the sink up to date; cheap where nothing changed. Raises what run.json is broken by, after the rest."""
+        signature, rows = self.folder.signature(), 0
+        if signature != self.signature:
+            self._meet(sink)
+            self._tell(sink)
+            rows = self._lines(sink)
+            self._tell(sink)
+            self.signature = None if self.behind else signature
+        elif self.folder.restless():
+            self._tell(sink)
+        if self.broken is not None:
+            raise self.broken
         return rows
 
     def _meet(self, sink: Sink) -> None:
-        """Find where the sink stands; start anew where another run now lies under this name."""
-        name, made = self.folder.name, self.folder.info().get("created")
-        known = self.record or (sink.run(name) or {}).get("info") or {"created": made}
-        if known.get("created") != made:
-            sink.reset_run(name)
-            self.folder, self.offset, self.bad = RunFolder(self.folder.path), 0, 0
+        """Read run.json and find where the sink stands; start anew where another run now lies under this name."""
+        known = self.record or (sink.run(self.folder.name) or {}).get("info") or {}
+        try:
+            self.info, self.broken = self.folder.info(), None
+        except Broken as error:  # its lines can be read all the same
+            self.broken = error
+            self.info = {"created": known.get("created"), "problem": str(error)}
+        if known and known.get("created") != self.info.get("created"):
+            self._begin(sink)
+            self.folder = self.folder.anew()
         elif self.offset is None:
-            self.offset = sink.run_offset(name)
+            self.offset = sink.run_offset(self.folder.name)
+            self.seen = Seen(known.get("counts") if self.offset else None)
+            self.folder.restore(known.get("position") or {}, self.offset)
+
+    def _begin(self, sink: Sink) -> None:
+        sink.reset_run(self.folder.name)
+        self.offset, self.seen = 0, Seen()
 
     def _lines(self, sink: Sink) -> int:
-        name, rows = self.folder.name, 0
+        name, rows, end = self.folder.name, 0, time.monotonic() + PART
+        self.behind = False
         while True:
             chunk = self.folder.read(self.offset or 0)
             if chunk.reset:
-                sink.reset_run(name)
-                self.offset, self.bad = 0, 0
+                self._begin(sink)
             elif chunk.offset == self.offset:
                 return rows
             else:
                 sink.append_metrics(name, chunk.rows, chunk.offset)
-                self.offset, self.bad, rows = chunk.offset, self.bad + chunk.bad, rows + len(chunk.rows)
+                self.seen.note(chunk)
+                self.offset, rows = chunk.offset, rows + len(chunk.rows)
+                if time.monotonic() > end:
+                    self.behind = True
+                    return rows
 
     def _tell(self, sink: Sink) -> None:
-        record = {**self.folder.info(), **self.folder.status(), "checkpoints": self.folder.checkpoints()}
-        record |= {"name": self.folder.name, "folder": str(self.folder.path), "bad_lines": self.bad}
+        folder = self.folder
+        self.seen.counts["n_damaged"] = folder.damaged
+        record = {**self.info, **folder.status(), "checkpoints": folder.checkpoints()}
+        record |= {"name": folder.name, "folder": str(folder.path), "counts": self.seen.record(), "saw": self._saw()}
+        record |= {"bad_lines": self.seen.counts["bad_lines"], "position": folder.position()}
         if record != self.record:
-            sink.put_run(self.folder.name, record["folder"], record)
+            sink.put_run(folder.name, record["folder"], record)
             self.record = record
 
-    def _files(self) -> Any:
-        return [_signature(self.folder.path / part) for part in (METRICS, RUN, CHECKPOINTS, LOCK)]
-
-
-def _signature(path: Path) -> Any:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    def _saw(self) -> list[str]:
+        saw = self.seen.sentences()
+        if self.offset and self.folder.gone:
+            saw.append("its metrics file is gone; what was read before is kept")
+        return saw + ([self.info["problem"]] if "problem" in self.info else [])

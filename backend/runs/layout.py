@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,10 +59,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 class Tail(NamedTuple):
-    """The last whole line that can be read ({} if none), and whether the file ends with a whole line."""
+    """The last whole line that can be read ({} if none), whether the file ends with a whole line, and how many seconds
+    of the writer's own clock lie between its last two lines."""
 
     line: dict[str, Any]
     whole: bool
+    gap: float = 0.0
 
 
 def last_line(path: Path, window: int = 1 << 16) -> Tail:
@@ -73,12 +76,22 @@ def last_line(path: Path, window: int = 1 << 16) -> Tail:
             lines = file.read().split(b"\n")
     except FileNotFoundError:
         return Tail({}, True)
+    found: list[dict[str, Any]] = []
     for text in reversed(lines[:-1]):
-        with contextlib.suppress(ValueError):
-            found = json.loads(text)
-            if isinstance(found, dict):
-                return Tail(found, lines[-1] == b"")
-    return last_line(path, 8 * window) if window < size else Tail({}, lines[-1] == b"")
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(one := json.loads(text), dict):
+                found.append(one)
+        if len(found) == 2:
+            break
+    if not found and window < size:
+        return last_line(path, 8 * window)
+    times = [t for t in (seconds(one.get("time")) for one in found) if t is not None]
+    return Tail(found[0] if found else {}, lines[-1] == b"", abs(times[0] - times[1]) if len(times) == 2 else 0.0)
+
+
+def seconds(value: Any) -> float | None:
+    """Return a time as a file gives it, None where it is no number."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e18 else None
 
 
 # ---------------------------------------------------------------- who holds the folder
@@ -102,6 +115,63 @@ def alive(held: dict[str, Any] | None, last_time: float | None) -> bool:
     if held.get("host") == socket.gethostname():
         return _process_lives(int(held.get("pid", 0)), held.get("born"))
     return last_time is not None and time.time() - last_time < FRESH
+
+
+def is_here(held: dict[str, Any] | None) -> bool:
+    """Say whether a lock names a writer on this machine."""
+    return held is not None and held.get("host") == socket.gethostname()
+
+
+def here(held: dict[str, Any] | None) -> bool:
+    """Say whether the writer on this machine that a lock names lives."""
+    return alive(held, None)
+
+
+class Pulse:
+    """Whether a writer on another machine lives, seen from its file alone.
+
+    While a reader watches, only its own clock counts: the writer lives while the file changed within the last FRESH
+    seconds (or three times the gap of its last two lines, for slow steps; at most an hour). At the first look there is
+    nothing to compare with: then the time in its last line or that of the file must be within so much of now. So clocks
+    that are minutes apart can mislead the first look only, and that for FRESH seconds or until the next line.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Any = None
+        self._since: float | None = None  # monotonic time of the last change, or of what the first look took for one
+
+    def look(self, path: Path, written: float | None) -> None:
+        """Look at the file; `written` is the time in its last line."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return
+        found = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        if found != self._seen:
+            ages = [abs(time.time() - t) for t in (stat.st_mtime, written) if t is not None]
+            self._since = time.monotonic() - (min(ages) if self._seen is None else 0.0)
+            self._seen = found
+
+    def beats(self, gap: float = 0.0) -> bool:
+        """Say whether the writer lives."""
+        limit = max(FRESH, min(3 * gap, 3600.0))
+        return self._since is not None and time.monotonic() - self._since < limit
+
+
+def last_write(folder: Path) -> float | None:
+    """Return when metrics.jsonl was written, told by this machine's clock.
+
+    On shared storage its time stamp is another clock's: so is that of a file made there just now, and the two compare.
+    """
+    with contextlib.suppress(OSError):
+        fd, probe = tempfile.mkstemp(prefix=".clock.", suffix=".tmp", dir=folder)
+        try:
+            age = os.fstat(fd).st_mtime - (folder / METRICS).stat().st_mtime
+        finally:
+            os.close(fd)
+            os.unlink(probe)
+        return time.time() - age
+    return None
 
 
 def born(pid: int) -> str | None:

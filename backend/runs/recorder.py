@@ -4,16 +4,20 @@
     run.log(step, loss=loss, **{"induction_score/L1H2": score})
     run.checkpoint(step, model)
 
-then `run.finish()`, or use it as a context manager. Standard library only; torch and safetensors are imported by
-the first `checkpoint()`. Every line is one write to a file opened for appending, so a crash tears at most the last.
+then `run.finish()`, or use it as a context manager; a script that simply ends has finished its run, too. Standard
+library only; torch and safetensors are imported by the first `checkpoint()`. Every line is one write to a file opened
+for appending, so a crash tears at most the last.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
 import os
+import sys
+import threading
 import time
 import weakref
 from collections.abc import Mapping
@@ -26,6 +30,7 @@ from backend.runs import layout, provenance
 from backend.runs.layout import CHECKPOINTS, METRICS, RESUME, RUN
 
 KEEP_RESUME = 2
+FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
 class Recorder:
@@ -33,8 +38,8 @@ class Recorder:
 
     Args:
         folder: the run's folder, made if need be; its last part is the run's name in the dashboard.
-        name, recipe, params, model: kept in run.json; `model` is {"kind": "native" | "hf", "config": {...}},
-            so that the checkpoints can be opened as models.
+        name, recipe, params, model: kept in run.json; `model` is {"kind": "native" | "hf" | "nanogpt",
+            "config": {...}}, so that the checkpoints can be opened as models.
         resume: continue a run that is there. Lines logged after step `resume_from` (default: none) no longer count.
         extra: further keys of run.json; a None leaves the key out.
     Raises:
@@ -48,22 +53,24 @@ class Recorder:
     ):
         self.folder = Path(folder)
         self._check(resume)
-        for part in (CHECKPOINTS, RESUME):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
-        lock = layout.Lock(self.folder, _modified(self.folder / METRICS))
+        self._make_folders()
+        lock = layout.Lock(self.folder, layout.last_write(self.folder))
         self._let_go: weakref.finalize = weakref.finalize(self, lock.release)
         try:
             self._check(resume)  # again, now that nobody else can have made it
-            self.step, self.ended, self._torn = -1, "", False
+            self.step, self.ended, self._torn, self._in_with = -1, "", False, False
+            self._pid = os.getpid()
             if resume:
                 self.info = json.loads((self.folder / RUN).read_text())
             else:
                 self.info = provenance.describe(name or self.folder.name, recipe, params, model, extra)
                 self._write_info()
-            self._fd = os.open(self.folder / METRICS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._fd = os.open(self.folder / METRICS, FLAGS, 0o644)
             self._let_go.detach()
             self._let_go = weakref.finalize(self, _close, self._fd, lock)
             self._begin(resume, resume_from)
+            if threading.current_thread() is threading.main_thread():
+                atexit.register(_script_ended, weakref.ref(self))
         except BaseException:
             self._let_go()
             raise
@@ -74,6 +81,13 @@ class Recorder:
             raise BadInput(asked, "a run of this name is there already", "Choose another name, or resume it")
         if resume and not there:
             raise NotFound(asked, f"no {RUN} in {self.folder}", "Start it anew, or correct the folder")
+
+    def _make_folders(self) -> None:
+        try:
+            for part in (CHECKPOINTS, RESUME):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error.strerror or "unknown reason") from None
 
     def _begin(self, resume: bool, resume_from: int | None) -> None:
         if not resume:
@@ -152,6 +166,7 @@ class Recorder:
             self._let_go()
 
     def __enter__(self) -> Recorder:
+        self._in_with = True
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -174,6 +189,8 @@ class Recorder:
     def _write(self, line: bytes) -> None:
         line = b"\n" + line if self._torn else line
         try:
+            if os.fstat(self._fd).st_nlink == 0:
+                self._write_again()
             written = os.write(self._fd, line)
         except OSError as error:
             raise self._unwritable(error.strerror or "unknown reason") from None
@@ -181,6 +198,16 @@ class Recorder:
             self._torn = True  # the next line closes this one
             raise self._unwritable("the disk is full")
         self._torn = False
+
+    def _write_again(self) -> None:
+        """The file was deleted while it was open: what it held is still ours, so it is put back."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(os.dup(self._fd), "rb") as old:
+            old.seek(0)
+            layout.write_whole(self.folder / METRICS, old.read())
+        fresh = os.open(self.folder / METRICS, FLAGS, 0o644)
+        os.dup2(fresh, self._fd)
+        os.close(fresh)
 
     def _unwritable(self, why: str) -> Broken:
         found = f"its folder cannot be written ({why})"
@@ -195,10 +222,14 @@ def _close(fd: int, lock: layout.Lock) -> None:
     lock.release()
 
 
-def _modified(path: Path) -> float | None:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return None
+def _script_ended(writer: weakref.ref[Recorder]) -> None:
+    """A script that came to its end without a word has finished; one that an error ended says which."""
+    run = writer()
+    if run is None or run.ended or run._in_with or run._pid != os.getpid():
+        return
+    error = getattr(sys, "last_value", None)
+    with contextlib.suppress(OSError, Broken):
+        run.__exit__(type(error), error, None) if error is not None else run.finish()
 
 
 def _step(step: Any) -> int:
