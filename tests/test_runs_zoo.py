@@ -1,4 +1,4 @@
-"""The shipped run: real, whole, small, of no particular machine; and the command that makes it."""
+"""The shipped runs: real, whole, small, of no particular machine; and the command that makes them."""
 
 import re
 import socket
@@ -37,10 +37,12 @@ def test_it_is_whole_and_says_where_it_comes_from():
     assert set(RUN.checkpoints()) <= set(chunk.rows.step)
 
 
-def test_it_names_no_machine_and_is_small():
-    files = [f for f in RUN.path.rglob("*") if f.is_file()]
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_it_names_no_machine_and_is_small(name):
+    path = settings.SHIPPED_RUNS / name
+    files = [f for f in path.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) < 8e6
-    told = (RUN.path / layout.RUN).read_text() + (RUN.path / layout.METRICS).read_text()
+    told = (path / layout.RUN).read_text() + (path / layout.METRICS).read_text()
     assert not re.search(r'"host"|"pid"|/home|/work|/tmp|/root', told)
     assert f'"{socket.gethostname()}"' not in told
 
