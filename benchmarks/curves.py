@@ -91,8 +91,9 @@ def null_run(
 ) -> tuple[Array, Array]:
     """Return (steps [n], values [n, channels]) without a transition.
 
-    Each channel has its own family, amplitude (0.3 to 100 noise sd) and sign; noise is AR(0 to .7), in a third of the
-    runs half of it common to all channels. `fresh`: also heavy tails, and noise that shrinks along the run.
+    Each channel has its own amplitude (0.3 to 100 noise sd) and sign, and a third of the runs each: its own family; its
+    own curve of one family; one curve for all, as the metrics of one model are alike. Noise is AR(0 to .7), in a third
+    of the runs half of it common to all channels. `fresh`: also heavy tails, and noise that shrinks along the run.
     """
     steps = steps_of(rng, n, cadence)
     u, shapes = np.log(steps), list(families.values())
@@ -102,6 +103,8 @@ def null_run(
         noise = np.sqrt(0.5) * (noise + autoregressive(rng, len(u), 1, phi, tails))
     if fresh and rng.random() < 0.3:
         noise *= np.exp(-rng.uniform(0, 1.5) * relative(u))[:, None]
-    trend = [10 ** rng.uniform(-0.5, 2) * rng.choice([-1, 1]) * shapes[rng.integers(len(shapes))](rng, u)
-             for _ in range(channels)]  # fmt: skip
-    return steps, np.stack(trend, 1) + noise
+    likeness = rng.integers(3)
+    kinds = rng.integers(len(shapes), size=channels) * (likeness == 0) + rng.integers(len(shapes)) * (likeness > 0)
+    drawn = [shapes[k](rng, u) for k in (kinds[:1] if likeness == 2 else kinds)]
+    trend = np.stack(drawn * (channels if likeness == 2 else 1), 1)
+    return steps, trend * 10 ** rng.uniform(-0.5, 2, channels) * rng.choice([-1, 1], channels) + noise

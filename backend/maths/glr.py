@@ -82,7 +82,7 @@ def windows(u: Array, at: NDArray[np.int64], start: int) -> tuple[NDArray[np.int
     return number, u[number], inside
 
 
-def scan(u: Array, values: Array, start: int = 0, moves: Array | None = None, top: int = TOP) -> Scan:
+def scan(u: Array, values: Array, start: int = 0, top: int = TOP) -> Scan:
     """Return the statistic at every cell from the LEAST-th after `start` on; `values` is [cell, channel]."""
     at = np.arange(start + LEAST - 1, len(u))
     number, near, inside = windows(u, at, start)
@@ -94,7 +94,7 @@ def scan(u: Array, values: Array, start: int = 0, moves: Array | None = None, to
     rss0 = np.maximum((r0 * r0).sum(1), 1e-300)
     k = most(drop / rss0[:, None, :], top).argmax(1)
     row = np.arange(len(at))
-    scores = _scores(r0, templates[row, :, k], drop[row, k], inside, least_noise(values, moves)[at])
+    scores = _scores(r0, templates[row, :, k], drop[row, k], inside, least_noise(values)[at])
     return Scan(at, most(scores, top), scores, centres[row, k], widths[k])
 
 
@@ -107,16 +107,18 @@ def _scores(r0: Array, template: Array, drop: Array, inside: Array, floor: Array
     return (n - 4) * np.log1p(f / (n - 4))
 
 
-def least_noise(values: Array, moves: Array | None = None) -> Array:
+def least_noise(values: Array) -> Array:
     """Return [cell, channel]: the noise that is always assumed, from the cells so far.
 
-    Half of the smallest move seen (the quantum of an accuracy over few rows), and 1e-7 of the largest number: rounding.
+    Rounding: 1e-7 of the largest number. And of a channel that stands still at a quarter of the cells or more (an
+    accuracy over few rows) half of its smallest move: one row more or less.
     """
-    if moves is None:
-        moves = np.abs(np.diff(values, axis=0, prepend=values[:1]))
+    moves = np.abs(np.diff(values, axis=0))
+    moves = np.concatenate([np.full_like(values[:1], np.inf), moves])
+    still = np.cumsum(moves == 0, axis=0) >= np.arange(len(values))[:, None] / 4
     quantum = np.minimum.accumulate(np.where(moves > 0, moves, np.inf), axis=0)
     size = np.maximum.accumulate(np.abs(values), axis=0)
-    return np.maximum(np.where(np.isfinite(quantum), quantum / 2, 0.0), 1e-7 * size)
+    return np.maximum(np.where(still & np.isfinite(quantum), quantum / 2, 0.0), 1e-7 * size)
 
 
 def most(scores: Array, top: int = TOP) -> Array:

@@ -1,8 +1,9 @@
 """The detrended derivative: a sharp jump shows one or two points after it, before any window has filled.
 
-At each cell the line through the PAST cells before it says what comes next; the error of the two newest cells from the
-line that ends before both, in units of the median absolute one-step error of the last SCALE cells, is the score: the
-smaller of the two where both lie on one side, else 0. A single spike thus scores nothing.
+At each cell a line through the PAST cells before it (slope: median of those between cells half of PAST apart; level:
+the median of what is left, so that one odd cell does not tilt it) says what comes next; the error of the two newest
+cells from the line that ends before both, in units of the median absolute one-step error of the last SCALE cells, is
+the score: the smaller of the two where both lie on one side, else 0. A single spike thus scores nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from backend.maths.glr import least_noise, most
+from backend.maths.glr import least_noise
 
 Array = NDArray[np.float64]
 PAST, SCALE = 8, 24
@@ -42,19 +43,13 @@ def _errors(u: Array, values: Array, ahead: int) -> Array:
     Where it is 2: [cell, channel, 2], of the cell and the next one, from the same line.
     """
     n = len(u)
-    x = sliding_window_view(u, PAST)
-    mean = x.mean(1, keepdims=True)
-    weight = (x - mean) / ((x - mean) ** 2).sum(1, keepdims=True)
+    half, x = PAST // 2, sliding_window_view(u, PAST)
     y = sliding_window_view(values, PAST, axis=0)  # [line, channel, PAST]
-    level, slope = y.mean(-1), np.einsum("lp,lcp->lc", weight, y)
+    slope = np.median((y[..., half:] - y[..., :half]) / (x[:, None, half:] - x[:, None, :half]), axis=-1)
+    level = np.median(y - slope[..., None] * x[:, None, :], axis=-1)
     found = np.zeros((n, values.shape[1], 2))
     for k in range(ahead):
         to = np.arange(PAST + k, n)
         line = to - PAST - k
-        found[to - k, :, k] = values[to] - level[line] - slope[line] * (u[to, None] - mean[line])
+        found[to - k, :, k] = values[to] - level[line] - slope[line] * u[to, None]
     return found if ahead == 2 else found[..., 0]
-
-
-def total(scores: Array) -> Array:
-    """Return the statistic of each cell: the mean of the largest TOP channels."""
-    return most(scores)

@@ -23,6 +23,8 @@ from backend.maths.logstep import Array, clean
 CELLS = 96
 PENALTY = 2.0
 MOST = 6
+#: places for a knot per cell
+FINE = 4
 SMOOTH = 5
 
 
@@ -46,12 +48,13 @@ def segment(steps: Array, values: Array, log: bool = False, most: int = MOST) ->
     phi = _phi(y - fits[-1][0])
     effective = max(len(u) * (1 - phi) / (1 + phi), 4.0)
     floor = (1e-9 * np.abs(y).max()) ** 2 + 1e-300
-    smooth: list[tuple[Array, list[int], Array]] = [(_polynomial(u, y, degree), [], np.zeros(1)) for degree in range(2, SMOOTH + 1)]
+    none: list[float] = []
+    smooth = [(_polynomial(u, y, degree), none, np.zeros(1)) for degree in range(2, SMOOTH + 1)]
     free = [2 * len(knots) for _, knots, _ in fits] + list(range(1, SMOOTH))
     costs = [effective * np.log(np.mean((y - fit) ** 2) + floor) + PENALTY * extra * np.log(effective)
              for (fit, _, _), extra in zip(fits + smooth, free, strict=True)]  # fmt: skip
     fitted, knots, slopes = (fits + smooth)[int(np.argmin(costs))]
-    return Segmentation(np.exp(u[knots]), slopes, np.exp(u), fitted, phi)
+    return Segmentation(np.exp(np.array(knots)), slopes, np.exp(u), fitted, phi)
 
 
 def reference_step(steps: Array, values: Array, log: bool = False) -> float | None:
@@ -104,25 +107,27 @@ def candidates(y: Array, most: int, n: int) -> list[list[int]]:
     return [[]] + [[int(b) for b in search.predict(n_bkps=k)[:-1]] for k in range(1, most + 1)]
 
 
-def _fit(u: Array, y: Array, knots: list[int]) -> tuple[Array, list[int], Array]:
-    """Fit a continuous piecewise line, moving each knot to where the fit is best; returns (fit, knots, slopes)."""
-    knots = list(knots)
-    for _ in range(3):
-        before = list(knots)
-        for i in range(len(knots)):
-            low = knots[i - 1] + 2 if i else 2
-            high = knots[i + 1] - 2 if i + 1 < len(knots) else len(u) - 3
-            near = range(max(low, knots[i] - 6), min(high, knots[i] + 6) + 1)
-            tried = {k: _rss(u, y, [*knots[:i], k, *knots[i + 1 :]])[0] for k in near}
-            knots[i] = min(tried, key=lambda k: tried[k]) if tried else knots[i]
-        if knots == before:
-            break
-    _, fit, coefficients = _rss(u, y, knots)
-    return fit, knots, np.cumsum(coefficients[1:])
+def _fit(u: Array, y: Array, cells: list[int]) -> tuple[Array, list[float], Array]:
+    """Fit a continuous piecewise line, moving each knot, also between cells, to where the fit is best.
+
+    Returns (fit, knots in u, slopes). Starts at these cells; a knot moves up to six cells at a time, and stays two
+    cells from the next.
+    """
+    fine = np.interp(np.arange(FINE * (len(u) - 1) + 1) / FINE, np.arange(len(u)), u)
+    knots = [FINE * c for c in cells]
+    for step in (FINE, FINE, 1, 1):
+        for i, at in enumerate(knots):
+            low = (knots[i - 1] if i else 0) + 2 * FINE
+            high = (knots[i + 1] if i + 1 < len(knots) else len(fine) - 1) - 2 * FINE
+            near = [k for k in range(at - 6 * step, at + 6 * step + 1, step) if low <= k <= high]
+            tried = {k: _rss(u, y, fine[[*knots[:i], k, *knots[i + 1 :]]])[0] for k in near}
+            knots[i] = min(tried, key=lambda k: tried[k]) if tried else at
+    _, fit, coefficients = _rss(u, y, fine[knots])
+    return fit, [float(x) for x in fine[knots]], np.cumsum(coefficients[1:])
 
 
-def _rss(u: Array, y: Array, knots: list[int]) -> tuple[float, Array, Array]:
-    basis = np.stack([np.ones_like(u), u - u[0], *(np.maximum(u - u[k], 0) for k in knots)], 1)
+def _rss(u: Array, y: Array, knots: Array) -> tuple[float, Array, Array]:
+    basis = np.stack([np.ones_like(u), u - u[0], *(np.maximum(u - k, 0) for k in knots)], 1)
     coefficients = np.linalg.lstsq(basis, y, rcond=None)[0]
     fit = basis @ coefficients
     return float(((y - fit) ** 2).sum()), fit, coefficients

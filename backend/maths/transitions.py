@@ -144,7 +144,7 @@ def _event(
     by_glr = seen.slow[at] > limits[0]
     then = seen.slow_scores[at] if by_glr else seen.fast_scores[at]
     moved = np.maximum(np.ptp(clock.values[: at + 1], axis=0), 1e-300)
-    first = _strongest(then)
+    first = _strongest(then)[: glr.TOP]
     place = locate(clock.u, clock.values, at, start, first)
     if place is None or (np.abs(place.jumps) / moved[first]).max() < MATERIAL:
         return None
@@ -152,23 +152,19 @@ def _event(
     best = last if seen.slow[last] > limits[0] else at + int(seen.slow[at : last + 1].argmax())
     now = seen.slow_scores[best] if seen.slow[best] > limits[0] else then
     carriers = _strongest(now)
-    place = locate(clock.u, clock.values, best, start, carriers) or place
+    place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP]) or place
     step, low, high = (float(np.exp(x)) for x in (place.centre, place.low, place.high))
     return Alarm(
-        step, low, high, place.width, place.width_low, place.width_high, _named(clock, now, carriers),
+        step, low, high, place.width, place.width_low, place.width_high, tuple(clock.names[c] for c in carriers),
         int(clock.steps[at]), float((seen.slow if by_glr else seen.fast)[at]), limits[0 if by_glr else 1],
         "glr" if by_glr else "derivative", float(abs(place.jumps[0]) / moved[carriers[0]]), last == at + REFINE,
     ), at, place.centre + place.width / 2  # fmt: skip
 
 
 def _strongest(scores: Array) -> list[int]:
-    return [int(c) for c in np.argsort(-scores, kind="stable")[: glr.TOP] if scores[c] > 0]
-
-
-def _named(clock: Clock, scores: Array, carriers: list[int]) -> tuple[str, ...]:
-    """Name the channels: those that carried the mean, and every other at least half as strong as the first."""
-    strong = [int(c) for c in np.argsort(-scores, kind="stable") if scores[c] >= scores[carriers[0]] / 2]
-    return tuple(clock.names[c] for c in dict.fromkeys([*carriers, *strong]))
+    """Return the channels that carry it, strongest first: at least a third as strong as the first."""
+    order = np.argsort(-scores, kind="stable")
+    return [int(c) for c in order if scores[c] > 0 and scores[c] >= scores[order[0]] / 3]
 
 
 def _merged(alarms: list[Alarm]) -> list[Alarm]:
