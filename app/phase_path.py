@@ -35,8 +35,8 @@ def show(house: Any) -> None:
             return
         x = url.bound(st.selectbox, "Across", "across", fallback=_first(ACROSS, names, 0), options=names)
         y = url.bound(st.selectbox, "Up", "up", fallback=_first(UP, names, 1), options=names)
-        logs = url.bound(st.pills, "Logarithmic", "logs", fallback=["step"] if not url.get("logs") else url.get("logs"),
-                         options=list(LOGS), format_func=LOGS.get, selection_mode="multi")  # fmt: skip
+        logs = url.bound(st.pills, "Logarithmic", "logs", options=list(LOGS), format_func=LOGS.get,
+                         selection_mode="multi")  # fmt: skip
     with main:
         _draw({run: _joined(s, x, y) for run, s in series.items()}, x, y, logs or [])
 

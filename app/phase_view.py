@@ -108,7 +108,7 @@ def _live(house: Any, name: str, chosen: dict[str, Any], busy: bool) -> None:
     _head(house, made)
     cells = _cells(house, made, chosen)
     picked = _draw(made, cells, chosen)
-    if chosen["pair"]:
+    if chosen["pair"] and chosen["shade"] != "final":
         _legend(chosen)
     if picked and picked != url.get("cell"):
         url.put(cell=picked)
@@ -183,10 +183,11 @@ def _legend(chosen: dict[str, Any]) -> None:
     limits = (f"accuracy {chosen['accuracy']:g}, delay {theme.count(int(chosen['delay']))} steps, "
               f"budget {theme.count(int(chosen['budget']))} steps")
     chips = [f'<span title="{WORDS[p]}"><span style="color:{c}">&#9632;</span> {p}</span>'
-             for p, c in phase.COLOURS.items()]
+             for p, c in phase.COLOURS.items()
+             if chosen["shade"] == "phase" or p in ("memorisation", "confusion")]
     chips.append("hatched: seeds disagree")
     if chosen["shade"] == "delay":
-        chips.append("number and colour scale: delay in steps")
+        chips.append("comprehension and grokking: coloured by the delay in steps")
     st.html('<div class="ps-row">' + "&emsp;".join(chips) + f"</div><div class='ps-text'>At {limits}.</div>")
 
 

@@ -85,7 +85,7 @@ FIELDS: dict[str, Field] = {
     "final_metric": Field(str),
     "across": Field(str),
     "up": Field(str),
-    "logs": Field(_names, _joined, default=[]),
+    "logs": Field(_names, _joined, default=["step"]),
     "tab": Field(_choice("phases", "paths", "new"), default="phases"),
     "key": Field(str),
     "job": Field(str),
@@ -97,6 +97,7 @@ FIELDS: dict[str, Field] = {
     "recipe": Field(str),
     "state": Field(str),
 }
+NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head")
 #: pages that are not about a subject keep fields of their own
 OWN = {
@@ -143,6 +144,17 @@ def carry(page: str) -> None:
     before |= dict.fromkeys(names) | {n: get(n) for n in names if n in st.query_params}
 
 
+def _offered(value: Any, options: Any) -> bool:
+    """Say whether the options hold a value, of a list any part; NONE stands for a list that was cleared on purpose."""
+    if options is None or value == [NONE]:
+        return True
+    return any(v in options for v in value) if isinstance(value, list) else value in options
+
+
+def _among(value: Any, options: Any) -> Any:
+    return [v for v in value if v in options] if isinstance(value, list) and options is not None else value
+
+
 def bound(
     widget: Callable[..., Any],
     label: str,
@@ -155,9 +167,10 @@ def bound(
     key = f"url:{name}"
     value = get(name)
     options = more.get("options")
-    st.session_state[key] = fallback if value is None or (options is not None and value not in options) else value
+    st.session_state[key] = fallback if value is None or not _offered(value, options) else _among(value, options)
 
     def changed() -> None:
-        put(**{name: st.session_state[key]}, **(also(st.session_state[key]) if also else {}))
+        chosen = [NONE] if st.session_state[key] == [] else st.session_state[key]
+        put(**{name: chosen}, **(also(st.session_state[key]) if also else {}))
 
     return widget(label, key=key, on_change=changed, **more)

@@ -68,14 +68,15 @@ def _wait(house: Any, name: str) -> None:
     """Wait for all runs; Ctrl-C cancels and keeps what is done. Raises Broken where runs failed."""
     try:
         while (made := house.diagram(name))["state"] == "running":
-            _tell(f"\r{made['done']} of {len(made['runs'])} runs")
+            if sys.stderr.isatty():
+                _tell(f"\r{made['done']} of {len(made['runs'])} runs")
             job = next((j for r in made["runs"] if (j := house.job_of_run(r["run"]))), None)
             if job:
                 house.wait(job["id"], 2.0)
     except KeyboardInterrupt:
         house.cancel_diagram(name)
         raise
-    _tell(f"\r{made['done']} of {len(made['runs'])} runs\n")
+    _tell(f"{made['done']} of {len(made['runs'])} runs\n")
     if made["state"] != "done":
         wrong = next((f"{r['run']}: {r['error']}" for r in made["runs"] if r["error"]), "some runs did not finish")
         raise Broken(f"Diagram {name}", wrong, "Give the same command again: what is finished is kept")

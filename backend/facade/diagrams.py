@@ -113,6 +113,8 @@ class Diagrams(DiagramCurves):
                            "not between 1 and 4000 different runs", "Give other values or seeds")  # fmt: skip
         base = {k: v for k, v in params.items() if k not in (x, y, "seed")}
         at = [self._axis(declared, base, a, v, {o: vs[0]}) for a, v, o, vs in ((x, xs, y, ys), (y, ys, x, xs))]
+        one = validated(declared.params, {**base, x: at[0][0], y: at[1][0]}, declared.title).model_dump(mode="json")
+        base = {k: one[k] for k in base}  # as the recipe reads them: a command line gives words
         named = self._run_name(name or self._free_diagram(declared.name))
         return Diagram(name=named, recipe=declared.name, x=x, xs=at[0], y=y, ys=at[1], seeds=tuple(listed),
                        params=base, created=time.time(), command=command)  # fmt: skip

@@ -83,7 +83,7 @@ def _tiles(cells: pd.DataFrame, colours: list[str]) -> go.Bar:
     same: dict[str, Any] = {"marker": {"opacity": 1}}
     return go.Bar(
         **_bars(cells), marker={"color": colours, "line": {"width": 0}}, text=cells["words"].tolist(), name="cells",
-        textposition="none", hovertemplate="%{text}<extra></extra>", customdata=cells[["i", "j"]].to_numpy(),
+        textposition="none", hovertemplate="%{text}<extra></extra>", customdata=cells[["i", "j"]].to_numpy().tolist(),
         selected=same, unselected=same,
     )
 
