@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from app import theme
 from backend.contract import Metric
 from backend.figures import SEQUENTIAL, rgba
 
+SPOKEN, SPOKEN_EACH = 12, 3  # curves that the shared hover names
 STRIP, ROW, GAP, FOOT = 40, 150, 34, 86  # px
 
 
@@ -27,8 +29,8 @@ def sparkline(frame: pd.DataFrame) -> go.Figure:
     return figure.update_xaxes(visible=False).update_yaxes(visible=False)
 
 
-def spark_svg(steps: Sequence[float], values: Sequence[float], width: int = 90, height: int = 22) -> str:
-    """Return the same as a few bytes of SVG, for lists: a plotly chart per row would take the browser seconds."""
+def spark_svg(steps: Sequence[float], values: Sequence[float], width: int = 64, height: int = 22) -> str:
+    """Return the same as the address of a small SVG image: in a list, a plotly chart per row would take seconds."""
     points = [(float(s), float(v)) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
     if len(points) < 2:
         return ""
@@ -37,7 +39,8 @@ def spark_svg(steps: Sequence[float], values: Sequence[float], width: int = 90, 
     down = height - 3 - (y - y.min()) / ((y.max() - y.min()) or 1) * (height - 6)
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
     line = f'<polyline points="{path}" fill="none" stroke="{theme.CATEGORICAL[0]}" stroke-width="1.4"></polyline>'
-    return f'<svg class="ps-spark" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{line}</svg>'
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    return "data:image/svg+xml," + quote(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{line}</svg>')
 
 
 def series_name(run: str, layer: Any, head: Any, several: bool) -> str:
@@ -86,6 +89,7 @@ class Curve:
     high: Any = None
     width: float = 1.6
     faint: bool = False
+    silent: bool = False  # not named by the shared hover; it can still be clicked
     dash: str = "solid"
 
 
@@ -130,6 +134,7 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
     interval through all rows; `step` is the scrubber's. A click on a curve gives customdata ["step", run].
     """
     figure = go.Figure()
+    _hush(rows)
     tall = (STRIP if marks else 0) + len(rows) * (ROW + GAP)
     domains = _domains(len(rows), tall, bool(marks))
     for number, row in enumerate(rows, start=1):
@@ -146,10 +151,24 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
         legend={"orientation": "h", "y": -58 / tall, "yanchor": "top", "x": 0, "font": {"size": 11}},
         hoverlabel={"font": {"size": 11}}, hoverdistance=30,
         xaxis={"title": {"text": "step"}, "type": "log" if axis == "log" else "linear", "anchor": last,
+               "hoverformat": ",.0f",
                "showspikes": True, "spikemode": "across", "spikethickness": 1, "spikecolor": theme.NULL,
                "spikedash": "solid"},
     )
     return figure
+
+
+def _hush(rows: Sequence[Row]) -> None:
+    """Above SPOKEN curves only the SPOKEN_EACH highest of a row are named by the hover: it would cover the charts."""
+    if sum(not c.faint for r in rows for c in r.curves) > SPOKEN:
+        for row in rows:
+            for curve in sorted(row.curves, key=lambda c: -_last(c.y))[SPOKEN_EACH:]:
+                curve.silent = True
+
+
+def _last(values: Any) -> float:
+    finite = np.asarray(values, float)[np.isfinite(np.asarray(values, float))]
+    return float(finite[-1]) if len(finite) else -np.inf
 
 
 def _domains(n: int, tall: int, strip: bool) -> list[tuple[float, float]]:
@@ -168,21 +187,24 @@ def _add_row(figure: go.Figure, row: Row, axis: str, domain: tuple[float, float]
     if row.heat is not None:
         figure.add_trace(_heat(row.heat, axis, domain))
         figure.update_layout({axis.replace("y", "yaxis"): {"title": {"text": "frequency"}, "type": "linear"}})
+    named = {t.name for t in figure.data if t.showlegend}  # a head has one colour and one entry in all rows
     for curve in row.curves:
         figure.add_traces(_band(curve, axis))
-        figure.add_trace(_curve(curve, row.unit, axis, row.legend))
+        figure.add_trace(_curve(curve, row.unit, axis, row.legend and curve.name not in named, row.title.split(":")[0]))
 
 
-def _curve(curve: Curve, unit: str, axis: str, legend: bool) -> go.Scatter:
+def _curve(curve: Curve, unit: str, axis: str, legend: bool, title: str = "") -> go.Scatter:
     few = len(curve.x) <= 600
-    hover = f"{curve.name}: %{{y:.3g}} {unit}<extra></extra>"
+    said = title if curve.name == title or not title else f"{title} {curve.name}"
+    hover = f"{said or curve.name}: %{{y:.3g}} {unit}<extra></extra>"
     return go.Scatter(
         x=curve.x, y=curve.y, yaxis=axis, name=curve.name, mode="lines+markers", showlegend=legend and not curve.faint,
         customdata=[["step", curve.run]] * len(curve.x), legendgroup=curve.name, connectgaps=False,
         marker={"size": 5 if few else 3, "opacity": 0.0 if curve.faint else 0.3, "color": curve.colour},
         selected={"marker": {"opacity": 0.3}}, unselected={"marker": {"opacity": 0.0 if curve.faint else 0.3}},
         line={"color": curve.colour, "width": curve.width, "dash": curve.dash}, opacity=0.45 if curve.faint else 1.0,
-        hoverinfo="skip" if curve.faint else None, hovertemplate=None if curve.faint else hover,
+        hoverinfo="skip" if curve.faint else "none" if curve.silent else None,
+        hovertemplate=None if curve.faint or curve.silent else hover,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -34,6 +35,7 @@ from backend.errors import PhasescopeError
 
 HEADS = 8  # series of one metric that get a colour of their own
 MARK_COLOUR = {"smooth": "#8C8C8C", "kink": "#56B4E9", "rapid crossover": "#D55E00"}
+_HEAD = re.compile(r"/L(\d+)H(\d+)$")
 LOOK = 5.0  # s between two searches for transitions in a run that moves
 _LOOKING = ThreadPoolExecutor(1, "transitions")
 TICK = 1.0  # s between two redraws while something trains
@@ -61,7 +63,7 @@ def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool
     axis, more, seeds, pause = st.columns([2, 5, 2, 1.4], vertical_alignment="bottom")
     with axis:
         url.bound(st.segmented_control, "Step axis", "axis", options=["linear", "log"])
-    known = words_of(house)
+    known = house.metric_words()
     charts = charts_of({m for n in chosen for m in house.metric_names(n)})
     with more:
         drawn = chosen_charts(charts, main_metrics(house, runs, chosen), url.get("charts"))
@@ -84,10 +86,6 @@ def _remember(house: Any, chosen: list[str], runs: Mapping[str, Any], paused: bo
         st.session_state.pop("paused-at", None)
     elif "paused-at" not in st.session_state:
         st.session_state["paused-at"] = {n: runs[n]["last_step"] for n in chosen if n in runs}
-
-
-def words_of(house: Any) -> dict[str, Any]:
-    return house.metric_words() if hasattr(house, "metric_words") else {}
 
 
 def main_metrics(house: Any, runs: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
@@ -119,7 +117,7 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool) -> None:
             n: len(t) for n, t in found.items()}
         if before is not None and set(before) == set(found):
             st.rerun()  # the table of transitions stands outside of this part
-    rows = rows_of(frames, runs, shown, words_of(house), colours, url.get("seeds") == "band")
+    rows = rows_of(frames, runs, shown, house.metric_words(), colours, url.get("seeds") == "band")
     _draw(house, rows, found, colours, runs)
     said = [thinning(frames.values()), "step 0 has no place on a log axis" if url.get("axis") == "log" else "",
             "paused" if paused else ""]
@@ -201,12 +199,19 @@ def _custom(point: Mapping[str, Any]) -> list[Any]:
 def _pick(picked: list[tuple[list[Any], Any]], found: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     mark = next((c for c, _ in picked if c[0] == "mark" and c[1] in found), None)
     if mark is not None:
-        url.put(focus=mark[1], marker=int(mark[2]))
-        st.rerun()
+        choose(next(t for t in found[mark[1]] if float(t["step"]) == float(mark[2])))
     (_, name, *_), x = picked[0]
     if name in runs and runs[name]["checkpoints"]:
         url.put(focus=name, at=nearest(runs[name]["checkpoints"], float(x)))
         st.rerun()
+
+
+def choose(found: Mapping[str, Any]) -> None:
+    """Open a transition: its marker goes into the address, with the head that carried it where one did."""
+    heads = [m for c in found.get("channels") or [] if (m := _HEAD.search(str(c)))]
+    place = {"layer": int(heads[0][1]), "head": int(heads[0][2])} if heads else {}
+    url.put(focus=found["run"], marker=int(found["step"]), **place)
+    st.rerun()
 
 
 def _scrubbed(runs: Mapping[str, Any], chosen: list[str]) -> int | None:

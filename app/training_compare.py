@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import theme, url, views, widgets
-from app.training_charts import transitions_of
+from app.training_charts import choose, transitions_of
 from app.training_data import bracket
 from app.training_scrub import Look
 
@@ -26,9 +26,8 @@ def transitions_table(house: Any, chosen: Sequence[str], runs: Mapping[str, Any]
                          selection_mode="single-row", height=min(38 + 35 * len(found), 220))  # fmt: skip
     rows = event["selection"]["rows"] if event else []
     if rows and rows != st.session_state.get("transition-row") and rows[0] < len(found):
-        url.put(focus=found[rows[0]]["run"], marker=int(found[rows[0]]["step"]))
         st.session_state["transition-row"] = rows
-        st.rerun()
+        choose(found[rows[0]])
     st.session_state["transition-row"] = rows
 
 
@@ -39,8 +38,8 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
         "run": found["run"], "step": int(found["step"]), "interval": f"{theme.number(low)} to {theme.number(high)}",
         "width (ln step)": theme.number(found.get("width")), "verdict": found["verdict"],
         "carried by": ", ".join(map(str, found.get("channels") or [])),
-        "alarm after": theme.number(found.get("delay")), "of": found.get("metric_group", ""),
-        "method": found.get("method", ""), "doubts": doubts or "none",
+        "alarm at": theme.number(found.get("alarm_step")), "delay": theme.number(found.get("delay")),
+        "of": found.get("metric_group", ""), "method": found.get("method", ""), "doubts": doubts or "none",
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
         st.html('<div class="ps-row">' + " ".join(_words(name, run, state, colour, job)) + "</div>", width="content")
         if job:
             st.button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=house.cancel, args=(job["id"],))
-            if hasattr(house, "checkpoint_now") and state == "running":
+            if state == "running":
                 _checkpoint_now(house, name)
         elif run and _resumable(run, state):
             _resume_button(house, name)

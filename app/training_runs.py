@@ -68,7 +68,7 @@ def _row(house: Any, run: dict[str, Any], chosen: list[str]) -> None:
     st.session_state[key] = name in chosen
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"row-{_plain(name)}"):
         st.checkbox(name, key=key, disabled=full, on_change=_toggle, args=(name, chosen), width="stretch",
-                    help=f"{COMPARED} runs at most are compared" if full else f"{run.get('recipe') or 'no recipe'}")
+                    help=f"{COMPARED} runs at most are compared" if full else None)
         st.html(_state(house, run), width="content")
 
 
@@ -101,4 +101,6 @@ def _spark(house: Any, run: Mapping[str, Any]) -> str:
         frame = house.metrics(run["name"], [name], points=60) if name else None
         first = frame[["step", "value"]].groupby("step").max() if frame is not None else None
         kept[run["name"]] = (stamp, spark_svg(first.index, first["value"]) if first is not None else "", name)
-    return f'<span title="{html.escape(str(kept[run["name"]][2]))}">{kept[run["name"]][1]}</span>'
+    _, image, name = kept[run["name"]]
+    said = html.escape(str(name))
+    return f'<img class="ps-spark" src="{image}" alt="{said}" title="{said}">' if image else ""

@@ -74,19 +74,20 @@ def look(house: Any, focus: str, step: int, steps: Sequence[int]) -> Look | None
     if card is None:
         return None
     known = views.fitting(house, card)
-    row = st.columns([4, 4, 1, 1, 2], vertical_alignment="bottom")
-    with row[0]:
+    above, row = st.columns(2), st.columns([2, 2, 3, 5], vertical_alignment="bottom")
+    with above[0]:
         picked = url.bound(st.multiselect, "Views", "views", fallback=views.first_views(card, list(known)),
                            options=list(known), format_func=lambda n: known[n])  # fmt: skip
-    with row[1]:
+    with above[1]:
         prompt = views.prompt_of(house, card)
-    for place, axis, n in zip(row[2:4], ("layer", "head"), (card["n_layers"], card["n_heads"]), strict=True):
+    for place, axis, n in zip(row[:2], ("layer", "head"), (card["n_layers"], card["n_heads"]), strict=True):
         with place:
             url.bound(st.selectbox, axis.capitalize(), axis, 0, options=list(range(n)))
-    with row[4]:
+    with row[2]:
         link("attention", label=f"Open step {step}", icon="open_in_full", query=at_step(focus, step))
     if picked:
-        _ready(house, focus, steps, step, picked, prompt)
+        with row[3]:
+            _ready(house, focus, steps, card, picked, prompt)
     return Look(card, known, picked, prompt)
 
 
@@ -114,21 +115,26 @@ def missing(
         card = house.card(f"run:{run}", step)
         for name in names:
             subject = views.subject_of(house, name, prompt)
-            if subject is not None and (card is None or house.kept(name, card, subject) is None):
+            if subject is None:
+                continue
+            told = views.params_of(name, card.model_dump(), prompt) if card else {}
+            if card is None or house.kept(name, card, subject, told) is None:
                 found.append((name, step))
     return found
 
 
-def _ready(house: Any, run: str, steps: Sequence[int], now: int, names: Sequence[str], prompt: Prompt | None) -> None:
+def _ready(
+    house: Any, run: str, steps: Sequence[int], card: dict[str, Any], names: Sequence[str], prompt: Prompt | None
+) -> None:
     absent = missing(house, run, steps, names, prompt)
-    _ticks(steps, {s for _, s in absent}, now)
+    _ticks(steps, {s for _, s in absent}, card["step"])
     waiting = _sweep_jobs(house, run, names)
     if not absent:
         st.session_state.pop("sweep-left", None)
         return
     if not waiting and st.button(f"Compute all {len(absent)} missing", key="sweep", icon=":material/play_arrow:",
                                  help=_estimate(house, absent)):  # fmt: skip
-        _sweep(house, run, absent, prompt)
+        _sweep(house, run, absent, card, prompt)
         waiting = _sweep_jobs(house, run, names)
     if waiting:
         _progress(house, run, list(names), len(absent))
@@ -150,10 +156,13 @@ def _ticks(steps: Sequence[int], absent: set[int], now: int) -> None:
     st.html(f'<div class="ps-ticks">{dots}<span class="ps-num">{ready} of {len(steps)} steps ready</span></div>')
 
 
-def _sweep(house: Any, run: str, absent: Sequence[tuple[str, int]], prompt: Prompt | None) -> None:
+def _sweep(
+    house: Any, run: str, absent: Sequence[tuple[str, int]], card: dict[str, Any], prompt: Prompt | None
+) -> None:
     try:
         for name in dict.fromkeys(n for n, _ in absent):
-            house.sweep(name, f"run:{run}", [s for n, s in absent if n == name], views.subject_of(house, name, prompt))
+            house.sweep(name, f"run:{run}", [s for n, s in absent if n == name], views.subject_of(house, name, prompt),
+                        views.params_of(name, card, prompt))  # fmt: skip
     except PhasescopeError as error:
         widgets.error_panel(error)
 

@@ -10,7 +10,6 @@ import streamlit as st
 
 from app import asking, theme, url, views, widgets
 from app.charts import Curve, Heat, Row, linked
-from app.training_charts import words_of
 from app.training_data import families, is_control, nearest, on_grid, strongest, words
 from backend.contract import Weights
 
@@ -43,10 +42,10 @@ def _control(run: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def _trajectory(house: Any, run: Mapping[str, Any], control: Mapping[str, Any] | None) -> list[Row]:
-    said = words(words_of(house), INDUCTION)
+    said = words(house.metric_words(), INDUCTION)
     row, acc = Row(said.title, said.unit, legend=True), Row("", "")
     for metric, place in ((INDUCTION, row), ("second_copy_accuracy", acc)):
-        told = words(words_of(house), metric)
+        told = words(house.metric_words(), metric)
         place.title, place.unit = told.title, told.unit
         for one, colour in ((control, theme.NULL), (run, theme.CATEGORICAL[0])):
             frame = house.metrics(one["name"], [metric], points=600) if one else pd.DataFrame()
@@ -101,7 +100,7 @@ def grokking(house: Any, run: Mapping[str, Any], step: int) -> None:
 
 def grokking_rows(house: Any, run: str) -> list[Row]:
     """Return the rows: accuracy, losses (log), and the explained variance by frequency."""
-    there, known = set(house.metric_names(run)), words_of(house)
+    there, known = set(house.metric_names(run)), house.metric_words()
     family = families(there).get("fve", {})
     wanted = [m for m in (*ACCURACIES, *LOSSES, *family.values()) if m in there]
     frame = house.metrics(run, wanted, points=400) if wanted else pd.DataFrame({"metric": []})

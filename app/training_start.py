@@ -29,9 +29,8 @@ def start_form(house: Any) -> None:
             _start_many(house, recipe, preset)
         else:
             _start_one(house, recipe, preset)
-    if hasattr(house, "attach"):  # TODO
-     with st.expander("Attach a run from elsewhere", icon=":material/link:"):
-         _attach(house)
+    with st.expander("Attach a run from elsewhere", icon=":material/link:"):
+        _attach(house)
 
 
 def _preset(recipe: Recipe) -> Preset | None:
@@ -105,4 +104,8 @@ def _attach(house: Any) -> None:
         else:
             st.rerun()
     for place in house.attached():
-        st.caption(f":material/folder_open: {place if isinstance(place, str) else place.get('path', place)}")
+        row, button = st.columns([5, 2], vertical_alignment="center")
+        row.caption(f":material/folder_open: {place['path']} · " + (f"{len(place['runs'])} runs" if place["there"] else
+                    "not there now"))  # fmt: skip
+        button.button("Detach", key=f"detach:{place['name']}", on_click=house.detach, args=(place["name"],),
+                      type="tertiary", help="Takes it off the list; its files stay as they are.")  # fmt: skip

@@ -86,6 +86,18 @@ def subject_of(house: Any, name: str, prompt: Prompt | None) -> Any:
     return prompt if house.analysis(name).subject is Prompt else Weights()
 
 
+def params_of(name: str, card: Mapping[str, Any], prompt: Prompt | None) -> dict[str, Any]:
+    """Return the params of a view: the lens follows the target of the address, or the task's own answer."""
+    if name != "logit_lens" or prompt is None:
+        return {}
+    target, training = url.get("target"), card.get("training") or {}
+    if target is not None and 0 <= target < card["d_vocab_out"]:
+        return {"target": target}
+    if training.get("recipe") == "modular_addition" and len(prompt.tokens) == 3:
+        return {"target": (prompt.tokens[0] + prompt.tokens[1]) % int(training["params"]["p"])}
+    return {}
+
+
 # ---------------------------------------------------------------- one checkpoint
 
 
@@ -94,7 +106,7 @@ def single(house: Any, name: str, card: dict[str, Any], prompt: Prompt | None) -
     subject = subject_of(house, name, prompt)
     if subject is None:
         return None
-    key = asking.answer(house, name, card, subject, patience=PATIENCE)
+    key = asking.answer(house, name, card, subject, params_of(name, card, prompt), patience=PATIENCE)
     if key is None:
         return None
     if name == "attention":
@@ -134,8 +146,8 @@ def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt |
     subject = subject_of(house, name, prompt)
     if subject is None:
         return
-    # both are asked before either is waited for: two workers compute them side by side
-    keys = [_asked(house, name, card, subject) for card in cards]
+    told = params_of(name, cards[0], prompt)
+    keys = [asking.answer(house, name, card, subject, told, patience=PATIENCE) for card in cards]
     if None in keys:
         return
     titles = (f"step {cards[0]['step']}", f"step {cards[1]['step']}")
@@ -147,17 +159,13 @@ def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt |
         _any(house, name, keys, cards, titles)
 
 
-def _asked(house: Any, name: str, card: dict[str, Any], subject: Any) -> str | None:
-    return asking.answer(house, name, card, subject, patience=PATIENCE)
-
-
 def _attention(house: Any, keys: Any, cards: Any, prompt: Any, titles: tuple[str, str]) -> None:
     layer, head = heads(cards[0])
     before, after = (house.array(k, "pattern", {"layer": layer, "head": head}) for k in keys)
     words = house.tokenizer(cards[0]).labels(list(prompt.tokens))
     st.plotly_chart(
         compared(before, after, x=words, y=words, x_title="key position (token)", y_title="query position (token)",
-                 value="attention (probability)", limits=(0.0, 1.0), titles=titles),
+                 value="attention", limits=(0.0, 1.0), titles=titles),
         key="two:attention")  # fmt: skip
     change = np.abs(np.asarray(after, float) - np.asarray(before, float))
     q, k = np.unravel_index(int(np.nanargmax(change)), change.shape)
@@ -188,12 +196,13 @@ def _lens(house: Any, keys: Any, cards: Any, prompt: Any, titles: tuple[str, str
     lowest = -2 * math.log(max(int(cards[0]["d_vocab_out"]), 2))
     st.plotly_chart(
         compared(values[0], values[1], x=words.labels(list(prompt.tokens)), y=layers, x_title="position (token)",
-                 y_title="layer", value="log-prob of the next token (nats)", limits=(lowest, 0.0), titles=titles,
+                 y_title="layer", value="log-prob of the target (nats)", limits=(lowest, 0.0), titles=titles,
                  text=tuple(text), reverse_y=False, numbered_y=False),
         key="two:logit_lens")  # fmt: skip
     final = values[1][-1] - values[0][-1]
-    st.caption(f"After the last layer the next token gains {theme.number(float(np.nanmean(final)))} nats in the mean "
-               f"over {int(np.isfinite(final).sum())} positions. Words in the cells: each layer's top token.")
+    gain, n = theme.number(float(np.nanmean(final))), int(np.isfinite(final).sum())
+    st.caption(f"After the last layer the target (the next token, or the task's answer) gains {gain} nats in the mean "
+               f"over {n} positions. Words in the cells: each layer's top token.")  # fmt: skip
 
 
 def _any(house: Any, name: str, keys: Any, cards: Any, titles: tuple[str, str]) -> None:

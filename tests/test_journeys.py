@@ -149,10 +149,10 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     run = re.search(r"runs=([^&]+)", address(opened)).group(1)  # type: ignore[union-attr]
 
     def loss() -> list[float]:
-        """Points in the chart of the loss; plotly puts the title into <b>."""
-        traces = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
-            d => [d.layout.title.text.replace(/<[^>]*>/g, ''), (d.calcdata || [[]])[0].length])"""
-        return [n for title, n in opened.evaluate(traces) if title == "Loss"]
+        """Points of the loss, which is a curve of the linked chart."""
+        traces = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(
+            d => (d.calcdata || []).map(c => [c[0].trace.name, c.length]))"""
+        return [n for name, n in opened.evaluate(traces) if name == "Loss"]
 
     first = until(loss, "the first point", 90)[0]
     until(lambda: (loss() or [0])[0] > first, "the chart to move", 90)
@@ -173,18 +173,68 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
 
 
-def test_a_click_on_a_step_opens_attention_there(house: Any, page: Any) -> None:
-    opened = rest(page, f"{house.url}/training?runs=induction-demo")
+def test_a_click_on_a_step_moves_scrubber_and_views_there(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/training?runs=induction-demo&views=attention")
     opened.locator(".js-plotly-plot .scatterlayer .point").first.wait_for(timeout=30_000)
-    browser.wait_ready(opened)
-    opened.locator(".js-plotly-plot .scatterlayer .point").nth(10).click(force=True)
-    until(lambda: "/attention" in address(opened), "the attention page")
-    canvas(opened)
-    step = int(re.search(r"step=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
+    opened.get_by_text("Attention · step 1200").wait_for(timeout=40_000)
+    browser.wait_ready(opened, 60)
+    click_point(opened, "Loss", 10)
+    until(lambda: re.search(r"[?&]at=\d+", address(opened)), "the step in the address")
+    step = int(re.search(r"[?&]at=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
     steps = house.api.get("/runs/induction-demo").json()["checkpoints"]
-    assert f"{steps.index(min(steps, key=lambda s: abs(s - step))) + 1} of {len(steps)}" in opened.inner_text(
-        ".st-key-subject-bar"
-    )
+    opened.get_by_text(f"Step ({steps.index(step) + 1} of {len(steps)})").wait_for()
+    opened.get_by_text(f"Attention · step {step}").wait_for(timeout=40_000)
+    opened.get_by_role("link", name=f"Open step {step}").click()
+    canvas(opened)
+    assert f"step={step}" in address(opened)
+    clean(opened)
+
+
+def click_point(opened: Any, trace: str, number: int) -> None:
+    """Click a point of a named trace of the linked chart with the mouse."""
+    find = """([name, number]) => {
+        const chart = [...document.querySelectorAll('.js-plotly-plot')].find(
+            d => d.calcdata?.some(c => c[0].trace.name === name));
+        chart.scrollIntoView({block: 'start'});
+        const place = chart.calcdata.findIndex(c => c[0].trace.name === name), trace = chart._fullData[place];
+        const box = chart.querySelector('.nsewdrag').getBoundingClientRect(), at = chart.calcdata[place][number];
+        const x = chart._fullLayout.xaxis, y = chart._fullLayout[trace.yaxis.replace('y', 'yaxis')];
+        const svg = chart.querySelector('.main-svg').getBoundingClientRect();
+        return [svg.x + x._offset + x.c2p(at.x), svg.y + y._offset + y.c2p(at.y)]; }"""
+    x, y = opened.evaluate(find, [trace, number])
+    opened.mouse.move(x, y)
+    opened.wait_for_function("() => document.querySelector('.js-plotly-plot .hoverlayer')?.childElementCount > 0")
+    opened.mouse.click(x, y)
+
+
+def test_live_chart_then_a_marker_then_both_sides_of_it(house: Any, page: Any) -> None:
+    """The journey of the issue. A short run has no transition, so the marker is the shipped run's."""
+    opened = rest(page, f"{house.url}/training?recipe=induction")
+    opened.get_by_text("Start a run", exact=True).click()
+    opened.get_by_role("spinbutton", name="steps", exact=True).fill("120")
+    opened.get_by_role("textbox", name="Name").fill("journey")
+    opened.get_by_role("button", name="Start training").click()
+    until(lambda: "runs=journey" in address(opened), "the new run in the address")
+    drawn = """() => Math.max(0, ...[...document.querySelectorAll('.js-plotly-plot')].flatMap(
+        d => (d.calcdata || []).filter(c => c[0].trace.name === 'Loss').map(c => c.length)))"""
+    until(lambda: opened.evaluate(drawn) >= 2, "the live chart to move", 90)
+    until(lambda: house.api.get("/runs/journey").json()["state"] == "finished", "the end of the run", 90)
+    opened.locator('[data-testid="stCheckbox"]', has_text="induction-demo").click()
+    until(lambda: re.search(r"runs=journey(,|%2C)induction-demo", address(opened)), "both runs in the address")
+    until(lambda: opened.evaluate("""() => [...document.querySelectorAll('.js-plotly-plot')].some(
+        d => d.calcdata?.some(c => c[0].trace.name === 'transition' && c.length > 0))"""), "a marker")  # fmt: skip
+    browser.wait_ready(opened, 60)
+    click_point(opened, "transition", 0)
+    until(lambda: "marker=" in address(opened) and "focus=induction-demo" in address(opened), "the marker's address")
+    pair = opened.locator(".st-key-around")
+    pair.get_by_text("after − before").first.wait_for(timeout=60_000)
+    titles = until(lambda: pair.evaluate("""e => [...e.querySelectorAll('.js-plotly-plot')].map(
+        d => d.layout.annotations.map(a => a.text))"""), "the maps")  # fmt: skip
+    assert all(len(t) == 3 and t[2] == "difference" for t in titles), titles
+    before, after = (int(re.search(r"\d+", t).group()) for t in titles[0][:2])  # type: ignore[union-attr]
+    marker = int(re.search(r"marker=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
+    assert before < marker < after
+    browser.screenshot(opened, "training-marker", full=True)
     clean(opened)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, plain
+from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
+TICKS = 16  # labels that can be read along a third of the page
 WORDY = 24  # columns above which words in the cells of a third of the page cannot be read
 
 
@@ -27,7 +28,9 @@ def compared(
     difference = maps[1] - maps[0]
     columns, x_axis = category_axis(x, x_title)
     rows, y_axis = category_axis(y, y_title, reverse_y, numbered_y)
-    figure = make_subplots(1, 3, subplot_titles=[*titles, f"difference: {titles[1]} − {titles[0]}"],
+    ticks = tick_positions(len(columns), TICKS)
+    x_axis |= {"tickvals": ticks, "ticktext": [label(x[i]) for i in ticks]}
+    figure = make_subplots(1, 3, subplot_titles=[*titles, "difference"],
                            shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03)
     words = [*(text or (None, None)), None]
     for i, z in enumerate([*maps, difference], start=1):
@@ -41,7 +44,7 @@ def compared(
         coloraxis={"colorscale": sequential, "cmin": low, "cmax": high,
                    "colorbar": bar | {"x": 0.32, "title": {"text": value, "side": "bottom"}}},
         coloraxis2={"colorscale": DIVERGING, "cmin": -(most or 1.0), "cmax": most or 1.0,
-                    "colorbar": bar | {"x": 0.84, "title": {"text": f"difference of {value}", "side": "bottom"}}})
+                    "colorbar": bar | {"x": 0.84, "title": {"text": "after − before", "side": "bottom"}}})
     figure.update_annotations(font_size=13)
     height = int(np.clip(250 + 20 * len(rows), 400, 640))
     return finish(figure, height).update_layout(margin={"t": 34, "b": 110})
