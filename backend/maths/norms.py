@@ -69,8 +69,8 @@ def _grouped(matrices: Tensor, heads: int) -> Tensor:
 def effective_dimension(points: Tensor) -> Tensor:
     """Compute the PCA participation ratio (tr C)^2 / tr C^2 of the covariance C of a cloud.
 
-    d for an isotropic cloud, 1 where all lies on one line, 0 where all points agree. This is the plug-in estimator: with
-    few points it is biased low, at most n - 1.
+    d for an isotropic cloud, 1 where all lies on one line, 0 where all points agree. The plug-in estimator: with few
+    points it is biased low, at most n - 1.
 
     Args: points [n, d], n >= 2. Returns: a number, 0..min(n - 1, d).
     Source: Gao et al. (2017), A theory of multineuronal dimensionality, eq. 1.

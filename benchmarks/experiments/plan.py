@@ -31,7 +31,8 @@ def _seeds(group: str, recipe: str, params: Mapping[str, Any], control: bool = F
 
 def runs() -> list[Run]:
     """Return every run, the longest first so that two processes end together."""
-    paper = {"p": 113, "train_fraction": 0.3, "weight_decay": 1.0, "lr": 1e-3, "steps": 12_000, "dtype": "bfloat16"}
+    paper = {"p": 113, "train_fraction": 0.3, "weight_decay": 1.0, "lr": 1e-3, "steps": 13_000, "dtype": "bfloat16",
+             "log_every": 20, "monitor_every": 200}
     return [
         *_seeds("paper", "modular_addition", {**paper, "n_checkpoints": 12}, seeds=[0]),
         *_seeds("live", "modular_addition", {"n_checkpoints": 20}),
