@@ -9,9 +9,9 @@ embeddings, no dropout. AdamW with betas (0.9, 0.99), weight decay on matrices a
 the rate rises over `warm_up` updates to `lr` and falls as half a cosine to a tenth of it at the last; it depends on
 the step alone, so a resumed run has the same rates. Cross-entropy in nats.
 
-Measured every `log_every` steps and at each checkpoint: `loss` and accuracy on 16 fixed windows of the held-out
-text, and the loss of the last batch. Every `monitor_every` steps the monitors look at rows [A; A] of random
-symbols. A model this small forms no induction heads on this text; scores near zero are the right answer.
+Measured every `log_every` steps and at each checkpoint: `loss`, accuracy and entropy on 16 fixed windows of the
+held-out text, and the loss of the last batch. Every `monitor_every` steps the monitors look at rows [A; A] of random
+symbols. Models this small showed no induction heads on such text; a score near zero is then the right answer.
 
 Source: Karpathy, nanoGPT (train.py, config/train_shakespeare_char.py and the CPU settings of its README).
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from backend.contract import Metric, Params, Preset, Progress, recipe
+from backend.contract import Metric, Observation, Params, Preset, Progress, recipe
 from backend.errors import BadInput
 from backend.runs.recipes._common import RecipeParams, log_steps
 from backend.runs.recorder import Recorder
@@ -38,7 +38,10 @@ HELD_OUT_ROWS, REPEATED_ROWS = 16, 8
 _DATA, _REPEATED = 1_000_003, 2_000_003
 #: the held-out windows are the same for every seed and size
 _HELD_OUT = 3_000_003
-MONITORS: tuple[str, ...] = ()
+MONITORS = ("attention_entropy", "previous_token_score", "repeated_attention", "repeated_block", "copying_score",
+            "effective_dimension", "weight_norm", "gauge_free_norms")  # fmt: skip
+#: those that look at the held-out text, at every log
+ON_TEXT = ("loss", "accuracy", "prediction_entropy")
 #: sizes of the scaling ladder: (n_layers, d_model, n_heads); head width varies, as stated there
 LADDER = ((2, 16, 2), (2, 32, 2), (3, 56, 4), (4, 96, 4), (5, 152, 4), (6, 208, 8))
 
@@ -156,6 +159,7 @@ def make_training(params: CharParams, data: Corpus) -> Training:
     """Build model, optimiser, data and measurements from the params and the text alone."""
     import torch
 
+    from backend import monitors
     from backend.models.observe import observe
     from backend.runs import schedule
 
@@ -168,16 +172,15 @@ def make_training(params: CharParams, data: Corpus) -> Training:
     doubled = repeated_rows(params, len(data.symbols)).to(device)
     last: dict[str, Any] = {}
 
-    def losses(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(rows: Tensor) -> Tensor:
         with schedule.forward_in(params.dtype, device):
-            logits = model(rows[:, :-1], use_cache=False).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            told = model(rows[:, :-1], use_cache=False).logits
+        return told if told.dtype == torch.float64 else told.float()
 
     def update() -> None:
         rows = windows(train, params.n_ctx, params.batch_size, generator).to(device)
         optimizer.zero_grad()
-        _, loss = losses(rows)
+        loss = torch.nn.functional.cross_entropy(logits(rows).flatten(0, 1), rows[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -185,9 +188,8 @@ def make_training(params: CharParams, data: Corpus) -> Training:
 
     def measure() -> dict[str, float]:
         with torch.no_grad():
-            logits, loss = losses(shown)
-            hit = (logits.argmax(-1) == shown[:, 1:]).double().mean()
-        return {"loss": float(loss), "accuracy": float(hit), **{k: float(v) for k, v in last.items()}}
+            seen = Observation(shown[:, :-1], logits(shown), targets=shown[:, 1:])
+        return monitors.measure(ON_TEXT, seen) | {k: float(v) for k, v in last.items()}
 
     keep_at = log_steps(params.steps, params.n_checkpoints)
     return schedule.Scheduled(

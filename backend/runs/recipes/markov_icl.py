@@ -10,7 +10,7 @@ Model: two layers of attention only, pre-norm with LayerNorm, learned positions,
 N(0, 0.02^2). AdamW with betas (0.9, 0.98), constant rate, no clipping; cross-entropy over all positions, in nats.
 One layer cannot attend by what came before a position: it is the control and stays at unigram guesses.
 
-Measured every `log_every` steps on 128 held-out rows: `loss`, how far it is above the Bayes loss of the same rows,
+Measured every `log_every` steps on 32 held-out rows: `loss`, how far it is above the Bayes loss of the same rows,
 KL(strategy || model) of the three strategies, and per head the attention to successors of the present state.
 
 Source: Edelman et al. (2024), The Evolution of Statistical Induction Heads (arXiv 2402.11004).
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     from backend.runs.loop import Training
 
-EVAL_ROWS = 128
-SEEN_ROWS = 32  # of them for the monitors
+EVAL_ROWS = 32
+SEEN_ROWS = 16  # of them for the monitors
 #: one seed gives three independent streams
 _DATA, _EVAL = 1_000_003, 2_000_003
-MONITORS: tuple[str, ...] = ()
+MONITORS = ("prediction_entropy", "effective_dimension", "attention_entropy", "previous_token_score", "weight_norm",
+            "gauge_free_norms")  # fmt: skip
 
 
 class MarkovParams(RecipeParams):
