@@ -15,7 +15,7 @@ from backend.maths.modular_addition import Folded, attend
 
 
 class Workspace:
-    """Memory for one set of rows. `logits` [rows, classes] are those of the last call."""
+    """Memory for one set of rows. `hits` (bool [rows]) says which the last call answered rightly."""
 
     def __init__(self, rows: int, width: int, d_mlp: int, classes: int, dtype: torch.dtype, device: Any = "cpu"):
         def empty(n: int, kind: torch.dtype = dtype) -> Tensor:
@@ -25,6 +25,7 @@ class Workspace:
         self.logits, self.d_logits = (empty(classes) for _ in range(2))
         self.z, self.d_z, self.a, self.b, self.mixed = (empty(width) for _ in range(5))
         self.wide = empty(classes, torch.float64)
+        self.hits = torch.zeros(rows, dtype=torch.bool, device=device)
 
 
 class FusedLoss(torch.autograd.Function):
@@ -40,7 +41,8 @@ class FusedLoss(torch.autograd.Function):
         back = torch.mm(d, W3.T, out=space.d_hidden)
         torch.ops.aten.threshold_backward.grad_input(back, hidden, 0, grad_input=back)  # zero where the ReLU was
         torch.mm(back, W1.T, out=space.d_z).addmm_(d, W2.T)
-        grads = (*_unmix(pattern, values, rows, space), z.T @ back, back.sum(0), z.T @ d, d.sum(0), hidden.T @ d)
+        grads = (*_unmix(pattern, values, rows, space), z.T @ back, back.sum(0), (d.T @ z).T, d.sum(0),
+                 (d.T @ hidden).T)  # fmt: skip
         ctx.save_for_backward(*(g.to(t.dtype) for g, t in zip(grads, given, strict=True)))
         return loss
 
@@ -78,6 +80,7 @@ def _cross_entropy(targets: Tensor, space: Workspace) -> tuple[Tensor, Tensor]:
     own, n = targets[:, None], len(targets)
     wide = torch.sub(space.wide.copy_(space.logits), space.logits.amax(1, keepdim=True), out=space.wide)
     chosen = wide.gather(1, own)
+    space.hits = chosen[:, 0] == 0  # the right answer's logit is the largest
     total = wide.exp_().sum(1, keepdim=True)
     loss = (total.log() - chosen).mean()
     wide.mul_(1 / (n * total)).scatter_add_(1, own, wide.new_full((n, 1), -1 / n))
@@ -92,7 +95,7 @@ def fused_loss(folded: Folded, rows: tuple[Tensor, Tensor], targets: Tensor, spa
 
     Args:
         folded: from `modular_addition.fold`. rows: from `modular_addition.table_rows`. targets: long [rows].
-        space: memory for these sizes; its `logits` are those of this call until the next.
+        space: memory for these sizes; its `hits` are those of this call until the next.
     """
     f, pattern = folded, attend(folded.scores, rows)
     loss: Tensor = FusedLoss.apply(rows, targets, space, pattern, f.values, f.W1, f.c1, f.W2, f.c2, f.W3)
