@@ -50,7 +50,17 @@ def live_charts(house: Any, chosen: list[str]) -> None:
     runs = {r["name"]: r for r in house.runs(expected=chosen)}
     busy = any(_state(house, runs, n) in LIVE for n in chosen)
     paused = _controls(house, chosen, runs, busy)
-    st.fragment(_live, run_every=TICK if busy and not paused else None)(house, chosen, busy, paused)
+    looking = _looking(house, runs, chosen)
+    ticks = (busy and not paused) or looking
+    st.fragment(_live, run_every=TICK if ticks else None)(house, chosen, busy, paused, looking)
+
+
+def _looking(house: Any, runs: Mapping[str, Any], chosen: Sequence[str]) -> bool:
+    """Say whether transitions are being looked for just now."""
+    for name in chosen:
+        transitions_of(house, runs.get(name))
+    kept = st.session_state.get("transitions", {})
+    return any(n in kept and kept[n][3] is not None for n in chosen)
 
 
 def _state(house: Any, runs: Mapping[str, Any], name: str) -> str:
@@ -97,11 +107,13 @@ def main_metrics(house: Any, runs: Mapping[str, Any], chosen: Sequence[str]) -> 
 # ---------------------------------------------------------------- what reruns alone
 
 
-def _live(house: Any, chosen: list[str], busy: bool, paused: bool) -> None:
+def _live(house: Any, chosen: list[str], busy: bool, paused: bool, looking: bool) -> None:
     runs = {r["name"]: r for r in house.runs()}
     states = {n: _state(house, runs, n) for n in chosen}
     if busy and not paused and not any(s in LIVE for s in states.values()):
         st.rerun()
+    if looking and not _looking(house, runs, chosen):
+        st.rerun()  # the search has ended, and with it this ticking
     colours = colours_of(runs, chosen)
     for name in chosen:
         run_row(house, name, runs.get(name), states[name], colours[name] if len(chosen) > 1 else "")
@@ -120,7 +132,7 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool) -> None:
     rows = rows_of(frames, runs, shown, house.metric_words(), colours, url.get("seeds") == "band")
     _draw(house, rows, found, colours, runs)
     said = [thinning(frames.values()), "step 0 has no place on a log axis" if url.get("axis") == "log" else "",
-            "paused" if paused else ""]
+            "paused" if paused else "", "looking for transitions" if looking else ""]
     if any(said):
         st.caption(" · ".join(s for s in said if s))
 

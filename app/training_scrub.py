@@ -66,10 +66,11 @@ class Look:
     known: dict[str, str]
     picked: list[str]
     prompt: Prompt | None
+    place: Any  # where it is said which steps are ready, once the views are drawn
 
 
-def look(house: Any, focus: str, step: int, steps: Sequence[int]) -> Look | None:
-    """Draw the pickers of views, prompt, layer and head, and which steps are ready; None until the model is open."""
+def look(house: Any, focus: str, step: int) -> Look | None:
+    """Draw the pickers of views, prompt, layer and head; None until the model is open."""
     card = views.opened(house, focus, step)
     if card is None:
         return None
@@ -85,14 +86,11 @@ def look(house: Any, focus: str, step: int, steps: Sequence[int]) -> Look | None
             url.bound(st.selectbox, axis.capitalize(), axis, 0, options=list(range(n)))
     with row[2]:
         link("attention", label=f"Open step {step}", icon="open_in_full", query=at_step(focus, step))
-    if picked:
-        with row[3]:
-            _ready(house, focus, steps, card, picked, prompt)
-    return Look(card, known, picked, prompt)
+    return Look(card, known, picked, prompt, row[3].container())
 
 
-def open_views(house: Any, seen: Look) -> None:
-    """Draw the open views at the scrubbed step."""
+def open_views(house: Any, focus: str, seen: Look, steps: Sequence[int]) -> None:
+    """Draw the open views at the scrubbed step, and say which other steps are ready."""
     if not seen.picked:
         st.caption("Choose a view above to see the model at this step.")
         return
@@ -101,6 +99,8 @@ def open_views(house: Any, seen: Look) -> None:
         with places[i % len(places)]:
             st.markdown(f"**{seen.known[name]}** · step {seen.card['step']}")
             views.single(house, name, seen.card, seen.prompt)
+    with seen.place:
+        _ready(house, focus, steps, seen.card, seen.picked, seen.prompt)
 
 
 # ---------------------------------------------------------------- which steps are ready

@@ -29,12 +29,12 @@ def show(house: Any) -> None:
     runs = {r["name"]: r for r in house.runs(expected=chosen)}
     focus = focused(runs, chosen)
     step = scrubber(house, focus, chosen, runs)
-    seen = look(house, focus, step, runs[focus]["checkpoints"]) if step is not None else None
+    seen = look(house, focus, step) if step is not None else None
     transitions_table(house, chosen, runs)
     around(house, focus, runs, seen)
     if step is None or seen is None:
         return
-    open_views(house, seen)
+    open_views(house, focus, seen, runs[focus]["checkpoints"])
     section = SECTIONS.get(runs[focus].get("recipe") or "")
     if section:
         section(house, runs[focus], step)
