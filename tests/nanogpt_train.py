@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 out_dir, max_iters, eval_interval, master_process = sys.argv[1], int(sys.argv[2]), 5, True
-model_args = dict(n_layer=2, n_head=2, n_embd=16, block_size=12, bias=False, vocab_size=11, dropout=0.0)
+model_args = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "bias": False, "vocab_size": 11,
+              "dropout": 0.0}
 torch.manual_seed(1337)
 torch.set_num_threads(1)
 data = (torch.arange(400) * 7 % 11).long()
@@ -66,7 +67,7 @@ def estimate_loss():
 model = raw_model = GPT(model_args)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 iter_num, lr = 0, 1e-2
-from backend.runs.recorder import Recorder; run = Recorder(out_dir, model={"kind": "nanogpt", "config": model_args}) if master_process else None  # patch 1  # noqa: E501, E702
+from backend.runs.recorder import Recorder; run = Recorder(out_dir, model={"kind": "nanogpt", "config": model_args}) if master_process else None  # patch 1  # noqa: E402, E501, E702, I001
 while True:
     if iter_num % eval_interval == 0 and master_process:
         losses = estimate_loss()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable
@@ -239,7 +238,7 @@ def _explode(record: dict[str, Any], rows: list[tuple]) -> int:
     step, time = record["step"], layout.seconds(record.get("time"))
     for name, given in values.items():
         value = _WORDS.get(given) if isinstance(given, str) else given
-        if isinstance(value, int | float) and name and (value != value or abs(value) < 2**1023 or math.isinf(value)):
+        if name and (isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1023)):
             rows.append((step, *split_name(name), float(value), time))
         else:
             bad += 1

@@ -110,7 +110,11 @@ class Follower:
             return run.carry(self.sink)
         except (OSError, PhasescopeError) as error:
             problems[run.folder.name] = str(error)
-            return 0
+        except Exception as error:  # one run's oddity must not keep the others waiting
+            words = f"it cannot be followed ({type(error).__name__}: {error})"
+            problems[run.folder.name] = f"Run {run.folder.name!r}: {words}"
+            log.exception("following run %r failed", run.folder.name)
+        return 0
 
 
 class _Followed:

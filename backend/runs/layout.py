@@ -5,6 +5,7 @@
     checkpoints/step_00000120.safetensors   weights
     resume/step_00000120.safetensors    optimiser and random state; the last two only
     lock                                process id and host of the one live writer
+    checkpoint-now                      somebody asks the writer for a checkpoint at its next step; it removes the file
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from backend.errors import Busy
 RUN, METRICS, LOCK, CHECKPOINTS, RESUME = "run.json", "metrics.jsonl", "lock", "checkpoints", "resume"
 #: a writer on another host counts as alive while its last line is younger than this (seconds)
 FRESH = 60.0
+#: a file of this name asks the writer for a checkpoint
+REQUEST = "checkpoint-now"
 #: events that end a run
 ENDS = ("finished", "stopped", "failed")
 _STEP = re.compile(r"^step_(\d+)\.safetensors$")
@@ -91,7 +94,7 @@ def last_line(path: Path, window: int = 1 << 16) -> Tail:
 
 def seconds(value: Any) -> float | None:
     """Return a time as a file gives it, None where it is no number."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e18 else None
+    return float(value) if isinstance(value, int | float) and abs(value) < 10**18 else None
 
 
 # ---------------------------------------------------------------- who holds the folder
