@@ -8,7 +8,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = {"store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser"}
+ALL = {"store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
+       "detection": "Detection of transitions"}  # fmt: skip
 
 
 def main() -> int:

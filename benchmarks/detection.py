@@ -2,8 +2,8 @@
 
 Generators are fresh: none of their shapes or seeds made the thresholds of `maths/thresholds.json`. Every peer gets its
 own threshold at 5 % false alarms per run from null runs of the same generators (other seeds), so that the peers are
-compared at one rate; the row `detect` is what the app runs, with its shipped thresholds. An alarm counts as early
-where it rings before the change has begun, as a detection from then on; the delay is in cells from the centre of the change.
+compared at one rate; the rows `detect` are what the app runs, with its shipped thresholds. An alarm is early where it
+rings before the change has begun, a detection from then on; the delay is in cells from the centre of the change.
 """
 
 from __future__ import annotations

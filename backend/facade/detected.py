@@ -32,11 +32,15 @@ def parameters(config: Mapping[str, Any]) -> int:
 def records(
     run: str, series: Series, words: Mapping[str, Metric], drops: Sequence[float] = ()
 ) -> list[dict[str, Any]]:
-    """Detect in named series and return one record per transition (the facade's `transitions`)."""
+    """Detect in named series and return one record per transition (the facade's `transitions`).
+
+    An alarm is withdrawn where, once enough points lie behind it, its channels' curves turn out smooth there.
+    """
     used = {n: s for n, s in series.items()
             if not LEFT_OUT.fullmatch(base(n)) and words_for(n, words).per != "frequency"}  # fmt: skip
     logs = {n for n in used if "loss" in base(n)}
-    return [_record(run, alarm, used, logs, words, drops) for alarm in transitions.detect(used, logs)]
+    found = [(alarm, _record(run, alarm, used, logs, words, drops)) for alarm in transitions.detect(used, logs)]
+    return [record for alarm, record in found if not (alarm.closed and record["verdict"] == verdicts.SMOOTH)]
 
 
 def _record(

@@ -31,6 +31,8 @@ FALSE_ALARMS = 0.05
 REFINE = 16
 #: a change below this share of what the channel has moved so far carries nothing
 MATERIAL = 0.05
+#: ln-step; what is surely wider is a slow crossover and rings no alarm
+WIDEST = 1.0
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
 
 
@@ -139,14 +141,14 @@ def _alarms(clock: Clock, limits: tuple[float, float]) -> list[Alarm]:
 def _event(
     clock: Clock, seen: Statistics, limits: tuple[float, float], at: int, start: int
 ) -> tuple[Alarm, int, float] | None:
-    """Return the alarm of cell `at` as known now, its cell, and where its change ends (ln-step); None where all that
-    cell `at` can see of it is immaterial."""
+    """Return the alarm of cell `at` as known now, its cell, and where its change ends (ln-step); None where what cell
+    `at` can see of it is immaterial or slow."""
     by_glr = seen.slow[at] > limits[0]
     then = seen.slow_scores[at] if by_glr else seen.fast_scores[at]
     moved = np.maximum(np.ptp(clock.values[: at + 1], axis=0), 1e-300)
     first = _strongest(then)[: glr.TOP]
     place = locate(clock.u, clock.values, at, start, first)
-    if place is None or (np.abs(place.jumps) / moved[first]).max() < MATERIAL:
+    if place is None or place.width_low >= WIDEST or (np.abs(place.jumps) / moved[first]).max() < MATERIAL:
         return None
     last = min(at + REFINE, len(clock.u) - 1)
     best = last if seen.slow[last] > limits[0] else at + int(seen.slow[at : last + 1].argmax())
