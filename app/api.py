@@ -182,6 +182,11 @@ def post_run(backend: Any, request: Request, body: dict) -> Any:
     )
 
 
+def post_checkpoint(backend: Any, request: Request, body: dict) -> Any:
+    """Ask a running run for a checkpoint at its next step."""
+    return backend.checkpoint_now(request.path_params["name"])
+
+
 def get_attached(backend: Any, request: Request, body: dict) -> Any:
     """The attached places and their runs."""
     return backend.attached()
@@ -275,6 +280,7 @@ ROUTES = [
     _route("/runs/{name}", get_run),
     _route("/runs/{name}/metrics", get_metrics),
     _route("/runs/{name}/transitions", get_transitions),
+    _route("/runs/{name}/checkpoint", post_checkpoint, "POST"),
     _route("/attached", get_attached),
     _route("/attached", post_attached, "POST"),
     _route("/submit", post_submit, "POST"),

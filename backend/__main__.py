@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     describe.add_argument("name")
     found = commands.add_parser("transitions", help="the transitions of a run: step, interval, width, verdict")
     found.add_argument("run")
+    checkpoint = commands.add_parser("checkpoint", help="ask a running run for a checkpoint at its next step")
+    checkpoint.add_argument("run")
     attach = commands.add_parser("attach", help="show a run that lies elsewhere: a run folder or TensorBoard's logs")
     attach.add_argument("path")
     _run_parser(commands)
@@ -151,6 +153,12 @@ def do_attach(args: argparse.Namespace) -> Any:
     """Attach runs by their path."""
     with _connection() as house:
         return house.attach(str(Path(args.path).expanduser().absolute()))
+
+
+def do_checkpoint(args: argparse.Namespace) -> Any:
+    """Ask a run for a checkpoint."""
+    with _connection() as house:
+        return house.checkpoint_now(args.run)
 
 
 def do_jobs(args: argparse.Namespace) -> Any:

@@ -109,6 +109,10 @@ class Remote:
         body = {"recipe": recipe, "params": params, "name": name, "run_dir": run_dir, "resume": resume}
         return self._call("POST", "/runs", json=body).json()
 
+    def checkpoint_now(self, run: str) -> dict[str, Any]:
+        """POST /runs/NAME/checkpoint."""
+        return self._call("POST", f"/runs/{quote(run, safe='')}/checkpoint").json()
+
     def attach(self, path: str) -> dict[str, Any]:
         """POST /attached."""
         return self._call("POST", "/attached", json={"path": path}).json()

@@ -7,6 +7,8 @@ Source: Olsson et al. (2022), In-context Learning and Induction Heads, "Head act
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,55 @@ def attention_entropy(pattern: Tensor) -> Tensor:
         [..., query], nats.
     """
     return torch.special.entr(pattern).sum(-1)
+
+
+def normalised_entropy(pattern: Tensor, causal: bool = True) -> Tensor:
+    """Divide the entropy of every row by ln(keys it may see), so that positions compare.
+
+    1 for a uniform row, 0 for a row on one key. A causal query i sees i + 1 keys; query 0 sees one and is left out.
+
+    Args:
+        pattern: [..., query, key], at least 2 positions.
+        causal: whether later keys are hidden; otherwise every query sees all keys.
+    Returns:
+        [..., query - 1] where causal, else [..., query]; 0..1.
+    """
+    entropy, n = attention_entropy(pattern), pattern.shape[-1]
+    if not causal:
+        return entropy / math.log(n)
+    visible = torch.arange(2, n + 1, device=pattern.device, dtype=entropy.dtype)
+    return entropy[..., 1:] / visible.log()
+
+
+def grouped(few: Tensor, many: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat key-value heads [head, ...] so that each query head of `many` has its own; as they are where equal."""
+    return few.repeat_interleave(len(many) // len(few), 0), many
+
+
+def token_map(W_E: Tensor, W_U: Tensor) -> Tensor:
+    """Return W_U W_E [d_model, d_model] in float64: what tokens leave between an OV map's end and its beginning."""
+    return W_U.double() @ W_E.double()
+
+
+def copying_score(W_V: Tensor, W_O: Tensor, inner: Tensor) -> Tensor:
+    """Compute sum(lambda) / sum|lambda| over the eigenvalues of W_E W_V W_O W_U, per head.
+
+    XY and YX have the same eigenvalues but for zeros, so those of the d_vocab x d_vocab map are those of the
+    d_head x d_head matrix W_O W_U W_E W_V. They come in conjugate pairs, so the sum is real: the trace. 1 where every
+    eigenvalue is positive (attending to a token raises its own logit), near 0 for a random map; 0 for a zero map.
+
+    Args:
+        W_V: [head, d_model, d_head].
+        W_O: [head, d_head, d_model].
+        inner: W_U W_E [d_model, d_model], see `token_map`.
+    Returns:
+        [head], -1..1, float64.
+    Source: Elhage et al. (2021), A Mathematical Framework for Transformer Circuits, "Detecting copying behavior".
+    """
+    small = W_O.double() @ inner @ W_V.double()
+    sizes = torch.linalg.eigvals(small).abs().sum(-1)
+    trace = small.diagonal(0, -2, -1).sum(-1)
+    return torch.where(sizes > 0, trace / sizes.clamp_min(torch.finfo(sizes.dtype).tiny), 0.0)
 
 
 def _check(pattern: Tensor, n: int, least: int, positions: int) -> None:

@@ -22,11 +22,11 @@ def is_native(bare: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def observe(bare: nn.Module, tokens: Tensor, block: int = 0) -> Observation:
+def observe(bare: nn.Module, tokens: Tensor, block: int = 0, with_weights: bool = True) -> Observation:
     """Run a native or GPT-2 module once on tokens [rows, pos]. Raises TypeError for another architecture."""
     run = _native if is_native(bare) else _gpt2
     logits, patterns, resid = run(bare, tokens)
-    return Observation(tokens, logits, patterns, resid, weights(bare), block)
+    return Observation(tokens, logits, patterns, resid, weights(bare) if with_weights else {}, block)
 
 
 def _native(bare: Any, tokens: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:

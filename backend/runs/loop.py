@@ -1,7 +1,12 @@
 """The training loop that recipes share: log, monitor, keep, hear a stop, step. Resuming gives the same bits on a CPU.
 
 A checkpoint at step s is the state after s updates. At each boundary the order is log, checkpoint, stop, update,
-so whatever is logged up to a checkpoint is in the file before it.
+so whatever is logged up to a checkpoint is in the file before it. A checkpoint asked for from outside (see
+`Recorder.wants_checkpoint`) is made at the next boundary and changes no number: it draws nothing at random.
+
+Resuming restores weights, optimiser and the state of `generator` (on whichever device it lives): all that a recipe's
+update may depend on; a schedule derives its step from the optimiser's. On a GPU the same state is restored, but
+kernels that add in varying order (atomics, cuBLAS split-K) may differ in the last bits, so curves agree to rounding.
 """
 
 from __future__ import annotations
@@ -96,12 +101,17 @@ def run_loop(training: Training, run: Recorder, steps: int, resume_from: int | N
         fresh = step > start or resume_from is None
         due = step in training.keep_at or step == steps
         if fresh and (training.due(step) or step == steps):
-            words = f", {training.headline.replace('_', ' ')} {training.log(run, step)[training.headline]:.3f}"
-        if fresh and due:
+            words = _said(training.headline, training.log(run, step)) or words
+        asked = run.wants_checkpoint()
+        if fresh and (due or asked):
             training.keep(run, step)
-        _listen(training, run, step, steps, words, progress, kept=due or not fresh)
+        _listen(training, run, step, steps, words, progress, kept=due or asked or not fresh)
         if step < steps:
             training.step(step + 1)
+
+
+def _said(headline: str, values: dict[str, float]) -> str:
+    return f", {headline.replace('_', ' ')} {values[headline]:.3f}" if headline in values else ""
 
 
 def _listen(

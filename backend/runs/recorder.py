@@ -96,6 +96,7 @@ class Recorder:
         for part in (".", CHECKPOINTS, RESUME):
             for left in (self.folder / part).glob(".*.tmp"):
                 left.unlink()
+        self.wants_checkpoint()  # a request that the last writer never heard is void
         tail = layout.last_line(self.folder / METRICS)
         # a line that a crash tore is closed; it stays, and nobody reads it as a number
         self._torn = not tail.whole
@@ -140,6 +141,17 @@ class Recorder:
             layout.file_of(self.folder, RESUME, old).unlink()
         self.event("checkpoint", int(step))
         return path
+
+    def wants_checkpoint(self) -> bool:
+        """Say whether somebody asked for a checkpoint now; asking takes the request away. One look at the folder.
+
+        In a loop of your own: `if run.wants_checkpoint(): run.checkpoint(step, model)`.
+        """
+        try:
+            os.unlink(self.folder / layout.REQUEST)
+        except OSError:
+            return False
+        return True
 
     # ------------------------------------------------------------ endings
 

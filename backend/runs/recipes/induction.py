@@ -7,11 +7,11 @@ sudden change (induction heads form), one layer never does; it is the control.
 Model: pre-norm with LayerNorm, learned positions, no attention biases, weights N(0, 0.02^2). AdamW with betas
 (0.9, 0.98), constant rate, no clipping; cross-entropy over all positions, in nats.
 
-Measured every `log_every` steps on fixed rows: `loss` on 64 held-out rows of the training data; all else on 64
-rows [A; A] of one random block each: loss on either half (the step from one to the other left out), accuracy on
-the second half, the in-context learning score (loss over the last tenth of positions minus that over the second
-tenth; it rises before it falls), and for each head its induction score (attention to the token after the earlier
-occurrence) and previous-token score. Runs on the CPU.
+Measured on fixed rows: `loss` on 16 held-out rows of the training data; all else on 16 rows [A; A] of one random block
+each. Every `log_every` steps (every 10 from 100 to 300) the cheap monitors: the loss on either copy, accuracy on the
+second, in-context-learning score, induction and previous-token score of each head. Every `monitor_every` steps the
+others: entropies, norms, copying and duplicate-token scores, effective dimension. On a CPU a resumed run has the same
+bits; on a GPU the same state is restored, and curves agree to rounding.
 
 Source: Olsson et al. (2022), In-context Learning and Induction Heads.
 """
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from backend.contract import Params, Progress, recipe
+from backend.contract import Params, Preset, Progress, recipe
+from backend.runs.recipes._common import RecipeParams
 from backend.runs.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -31,16 +32,19 @@ if TYPE_CHECKING:
 
     from backend.runs.loop import Training
 
-EVAL_ROWS = 64
+EVAL_ROWS = 16
+#: read at every line, and rarely, of the rows [A; A]
+CHEAP = ("repeated_block", "icl_score", "induction_score", "previous_token_score")
+SLOW = ("prediction_entropy", "effective_dimension", "attention_entropy", "duplicate_token_score", "copying_score",
+        "weight_norms", "head_norms")
 #: the transition of the reference settings lies here: finer logging, half of the checkpoints
 DENSE_LOG, DENSE_KEEP = (100, 300), (100, 400)
 #: one seed gives three independent streams
 _DATA, _EVAL = 1_000_003, 2_000_003
 
 
-class InductionParams(Params):
+class InductionParams(RecipeParams):
     steps: int = Field(1200, ge=1, le=100_000, description="number of updates")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="fixes the first weights, the data and the held-out rows")
     n_layers: int = Field(2, ge=1, le=3, description="attention layers; 1 is the control that never forms induction")
     n_heads: int = Field(4, ge=1, le=16, description="attention heads per layer; must divide d_model")
     d_model: int = Field(64, ge=8, le=512, description="width of the residual stream")
@@ -61,10 +65,24 @@ class InductionParams(Params):
         return self
 
 
+def seconds(params: Params) -> float:
+    """Estimate CPU seconds on one core: 3 ms per layer and update, and what the tokens cost."""
+    p: Any = params
+    tokens = p.batch_size * p.n_ctx
+    layer = 3e-3 + tokens * (24 * p.d_model**2 + 24 * p.d_model * p.n_ctx) / 80e9 + tokens * p.n_ctx * p.n_heads * 1e-8
+    return p.steps * (2e-3 + p.n_layers * layer + tokens * p.d_vocab * p.d_model * 6 / 40e9)
+
+
 @recipe(
     title="Induction heads",
     asks="When does a small transformer learn to continue a repeated sequence, and which heads do it?",
     params=InductionParams,
+    presets=(
+        Preset("two layers", "induction heads form near step 200"),
+        Preset("control: one layer", "one layer cannot form them", ({"n_layers": 1},)),
+        Preset("five seeds", "the same change from five seeds", tuple({"seed": s} for s in range(5))),
+    ),
+    seconds=seconds,
 )
 def induction(params: InductionParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one model into the run folder."""
@@ -111,27 +129,41 @@ def make_training(params: InductionParams) -> Training:
     """Build model, optimiser, data and measurements from the params alone."""
     import torch
 
+    from backend.models.observe import observe
+    from backend.runs import schedule
     from backend.runs.loop import Training
 
-    model = build(params)
+    device = schedule.device_of(params.device)
+    model = build(params).to(device, schedule.weights_dtype(params.dtype))
     free = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(free, lr=params.lr, betas=(0.9, 0.98), weight_decay=params.weight_decay)
     generator = torch.Generator().manual_seed(params.seed + _DATA)
-    held_out = torch.Generator().manual_seed(params.seed + _EVAL)
-    tiled = tiled_rows(params, EVAL_ROWS, held_out)
-    block = torch.randint(params.d_vocab, (EVAL_ROWS, params.n_ctx // 2), generator=held_out)
-    doubled = torch.cat([block, block], 1)
+    tiled, doubled = (rows.to(device) for rows in held_out_rows(params))
 
     def update() -> None:
+        rows = tiled_rows(params, params.batch_size, generator).to(device)
         optimizer.zero_grad()
-        position_losses(model(x := tiled_rows(params, params.batch_size, generator)), x).mean().backward()
+        with schedule.forward_in(params.dtype, device):
+            logits = model(rows)
+        position_losses(logits, rows).mean().backward()
         optimizer.step()
 
-    keep_at = checkpoint_steps(params.steps, params.n_checkpoints, params.log_every)
     return Training(
         model, optimizer, generator, update, lambda: measure(model, tiled, doubled),
-        lambda step: log_due(step, params.log_every), keep_at,
+        lambda step: log_due(step, params.log_every),
+        checkpoint_steps(params.steps, params.n_checkpoints, params.log_every),
+        lambda: observe(model, doubled, params.n_ctx // 2), SLOW, lambda step: step % params.monitor_every == 0,
     )  # fmt: skip
+
+
+def held_out_rows(params: InductionParams) -> tuple[Tensor, Tensor]:
+    """Return EVAL_ROWS rows of the training data and as many rows [A; A], on the CPU."""
+    import torch
+
+    dice = torch.Generator().manual_seed(params.seed + _EVAL)
+    tiled = tiled_rows(params, EVAL_ROWS, dice)
+    block = torch.randint(params.d_vocab, (EVAL_ROWS, params.n_ctx // 2), generator=dice)
+    return tiled, torch.cat([block, block], 1)
 
 
 def build(params: InductionParams) -> nn.Module:
@@ -163,43 +195,19 @@ def tiled_rows(params: InductionParams, rows: int, generator: Generator) -> Tens
 
 def position_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the cross-entropy in nats of every next token: [rows, pos - 1]."""
-    import torch.nn.functional as F
+    from backend.monitors import predictions
 
-    return F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    return predictions.position_losses(logits, tokens)
 
 
 def measure(model: nn.Module, tiled: Tensor, doubled: Tensor) -> dict[str, float]:
-    """Return every metric of the module docstring on held-out `tiled` rows and on `doubled` rows [A; A]."""
+    """Return the cheap metrics: the loss on held-out `tiled` rows, the CHEAP monitors on `doubled` rows [A; A]."""
     import torch
 
-    from backend.maths.heads import prefix_matching, previous_token
+    from backend import monitors
+    from backend.contract import Observation
+    from backend.models.observe import observe
 
     with torch.no_grad():
-        logits, patterns = with_patterns(model, doubled)
-        loss, n = position_losses(logits, doubled).mean(0), doubled.shape[1] // 2
-        tenth = max(len(loss) // 10, 1)
-        hit = logits[:, n : 2 * n - 1].argmax(-1) == doubled[:, n + 1 :]
-        values = {
-            "loss": position_losses(model(tiled), tiled).mean(), "first_half_loss": loss[: n - 1].mean(),
-            "second_half_loss": loss[n:].mean(), "second_copy_accuracy": hit.double().mean(),
-            "icl_score": loss[-tenth:].mean() - loss[tenth : 2 * tenth].mean(),
-        }  # fmt: skip
-        for layer, pattern in enumerate(patterns):
-            values |= _per_head("induction_score", layer, prefix_matching(pattern, n).mean(0))
-            values |= _per_head("previous_token_score", layer, previous_token(pattern).mean(0))
-    return {name: float(value) for name, value in values.items()}
-
-
-def _per_head(name: str, layer: int, scores: Tensor) -> dict[str, Tensor]:
-    return {f"{name}/L{layer}H{head}": score for head, score in enumerate(scores)}
-
-
-def with_patterns(model: Any, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Run the bare model once; return logits and each layer's attention pattern [rows, head, query, key]."""
-    patterns: list[Tensor] = []
-    hooks = [b.attn.register_forward_hook(lambda _m, _i, out: patterns.append(out[1])) for b in model.layers]
-    try:
-        return model(tokens), patterns
-    finally:
-        for hook in hooks:
-            hook.remove()
+        values = monitors.measure(["loss"], Observation(tiled, model(tiled)))
+    return values | monitors.measure(CHEAP, observe(model, doubled, doubled.shape[1] // 2, with_weights=False))

@@ -1,0 +1,38 @@
+"""What a run's numbers mean, and asking a running one for a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from backend import monitors
+from backend.contract import Metric
+from backend.errors import BadInput
+from backend.facade.work import Work
+from backend.runs import layout
+
+
+class Training(Work):
+    """The part of the facade that speaks to a run while it trains."""
+
+    def metric_words(self) -> dict[str, Metric]:
+        """Return the words of every metric by name without its place: the shared monitors', then each recipe's."""
+        words = dict(monitors.metrics())
+        for recipe in self.recipes().values():
+            words |= {metric.name: metric for metric in recipe.metrics if metric.name not in words}
+        return words
+
+    def checkpoint_now(self, run: str) -> dict[str, Any]:
+        """Ask a running run for a checkpoint at its next step. Returns {run, last_step, request}.
+
+        Raises NotFound for no such run, BadInput where nobody writes to it (nothing would hear the request).
+        """
+        record = self.run(run)
+        if record["state"] != "running":
+            raise BadInput(f"A checkpoint of {run} now", f"the run is {record['state']}", "Resume it first")
+        try:
+            layout.write_whole(Path(record["folder"]) / layout.REQUEST, b"")
+        except OSError as error:
+            found = f"its folder cannot be written ({error.strerror})"
+            raise BadInput(f"A checkpoint of {run} now", found, "Correct the rights") from None
+        return {"run": run, "last_step": record.get("last_step"), "request": layout.REQUEST}
