@@ -34,11 +34,11 @@ def diagram(
     "final" (`value` names what the column `value` holds). A click gives customdata [i, j].
     """
     colours, bar = _fills(cells, shade, value)
-    figure = go.Figure([_tiles(cells, colours), *_hatched(cells), _written(cells, shade, colours)])
+    figure = go.Figure([_tiles(cells, colours), *_hatched(cells), _written(cells, shade, colours), _targets(cells)])
     if bar is not None:
         figure.add_trace(bar)
     figure.update_layout(
-        barmode="overlay", bargap=0, showlegend=False, clickmode="event+select", dragmode=False, hoverdistance=-1,
+        barmode="overlay", bargap=0, showlegend=False, clickmode="event+select", dragmode="zoom", hoverdistance=-1,
         xaxis=_axis(x, x_title), yaxis=_axis(y, y_title),
     )
     return finish(figure, height).update_layout(margin={"t": 12})
@@ -46,8 +46,7 @@ def diagram(
 
 def _axis(values: Sequence[float], title: str) -> dict[str, Any]:
     return {"title": {"text": title}, "tickmode": "array", "tickvals": list(range(len(values))),
-            "ticktext": [f"{v:g}" for v in values], "range": [-0.5, len(values) - 0.5], "showgrid": False,
-            "fixedrange": True}  # fmt: skip
+            "ticktext": [f"{v:g}" for v in values], "range": [-0.5, len(values) - 0.5], "showgrid": False}
 
 
 def _fills(cells: pd.DataFrame, shade: str, value: str) -> tuple[list[str], go.Scatter | None]:
@@ -82,9 +81,17 @@ def _bars(cells: pd.DataFrame) -> dict[str, Any]:
 def _tiles(cells: pd.DataFrame, colours: list[str]) -> go.Bar:
     same: dict[str, Any] = {"marker": {"opacity": 1}}
     return go.Bar(
-        **_bars(cells), marker={"color": colours, "line": {"width": 0}}, text=cells["words"].tolist(), name="cells",
-        textposition="none", hovertemplate="%{text}<extra></extra>", customdata=cells[["i", "j"]].to_numpy().tolist(),
+        **_bars(cells), marker={"color": colours, "line": {"width": 0}}, name="cells", hoverinfo="skip",
         selected=same, unselected=same,
+    )
+
+
+def _targets(cells: pd.DataFrame) -> go.Scatter:
+    """Almost transparent squares that carry the hover and hear clicks: a hatched bar would lie over the one below."""
+    return go.Scatter(
+        x=cells["i"], y=cells["j"], mode="markers", text=cells["words"].tolist(), name="targets",
+        customdata=cells[["i", "j"]].to_numpy().tolist(), hovertemplate="%{text}<extra></extra>",
+        marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0.004)"},
     )
 
 
