@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 ALL = {"store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
-       "detection": "Detection of transitions"}  # fmt: skip
+       "detection": "Detection of transitions",
+       "recipes": "Modular addition beside the reference loop"}  # fmt: skip
 
 
 def main() -> int:
