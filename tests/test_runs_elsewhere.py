@@ -127,7 +127,7 @@ def test_only_rank_zero_writes_and_a_full_disk_ends_the_recording_not_the_traini
     silent.on_log(None, state, None, logs={"loss": 1.0})
     assert not (tmp_path / "r").exists()
     one = trainer(tmp_path / "out", 3, tmp_path / "run")
-    callback = one.callback_handler.callbacks[-1]
+    callback = next(c for c in one.callback_handler.callbacks if isinstance(c, PhasescopeCallback))
     begin = callback.on_train_begin
 
     def then_fill(*args, **kwargs):

@@ -36,7 +36,7 @@ def attach(runs: Path, path: str | Path) -> dict[str, Any]:
             if old == place:
                 return {"name": name, "path": str(place), **described}
         wanted = place.parent.name if place.is_file() else place.name
-        name = _free(wanted or "root", {*known, *(r.name for r in [*find_runs([runs]), *find_events(runs)])})
+        name = _free(wanted or "root", {*known, *(r.name for r in find_runs([runs])), *(r.name for r in find_events(runs))})
         _write(runs, {**known, name: place})
     return {"name": name, "path": str(place), **described}
 

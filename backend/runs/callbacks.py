@@ -93,7 +93,7 @@ def _settings(args: Any, state: Any) -> dict[str, Any]:
 
 def _model(model: Any) -> dict[str, Any] | None:
     config = getattr(model, "config", None)
-    if not hasattr(config, "to_json_string"):
+    if config is None or not hasattr(config, "to_json_string"):
         return None
     return {"kind": "hf", "config": json.loads(config.to_json_string(use_diff=False))}
 
