@@ -49,9 +49,7 @@ def registry() -> dict[str, Monitor]:
 @cache
 def metrics() -> dict[str, Metric]:
     """Return the words of every metric that a monitor or the training loop yields, by metric name."""
-    from backend.monitors import pace
-
-    return {m.name: m for m in (*pace.METRICS, *(m for one in registry().values() for m in one.metrics))}
+    return {metric.name: metric for one in registry().values() for metric in one.metrics}
 
 
 def measure(names: Iterable[str], seen: Observation) -> dict[str, float]:

@@ -38,10 +38,10 @@ HELD_OUT_ROWS, REPEATED_ROWS = 16, 8
 _DATA, _REPEATED = 1_000_003, 2_000_003
 #: the held-out windows are the same for every seed and size
 _HELD_OUT = 3_000_003
-MONITORS = ("attention_entropy", "previous_token_score", "repeated_attention", "repeated_block", "copying_score",
-            "effective_dimension", "weight_norm", "gauge_free_norms")  # fmt: skip
+MONITORS = ("attention_entropy", "previous_token_score", "duplicate_token_score", "induction_score", "repeated_block",
+            "icl_score", "copying_score", "effective_dimension", "weight_norms", "head_norms")  # fmt: skip
 #: those that look at the held-out text, at every log
-ON_TEXT = ("loss", "accuracy", "prediction_entropy")
+ON_TEXT = ("right_answers", "prediction_entropy")
 #: sizes of the scaling ladder: (n_layers, d_model, n_heads); head width varies, as stated there
 LADDER = ((2, 16, 2), (2, 32, 2), (3, 56, 4), (4, 96, 4), (5, 152, 4), (6, 208, 8))
 

@@ -35,8 +35,8 @@ EVAL_ROWS = 32
 SEEN_ROWS = 16  # of them for the monitors
 #: one seed gives three independent streams
 _DATA, _EVAL = 1_000_003, 2_000_003
-MONITORS = ("prediction_entropy", "effective_dimension", "attention_entropy", "previous_token_score", "weight_norm",
-            "gauge_free_norms")  # fmt: skip
+MONITORS = ("prediction_entropy", "effective_dimension", "attention_entropy", "previous_token_score", "weight_norms",
+            "head_norms")  # fmt: skip
 
 
 class MarkovParams(RecipeParams):
