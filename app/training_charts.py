@@ -297,7 +297,8 @@ def _curves(
 def _one_run(said: Any, rows: Mapping[str, pd.DataFrame], placed: bool) -> Row:
     row = Row(said.title, said.unit, legend=placed)
     for run, frame in rows.items():
-        series = sorted(frame.groupby(["layer", "head"], dropna=False), key=lambda s: -_peak(s[1]))
+        groups: list[Any] = list(frame.groupby(["layer", "head"], dropna=False))
+        series = sorted(groups, key=lambda s: -_peak(s[1]))
         kept = sorted(series[:HEADS], key=lambda s: tuple(-1 if pd.isna(v) else v for v in s[0]))
         everyone = sorted({k for k, _ in series}, key=lambda k: tuple(-1 if pd.isna(v) else v for v in k))
         for (layer, head), line in kept:

@@ -26,3 +26,17 @@ for one in backend.analyses().values():
         )
         with st.expander("Definition and source"):
             st.markdown(one.doc)
+
+said = [m for m in backend.metric_words().values() if find in f"{m.name} {m.title} {m.help}".lower()]
+if said:
+    with st.container(border=True):
+        st.markdown("#### Training metrics\nWhat runs log: recipes and monitors.")
+        st.table(
+            {
+                "metric": [m.name for m in said],
+                "title": [m.title for m in said],
+                "meaning": [m.help for m in said],
+                "unit": [m.unit or "none" for m in said],
+            },
+            hide_index=True,
+        )

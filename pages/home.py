@@ -63,6 +63,15 @@ def now() -> None:
 
 
 now()
+latest = backend.latest_transitions(5)
+if latest:
+    st.markdown("##### Latest transitions found")
+    for one in latest:
+        link(
+            "training",
+            label=f"{one['run']}: {one['verdict']} at step {int(one['step'])}",
+            query={"runs": one["run"], "focus": one["run"], "marker": str(int(one["step"]))},
+        )
 st.markdown("##### Recent results")
 recent = backend.results(limit=5)
 if len(recent):

@@ -234,7 +234,7 @@ def test_live_chart_then_a_marker_then_both_sides_of_it(house: Any, page: Any) -
     before, after = (int(re.search(r"\d+", t).group()) for t in titles[0][:2])  # type: ignore[union-attr]
     marker = int(re.search(r"marker=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
     assert before < marker < after
-    browser.screenshot(opened, "training-marker", full=True)
+    browser.screenshot(opened, "training-marker")
     clean(opened)
 
 
