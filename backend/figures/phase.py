@@ -16,6 +16,9 @@ from backend.figures.style import CATEGORIES, NULL_GREY, SEQUENTIAL, finish, lab
 #: one colour per phase, of the colour-blind safe set
 COLOURS = {"comprehension": CATEGORIES[2], "grokking": CATEGORIES[0], "memorisation": CATEGORIES[1],
            "confusion": NULL_GREY}  # fmt: skip
+#: in more than WIDE columns the whole word would run over the cell on a narrow page
+WIDE = 3
+SHORT = {"comprehension": "compr.", "grokking": "grok", "memorisation": "memor.", "confusion": "confus."}
 GAP = 0.03  # between two cells, in cells
 HATCH = {"shape": "/", "fgcolor": "rgba(20,20,20,0.75)", "bgcolor": "rgba(0,0,0,0)", "size": 9, "solidity": 0.18}
 CLEAR = "rgba(128,128,128,0.10)"
@@ -107,17 +110,17 @@ def _written(cells: pd.DataFrame, shade: str, colours: list[str]) -> go.Scatter:
     """The words in the cells."""
     return go.Scatter(
         x=cells["i"], y=cells["j"], mode="text", hoverinfo="skip", name="words",
-        text=[_in_cell(c, shade, len(cells)) for c in cells.to_dict("records")],
+        text=[_in_cell(c, shade, len(cells), cells["i"].nunique()) for c in cells.to_dict("records")],
         textfont={"size": 11, "color": [_ink(c) for c in colours]},
     )
 
 
-def _in_cell(cell: Mapping[Any, Any], shade: str, n: int) -> str:
+def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
     lines = []
     if shade == "final" and np.isfinite(cell["value"]):
         lines.append(f"{cell['value']:.3g}")
     elif shade != "final" and cell["phase"]:
-        lines.append(cell["phase"] if n <= 64 else cell["phase"][:4])
+        lines.append(cell["phase"] if narrow <= WIDE else SHORT[cell["phase"]])
         lines += [f"{cell['delay']:,.0f}".replace(",", "\u2009")] if np.isfinite(cell["delay"]) else []
     if np.isfinite(cell["running"]):
         lines.append(f"running {cell['running']:.0%}")
