@@ -348,6 +348,11 @@ class Model(Protocol):
         """One forward of the bare module on tokens [batch, pos], as monitors see it."""
         ...
 
+    def run_with(self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[Any], Any]]) -> Any:
+        """Run with points changed on the way: {(point, layer): function of its tensor to one of the same shape};
+        logits [batch, pos, d_vocab_out]. Nothing of it stays."""
+        ...
+
     def weights(self) -> dict[str, Any]:
         """The bare module's weights by glossary name: W_E [d_vocab, d_model], W_pos, W_U [d_model, d_vocab_out], and
         per layer a list: W_Q W_K W_V [head, d_model, d_head], W_O [head, d_head, d_model], W_in, W_out, b_in, b_out.

@@ -208,6 +208,29 @@ def run_hooked(
     return logits, {n: cache[n] for n in names}
 
 
+def edit_hook(view: TransformerBridge, point: str, layer: int) -> str:
+    """Return the hook through which a point can be changed.
+
+    Raises as `hook_name` does, and Unfit for a point that is only read: nothing would change, or half of it.
+    """
+    name = hook_name(view, point, layer)
+    if point == "attn_scores" and isinstance(view.original_model, NativeModel):
+        raise Unfit("Editing attn_scores", "this architecture shows its scores only", "Edit q, k or pattern")
+    if point == "resid_mid" and name == POINTS["resid_mid"].format(layer=layer):
+        found = "what stands there is what the MLP reads, the stream goes past it"
+        raise Unfit("Editing resid_mid", found, "Edit attn_out, or resid_pre of the layer")
+    return name
+
+
+@torch.no_grad()
+def run_edited(view: TransformerBridge, tokens: torch.Tensor, edits: list[tuple[str, Any]]) -> torch.Tensor:
+    """Run once, the tensor of each named hook replaced by what its function makes of it; return the logits.
+
+    The hooks are taken off again whatever happens.
+    """
+    return view.run_with_hooks(tokens, fwd_hooks=edits)
+
+
 def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
     """Read a residual stream [..., d_model] through the final norm, W_U and b_U."""
     flat = resid.reshape(1, -1, resid.shape[-1])

@@ -5,7 +5,7 @@ Gradients, counting and `torch.func` use `bare`. The view is for reading points 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,19 @@ class LoadedModel:
         logits, found = bridge.run_hooked(self.view, ids, list(dict.fromkeys(names)))
         return logits, {(p, n): bridge.read_point(self.view, p, n, found) for p, n in wanted}
 
+    def run_with(self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]]) -> Any:
+        """Run once with points changed on the way and return the logits [batch, pos, d_vocab_out].
+
+        `edits` is {(point, layer): function from the point's tensor (shape as in `capture`) to one of the same shape};
+        the function gets a copy. Weights, the bare module and later runs stay as they were. No gradients.
+        Raises BadInput for an unknown point or layer or a changed shape, Unfit for a point that cannot be changed here.
+        """
+        ids, hooks = self.tokens(tokens), []
+        for (point, layer), change in edits.items():
+            for n in self._layers(point, [layer]):
+                hooks.append((bridge.edit_hook(self.view, point, n), _kept_shape(change, point, n)))
+        return bridge.run_edited(self.view, ids, hooks)
+
     def _layers(self, point: str, layers: Sequence[int] | None) -> list[int]:
         n_layers = self.sizes["n_layers"]
         if point == "embed":
@@ -131,3 +144,16 @@ class LoadedModel:
         modules = [self.bare, *([self.view] if "view" in self.__dict__ else [])]
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _kept_shape(change: Callable[[torch.Tensor], torch.Tensor], point: str, layer: int) -> Callable[..., torch.Tensor]:
+    """Wrap an edit: it gets a copy, and what it returns must have the point's shape."""
+
+    def applied(tensor: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        new = change(tensor.clone())
+        if not isinstance(new, torch.Tensor) or new.shape != tensor.shape:
+            found = f"it returned {tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__}"
+            raise BadInput(f"The edit of {point}, layer {layer}", found, f"Return a tensor {tuple(tensor.shape)}")
+        return new.to(tensor)
+
+    return applied
