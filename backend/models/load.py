@@ -61,13 +61,14 @@ def device(settings: Settings) -> str:
 def _card(model: LoadedModel, located: Located, opened: Opened, began: float) -> ModelCard:
     measured, capabilities, notes = examine(model)
     parameters = list(model.bare.parameters())
+    sizes: dict[str, Any] = dict(model.sizes)
     return ModelCard(
         spec=str(located.spec), step=located.step, source=located.source, architecture=architecture(model.bare),
-        **model.sizes, d_vocab_out=int(model.logits([[0]]).shape[-1]), n_params=sum(p.numel() for p in parameters),
+        **sizes, d_vocab_out=int(model.logits([[0]]).shape[-1]), n_params=sum(p.numel() for p in parameters),
         dtype=str(parameters[0].dtype).removeprefix("torch."), device=parameters[0].device.type,
         memory_bytes=model.memory_bytes(), fingerprint=opened.fingerprint, capabilities=capabilities,
         tokenizer=opened.tokenizer, fidelity=measured, notes=[*opened.notes, *notes],
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - began, training=located.extra.get("training", {}),
     )  # fmt: skip
 
 

@@ -150,6 +150,8 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     files = checkpoints(folder)
     step = _step(spec, files)
     extra = {k: record[k] for k in ("tokenizer",) if isinstance(record.get(k), dict)}
+    if record.get("recipe") and _is_dict(record.get("params")):
+        extra["training"] = {"recipe": str(record["recipe"]), "params": record["params"]}
     words = json.dumps([model, extra], sort_keys=True)
     return Located(spec, model["kind"], folder, (files[step],), model["config"], signature([files[step]], words),
                    f"run {folder.name}, step {step}", step, tuple(files), extra)  # fmt: skip

@@ -8,8 +8,8 @@ from backend.contract import Metric, Observation
 from backend.monitors import monitor
 
 DIMENSION = Metric("effective_dimension", "Effective dimension of the residual stream", "directions", "participation "
-                   "ratio of the principal components of the last resid_post over rows and positions, corrected "
-                   "for the number of vectors: 1 where all lie on a line, d_model where all directions are alike")  # fmt: skip
+                   "ratio of the principal components of the last resid_post over rows and positions, corrected for "
+                   "the number of vectors: 1 on a line, d_model where all directions are alike")  # fmt: skip
 
 
 @monitor(DIMENSION)

@@ -25,7 +25,8 @@ ZOO: dict[str, tuple[str, dict]] = {
         "p": 59, "train_fraction": 0.5, "lr": 3e-3, "steps": 800, "seed": 0, "monitor_every": 10, "device": "cpu",
         "n_checkpoints": 7, "keep_from": 200, "keep_to": 600,
     }),
-    "induction-demo": ("induction", {"seed": 0}),
+    "induction-1layer": ("induction", {"seed": 0, "n_layers": 1, "steps": 800, "n_checkpoints": 6, "device": "cpu"}),
+    "induction-demo": ("induction", {"seed": 0, "device": "cpu"}),
 }  # fmt: skip
 #: what run.json says and leaves out: nothing of the machine that made it
 EXTRA = {"shipped": True, "command": COMMAND, "host": None, "pid": None, "git": None}
