@@ -36,7 +36,8 @@ def attach(runs: Path, path: str | Path) -> dict[str, Any]:
             if old == place:
                 return {"name": name, "path": str(place), **described}
         wanted = place.parent.name if place.is_file() else place.name
-        name = _free(wanted or "root", {*known, *(r.name for r in find_runs([runs])), *(r.name for r in find_events(runs))})
+        taken = {*known, *(r.name for r in find_runs([runs])), *(r.name for r in find_events(runs))}
+        name = _free(wanted or "root", taken)
         _write(runs, {**known, name: place})
     return {"name": name, "path": str(place), **described}
 

@@ -34,11 +34,13 @@ class PhasescopeCallback(TrainerCallback):
     def __init__(self, folder: str | Path, checkpoints: bool = True, params: dict[str, Any] | None = None):
         self.folder, self.checkpoints, self.params = Path(folder), checkpoints, dict(params or {})
         self.run: Recorder | None = None
+        self._epoch: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the run folder, or go on with it where the Trainer goes on."""
         if not state.is_world_process_zero:
             return
+        self._epoch = None
         again = state.global_step > 0 and (self.folder / RUN).exists()
         if again:
             self.run = Recorder(self.folder, resume=True, resume_from=state.global_step)
@@ -50,6 +52,9 @@ class PhasescopeCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Log every number of `logs` at the Trainer's step."""
         numbers = {k: v for k, v in (logs or {}).items() if _is_number(v)}
+        if numbers.get("epoch") == self._epoch:  # the Trainer says it again in the line of an evaluation
+            numbers.pop("epoch", None)
+        self._epoch = numbers.get("epoch", self._epoch)
         if numbers:
             self._safely("log", state.global_step, numbers)
 

@@ -135,7 +135,6 @@ class _Followed:
         signature, rows = self.folder.signature(), 0
         if signature != self.signature:
             self._meet(sink)
-            self._tell(sink)
             rows = self._lines(sink)
             self._tell(sink)
             self.signature = None if self.behind else signature
