@@ -156,7 +156,6 @@ class EventFolder:
 
     def _records(self, name: str, max_bytes: int) -> Iterator[tuple[int, Any]]:
         """Yield (end, Event) of every whole record behind the place reached, (end, None) of a damaged one."""
-        from google.protobuf.message import DecodeError
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -165,9 +164,10 @@ class EventFolder:
         start = self._at.get(name, 0)
         for at, data in self._framed(name, start, max_bytes, masked_crc32c):
             try:
-                yield at, None if data is None else Event.FromString(data)
-            except DecodeError:
-                yield at, None
+                event = None if data is None else Event.FromString(data)
+            except Exception:  # noqa: BLE001 - protobuf's DecodeError, whose package has no door here
+                event = None
+            yield at, event
 
     def _framed(self, name: str, at: int, max_bytes: int, crc: Any) -> Iterator[tuple[int, bytes | None]]:
         with contextlib.suppress(FileNotFoundError), open(self.path / name, "rb") as file:
