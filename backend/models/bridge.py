@@ -223,8 +223,8 @@ def edit_hook(view: TransformerBridge, point: str, layer: int) -> str:
 
 
 @torch.no_grad()
-def run_edited(view: TransformerBridge, tokens: torch.Tensor, edits: list[tuple[str, Any]]) -> torch.Tensor:
-    """Run once, the tensor of each named hook replaced by what its function makes of it; return the logits.
+def run_edited(view: TransformerBridge, tokens: torch.Tensor, edits: Any) -> torch.Tensor:
+    """Run once with `edits`, pairs (hook name, function of tensor and hook), and return the logits.
 
     The hooks are taken off again whatever happens.
     """
