@@ -1,0 +1,138 @@
+"""Truth of running with edits: the same logits as a model whose weights do what the edit does; nothing of it stays."""
+
+import pytest
+import torch
+
+from backend.errors import BadInput, Unfit
+from backend.models import bridge
+from tests.tiny_models import opened
+from tests.wired import config, wired_induction, wired_run
+
+TOKENS = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """Two layers with MLPs and biases that are not zero."""
+    model = opened("native", tmp_path_factory.mktemp("edits"))
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in model.bare.parameters():
+            if weights.ndim == 1:
+                weights.add_(0.1 * torch.randn(weights.shape, generator=dice, dtype=weights.dtype))
+    return model
+
+
+def same(a, b, atol=1e-12):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2", "neox", "llama"])
+def test_no_edits_and_identities_change_nothing(kind, tmp_path):
+    model = opened(kind, tmp_path)
+    plain = model.logits(TOKENS)
+    points = [p for p in bridge.POINTS if p not in ("resid_mid", "attn_scores")]
+    everywhere = {(p, layer): lambda t: t for p in points for layer in range(model.card.n_layers)}
+    bare = model.run_with(TOKENS, {})
+    same(bare, plain, 1e-6 if kind == "neox" else 1e-12)  # NeoX keeps its rotary tables in float32
+    assert torch.equal(model.run_with(TOKENS, everywhere), bare)
+
+
+def silenced(model, names, layer):
+    """Return the plain logits with these parts of a layer at zero; the weights are put back."""
+    block = model.bare.layers[layer]
+    parts = [p for name in names for p in block.get_submodule(name).parameters()]
+    kept = [p.detach().clone() for p in parts]
+    with torch.no_grad():
+        [p.zero_() for p in parts]
+        logits = model.logits(TOKENS)
+        [p.copy_(old) for p, old in zip(parts, kept, strict=True)]
+    return logits
+
+
+@pytest.mark.parametrize(("point", "part"), [
+    ("q", "attn.q"), ("k", "attn.k"), ("v", "attn.v"), ("attn_out", "attn.o"), ("mlp_pre", "mlp.fc_in"),
+    ("mlp_out", "mlp.fc_out"),
+])  # fmt: skip
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_point_at_zero_is_a_model_without_that_part(native, point, part, layer):
+    edited = native.run_with(TOKENS, {(point, layer): torch.zeros_like})
+    same(edited, silenced(native, [part], layer))
+    assert (edited - native.logits(TOKENS)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_z_at_zero_is_a_model_without_w_o(native, layer):
+    """b_O stays: W_O = 0, not the whole of attn_out."""
+    weight = native.bare.layers[layer].attn.o.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.zero_()
+        expected = native.logits(TOKENS)
+        weight.copy_(kept)
+    same(native.run_with(TOKENS, {("z", layer): torch.zeros_like}), expected)
+    same(native.run_with(TOKENS, {("pattern", layer): torch.zeros_like}), expected)  # attention to nothing
+    assert (expected - silenced(native, ["attn.o"], layer)).abs().max() > 1e-3
+    assert (expected - native.logits(TOKENS)).abs().max() > 1e-2
+
+
+def test_one_head_at_zero_is_its_rows_of_w_o_at_zero(native):
+    def without_head_2(z):
+        z[:, :, 2] = 0
+        return z
+
+    weight = native.bare.layers[1].attn.o.weight  # [d_model, head * d_head]
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[:, 16:24] = 0
+        expected = native.logits(TOKENS)
+        weight.copy_(kept)
+    same(native.run_with(TOKENS, {("z", 1): without_head_2}), expected)
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2", "llama"])
+@pytest.mark.parametrize(("point", "layer"), [("embed", 0), ("resid_pre", 0), ("resid_pre", 1), ("resid_post", 0)])
+def test_another_rows_stream_gives_the_other_rows_logits(kind, point, layer, tmp_path):
+    model = opened(kind, tmp_path)
+    swapped = model.run_with(TOKENS, {(point, layer): lambda t: t.flip(0)})
+    same(swapped, model.logits(TOKENS.flip(0)))
+
+
+def test_all_heads_of_every_layer_at_zero_is_the_direct_path(tmp_path):
+    """The wired model without heads: W_U on token and position, 1 for the token itself."""
+    model = wired_run(tmp_path / "wired", wired_induction(), config())
+    logits = model.run_with(TOKENS % 40, {("z", layer): torch.zeros_like for layer in range(2)})
+    same(logits, torch.nn.functional.one_hot(TOKENS % 40, 40).double())
+
+
+def test_two_edits_of_one_place_are_both_made(native):
+    double = native.run_with(TOKENS, {("embed", 0): lambda t: t + 1.0, ("resid_pre", 0): lambda t: t * 2})
+    same(double, native.run_with(TOKENS, {("embed", 0): lambda t: (t + 1.0) * 2}))
+
+
+def test_nothing_of_it_stays(native):
+    def spoil(t):
+        return t.zero_()  # in place: on a copy
+
+    def broken(t):
+        raise ZeroDivisionError
+
+    before, plain = {k: v.clone() for k, v in native.bare.state_dict().items()}, native.logits(TOKENS)
+    intact = native.run_with(TOKENS, {})
+    native.run_with(TOKENS, {("resid_pre", 0): spoil, ("z", 1): spoil})
+    with pytest.raises(ZeroDivisionError):
+        native.run_with(TOKENS, {("z", 0): spoil, ("z", 1): broken})
+    assert torch.equal(native.run_with(TOKENS, {}), intact) and torch.equal(native.logits(TOKENS), plain)
+    assert all(torch.equal(v, before[k]) for k, v in native.bare.state_dict().items())
+
+
+@pytest.mark.parametrize(("edits", "error", "words"), [
+    ({("zz", 0): torch.zeros_like}, BadInput, "no such point"), ({("z", 7): torch.zeros_like}, BadInput, "layers 0..1"),
+    ({("z", 0): lambda t: t[:1]}, BadInput, r"returned \(1, 12, 4, 8\)"),
+    ({("z", 0): lambda t: None}, BadInput, "None"),
+    ({("attn_scores", 0): torch.zeros_like}, Unfit, "Edit q, k or pattern"),
+    ({("resid_mid", 0): torch.zeros_like}, Unfit, "the stream goes past it"),
+])  # fmt: skip
+def test_what_cannot_be_edited_is_refused(native, edits, error, words):
+    with pytest.raises(error, match=words):
+        native.run_with(TOKENS, edits)
