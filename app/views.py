@@ -218,7 +218,8 @@ def _any(house: Any, name: str, keys: Any, cards: Any, titles: tuple[str, str]) 
                 st.plotly_chart(drawn, key=f"two:{name}:{figure.name}:{side}")
     axes = [a.name for a in one.axes]
     values = [v.name for v in one.values if v.kind in ("float", "int")]
-    joined = joined_tables(*(house.table(k, arrays=False) for k in keys), axes, values)
+    before, after = (house.table(k, arrays=False) for k in keys)
+    joined = joined_tables(before, after, axes, values)
     if len(joined) == 0 or not values:
         st.info("The two tables share no rows, so there is no difference to show.", icon=":material/info:")
         return

@@ -104,8 +104,8 @@ def test_the_shipped_run_before_and_after(demo):
                              ("explained_fraction", "explained_fraction"), ("gini_W_L", "gini_W_L")):
             assert found[name] == pytest.approx(kept[online], rel=2e-3, abs=2e-6), (step, name)
     before, after = (ask("fourier_spectrum", demo[step]).query("matrix == 'W_E'") for step in (0, 800))
-    assert before.key.sum() == 0 and before.stands_out.sum() <= 1
-    key = after[after.key == 1]
+    assert before.is_key.sum() == 0 and before.stands_out.sum() <= 1
+    key = after[after.is_key == 1]
     assert 2 <= len(key) <= 8 and key.share.sum() > 0.4 and (key.nlargest(2, "fve").stands_out == 1).all()
 
 
@@ -115,7 +115,7 @@ def test_figures_mark_the_key_frequencies(demo):
     rows = table.query("matrix == 'W_E' and frequency > 0")
     assert list(figure.data[1].y) == rows.share.tolist() and list(figure.data[0].y) == rows.null.tolist()
     orange = [w for w, colour in zip(figure.data[1].x, figure.data[1].marker.color, strict=True) if colour == "#e69f00"]
-    assert [int(w) for w in orange] == rows[rows.key == 1].frequency.tolist()
+    assert [int(w) for w in orange] == rows[rows.is_key == 1].frequency.tolist()
 
 
 def test_models_of_other_tasks_are_told_why(tmp_path, random_model):

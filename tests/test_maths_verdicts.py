@@ -67,7 +67,8 @@ def test_one_run_per_size_draws_the_residuals():
 def test_a_dropped_learning_rate_within_the_interval_is_said():
     assert "step 500" in verdicts.exogenous(450, 600, [20, 500])
     assert verdicts.exogenous(450, 600, [100, 800]) == "" and verdicts.exogenous(450, 600, []) == ""
-    assert verdicts.exogenous(450, 600, [430]) != ""  # a little slack: the curve answers late
+    assert verdicts.exogenous(450, 600, [300]) != ""  # the curve answers late
+    assert verdicts.exogenous(450, 600, [265]) == ""
     rates = np.where(STEPS < 500, 1e-3, 1e-4)
     (drop,) = verdicts.learning_rate_jumps(STEPS, rates)
     assert drop == STEPS[STEPS >= 500][0]

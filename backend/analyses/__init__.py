@@ -107,6 +107,8 @@ def _check(analysis: Analysis, asked: str) -> None:
     names = [c.name for c in columns]
     if len(set(names)) != len(names):
         raise Broken(asked, f"a column name occurs twice in {names}", "Give every axis and value its own name")
+    if "key" in names:
+        raise Broken(asked, "a column is called `key`", "The store's own column has that name: choose another")
     wordless = [c.name for c in columns if not c.help]
     if wordless:
         raise Broken(asked, f"no help for the columns {wordless}", "Say in a sentence what each holds")

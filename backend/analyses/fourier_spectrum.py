@@ -4,7 +4,7 @@ For a matrix with a row per number 0..p-1 (W_E; W_U and W_L = W_out W_U by their
 its squared norm along cos and sin of frequency w = 0 .. (p-1)/2 over the rows; the shares of a matrix sum to 1. The
 `null` is that of a random Gaussian matrix of the same shape and norm: its mean is 2/p for each w > 0 by symmetry, and
 `null_high` is the 95 % quantile, over `n_null` draws, of the largest share of any w > 0. `stands_out` says that a share
-is above it; that is a statement about weights. `key` is one about the model's answers: on all p^2 inputs (a, b, '='),
+is above it; that is a statement about weights. `is_key` is about the model's answers: on all p^2 inputs (a, b, '='),
 cos(w (a + b - c)) explains more than 1 % of the logits' variance (fve). It needs p <= 257 and 3 positions, else NULL.
 
 The number p is that of the run's recipe, else d_vocab - 1. For a model of another task the shares stay true of the
@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from pydantic import Field
 
 from backend.analyses._modular import MOST_P, modulus, seen_everywhere
 from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
-from backend.figures import CATEGORIES, bars
+from backend.figures import CATEGORIES, bars, level
 
 WIDEST = 2049  # rows above which this is no model of modular addition
 
@@ -47,7 +46,7 @@ class FourierSpectrumParams(Params):
         Value("null_high", "95 % quantile of the largest share (w > 0) of such a matrix"),
         Value("stands_out", "1 where share is above null_high (w > 0)", kind="int"),
         Value("fve", "fraction of the logits' variance that cos(w (a + b - c)) explains; NULL where not computed"),
-        Value("key", "1 where fve is above 0.01; NULL where not computed", kind="int"),
+        Value("is_key", "1 where fve is above 0.01; NULL where not computed", kind="int"),
     ],
 )
 def fourier_spectrum(model: Model, subject: Weights, params: FourierSpectrumParams, progress: Progress) -> pd.DataFrame:
@@ -67,7 +66,7 @@ def fourier_spectrum(model: Model, subject: Weights, params: FourierSpectrumPara
         parts.append(pd.DataFrame({
             "matrix": name, "frequency": range(len(share)), "share": share, "null": null, "null_high": high,
             "stands_out": ((share > high) & (np.arange(len(share)) > 0)).astype(int), "fve": fve,
-            "key": pd.array([pd.NA if np.isnan(x) else int(x > fourier.KEY_FVE) for x in fve], dtype="Int64"),
+            "is_key": pd.array([pd.NA if np.isnan(x) else int(x > fourier.KEY_FVE) for x in fve], dtype="Int64"),
         }))  # fmt: skip
         progress(0.1 + 0.3 * len(parts), name)
     return pd.concat(parts, ignore_index=True)
@@ -110,16 +109,14 @@ def _null(shape: Any, draws: int, seed: int) -> tuple[np.ndarray, float]:
 
 def _spectrum(table: pd.DataFrame, matrix: str) -> Any:
     rows = table[(table["matrix"] == matrix) & (table["frequency"] > 0)]
-    key = rows["key"].fillna(0).astype(int)
+    key = rows["is_key"].fillna(0).astype(int)
     colours = [CATEGORIES[1] if k else CATEGORIES[0] for k in key]
     words = [f"w = {w}<br>share {s:.3g}, null {n:.3g}<br>explains {f:.3g} of the logits{', key' if k else ''}"
              for w, s, n, f, k in zip(rows["frequency"], rows["share"], rows["null"], rows["fve"], key, strict=True)]
     figure = bars([str(w) for w in rows["frequency"]], rows["share"], null=rows["null"], colours=colours, hover=words,
                   x_title="frequency w (cycles per p; key ones in orange)", y_title=f"share of the norm of {matrix}")
     high = float(rows["null_high"].iloc[0])
-    figure.add_trace(go.Scatter(x=[str(w) for w in rows["frequency"]], y=[high] * len(rows), mode="lines",
-                                name="95 % of the null's largest", line={"color": "#9a9a9a", "dash": "dot", "width": 1},
-                                hoverinfo="skip"))  # fmt: skip
+    level(figure, [str(w) for w in rows["frequency"]], high, "95 % of the null's largest")
     return figure
 
 

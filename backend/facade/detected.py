@@ -13,7 +13,7 @@ from backend.contract import Metric
 from backend.maths import transitions, verdicts
 
 #: what says how a run goes, not what its model does; memorising the training set is no transition asked for
-LEFT_OUT = re.compile(r"(steps_per_second|update_norm|lr|learning_rate|train_.*)$")
+LEFT_OUT = re.compile(r"(steps_per_second|update_norm|lr|learning_rate|predicted_loss|bayes_loss|train_.*)$")
 RATES = ("lr", "learning_rate")
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from backend.contract import Metric
 from backend.errors import BadInput
 from backend.facade.detected import commonest, drops_of, parameters, records, series_of
-from backend.facade.work import Work
+from backend.facade.training import Training
 from backend.maths import transitions, verdicts
 
 POINTS = 20_000  # per series; a longer one comes thinned
 ENDED = ("finished", "stopped", "failed", "interrupted")
 
 
-class Transitions(Work):
+class Transitions(Training):
     """The part of the facade that says where runs changed."""
 
     def transitions(self, run: str) -> list[dict[str, Any]]:
@@ -66,14 +65,10 @@ class Transitions(Work):
         if ended and self.store.transitions_seen(run) == (transitions.VERSION, offset):
             return [{k: v for k, v in r.items() if k != "created"} for r in self.store.transitions(run)]
         frame = self.store.metrics(run, points=POINTS)
-        found = records(run, series_of(frame), self._words_of(), drops_of(info, frame))
+        found = records(run, series_of(frame), self.metric_words(), drops_of(info, frame))
         if ended:
             self.store.put_transitions(run, found, transitions.VERSION, offset)
         return found
-
-    def _words_of(self) -> dict[str, Metric]:
-        told = getattr(self, "metric_words", None)
-        return dict(told()) if told else {m.name: m for r in self.recipes().values() for m in r.metrics}
 
     def _main(self, name: str) -> dict[str, Any]:
         found, info = self.transitions(name), self.run(name)

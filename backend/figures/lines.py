@@ -85,3 +85,11 @@ def bars(
     figure.update_layout(barmode="overlay", showlegend=null is not None, legend=LEGEND,
                          xaxis={"title": {"text": x_title}, "type": "category"}, yaxis={"title": {"text": y_title}})
     return finish(figure, height)
+
+
+def level(figure: go.Figure, labels: Sequence[str], height: float, name: str) -> go.Figure:
+    """Add a grey dotted line at one height across the bars of `labels`, such as the upper edge of a null."""
+    return figure.add_scatter(
+        x=list(labels), y=[height] * len(labels), mode="lines", name=name, hoverinfo="skip",
+        line={"color": NULL_GREY, "dash": "dot", "width": 1},
+    )  # fmt: skip

@@ -143,12 +143,19 @@ def learning_rate_jumps(steps: Array, rates: Array) -> list[float]:
     return [float(s) for s in steps[1:][change]]
 
 
-def exogenous(low: float, high: float, drops: Sequence[float], slack: float = 0.1) -> str:
-    """Return words where the learning rate was changed within the interval (widened by `slack` in ln-step), else ''."""
-    inside = [d for d in drops if d > 0 and low * np.exp(-slack) <= d <= high * np.exp(slack)]
-    if not inside:
+#: ln-steps by which a change may follow its cause, or seem to come before it
+AFTER, BEFORE = 0.5, 0.1
+
+
+def exogenous(low: float, high: float, drops: Sequence[float]) -> str:
+    """Return words where the learning rate was changed within the interval or shortly before it, else ''.
+
+    A curve answers late, and noise hides the first part of its answer: a drop may lie AFTER ln-steps before `low`.
+    """
+    near = [d for d in drops if d > 0 and low * np.exp(-AFTER) <= d <= high * np.exp(BEFORE)]
+    if not near:
         return ""
-    return f"The learning rate was changed at step {inside[0]:.0f}, within this interval: it may be the cause."
+    return f"The learning rate was changed at step {near[-1]:.0f}, just before or within this: it may be the cause."
 
 
 def artefact(jumped: Sequence[str], twins: dict[str, str], shows: Sequence[str], words: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ class RecipeParams(Params):
 
     steps: int = Field(1200, ge=1, le=1_000_000, description="number of updates")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="fixes the first weights, the data and the held-out rows")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains; auto takes a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it trains; auto: a GPU if any")
     dtype: Literal["float32", "float64", "bfloat16"] = Field(
         "float32", description="precision of the forward; bfloat16 keeps float32 master weights"
     )
