@@ -52,6 +52,7 @@ def wired_induction(d_vocab: int = 40, n_ctx: int = 32, n_layers: int = 2, n_hea
         induction = model.layers[1].attn
         induction.q.weight[token, token] = SHARP * scale
         induction.k.weight[token, slot] = 1
+        induction.k.weight[token, d_vocab] = -1  # position 0 has only itself to attend to: its slot holds its own token
         induction.v.weight[token, token] = 1
         induction.o.weight[token, token] = LOGIT
     assert width == model.tok_embed.weight.shape[1]

@@ -3,17 +3,23 @@
 On `rows` sequences [A; A], A of n random tokens, the heads whose induction score (mean of P[i, i-n+1], i = n..2n-2)
 exceeds `threshold` are mean-ablated: their output z is replaced by its mean over rows, position by position, taken on
 the same rows. The accuracy on the second copy (positions n..2n-2 against the next token) and the loss there are set
-beside those of the intact model and of as many heads drawn at random from the others, `draws` times (as many as there
-are where the others are fewer). Where no head exceeds the threshold nothing is ablated, and `heads` says so.
+beside those of the intact model and of as many heads drawn at random from the others, `draws` times (all choices
+where there are no more; all others at once where these are fewer). The same is done one head at a time: the suspects
+are several ways to one answer, so each alone matters less. Others may belong to the circuit, too (a previous-token
+head feeds the induction heads): `heads` names the other head that costs most. Where no head exceeds the threshold
+nothing is ablated, and `heads` says so.
 
-Exact given the sequences. `se` is over rows (intact, suspects) or over draws (random). Mean-ablation leaves what a head
-does on average; on a small number of rows that mean still holds a little (1 / rows) of each row itself.
-Cost: draws + 3 forwards.
+Exact given the sequences. `se` is over rows (intact, suspects), over draws (random) or over heads (one ...).
+Mean-ablation leaves what a head does on average; on a small number of rows that mean still holds a little (1 / rows)
+of each row itself.
+Cost: draws + heads + 3 forwards.
 Source: Olsson et al. (2022), In-context Learning and Induction Heads, argument 3 (ablations).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -41,14 +47,14 @@ class InductionAblationParams(Params):
     version=1, title="Ablation of induction heads",
     asks="Do the heads with a high induction score carry the continuation of a repeated block?",
     subject=Weights, params=InductionAblationParams, needs=["attention_patterns", "next_token"],
-    axes=[Axis("condition", "intact, suspects ablated, or random other heads ablated", kind="str")],
+    axes=[Axis("condition", "intact; ablated: suspects, random others, one suspect, one other", kind="str")],
     values=[
         Value("second_copy_accuracy", "share of tokens of the second copy foretold"),
-        Value("second_copy_accuracy_se", "its standard error, over rows or over draws; NULL for one"),
+        Value("second_copy_accuracy_se", "its standard error, over n; NULL for n = 1"),
         Value("second_half_loss", "loss on the second copy", "nats"),
-        Value("second_half_loss_se", "its standard error, over rows or over draws; NULL for one", "nats"),
+        Value("second_half_loss_se", "its standard error, over n; NULL for n = 1", "nats"),
         Value("n_heads", "heads ablated at once", kind="int"),
-        Value("n", "rows, or draws, that the error is over", kind="int"),
+        Value("n", "rows, draws or heads that the error is over", kind="int"),
         Value("heads", "the suspects, or what there is to say", kind="str"),
     ],
 )
@@ -76,6 +82,9 @@ def induction_ablation(
         table.append(_over_rows("suspects", model, tokens, n, mean, suspects, said))
         others = [h for h in score if h not in suspects]
         table += [_random(model, tokens, n, mean, others, len(suspects), params, progress)] if others else []
+        progress(0.8, "One head at a time")
+        table.append(_one_by_one("one suspect", model, tokens, n, mean, suspects))
+        table += [_one_by_one("one other", model, tokens, n, mean, others)] if others else []
     return pd.DataFrame(table)
 
 
@@ -126,14 +135,29 @@ def _over_rows(condition: str, model: Model, tokens: Any, n: int, means: list[An
 def _random(model: Model, tokens: Any, n: int, means: list[Any], others: list[Head], k: int,
             params: InductionAblationParams, progress: Progress) -> dict[str, Any]:  # fmt: skip
     """Ablate `draws` random choices of k other heads; every choice gives one mean over rows."""
-    dice, k = np.random.default_rng(params.seed), min(k, len(others))
-    found = []
-    for draw in range(params.draws):
-        progress(0.3 + 0.7 * draw / params.draws, f"Random heads, {draw + 1} of {params.draws}")
-        chosen = [others[i] for i in dice.choice(len(others), k, replace=False)]
+    k, found = min(k, len(others)), []
+    choices = _choices(others, k, params.draws, params.seed)
+    for draw, chosen in enumerate(choices):
+        progress(0.3 + 0.5 * draw / len(choices), f"Random heads, {draw + 1} of {len(choices)}")
         found.append([part.mean() for part in _by_row(model, tokens, n, means, chosen)])
     accuracies, losses = np.array(found).T
     return _row("random", accuracies, losses, k, f"{k} of the other {len(others)}")
+
+
+def _choices(others: list[Head], k: int, draws: int, seed: int) -> list[list[Head]]:
+    """Return all choices of k where there are at most `draws`, else as many drawn at random."""
+    if math.comb(len(others), k) <= draws:
+        return [list(chosen) for chosen in itertools.combinations(others, k)]
+    dice = np.random.default_rng(seed)
+    return [[others[i] for i in dice.choice(len(others), k, replace=False)] for _ in range(draws)]
+
+
+def _one_by_one(condition: str, model: Model, tokens: Any, n: int, means: list[Any],
+                heads: list[Head]) -> dict[str, Any]:  # fmt: skip
+    """Ablate each of these heads alone; name the one that costs most accuracy."""
+    found = np.array([[part.mean() for part in _by_row(model, tokens, n, means, [head])] for head in heads])
+    (layer, head), lowest = heads[int(found[:, 0].argmin())], found[:, 0].min()
+    return _row(condition, found[:, 0], found[:, 1], 1, f"L{layer}H{head} costs most: accuracy {lowest:.2f} without it")
 
 
 def _row(condition: str, accuracy: Any, loss: Any, k: int, said: str) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""Ablation: a circuit wired by hand falls to chance, heads that write nothing change nothing, one layer has none."""
+
+import pytest
+
+from backend.analyses import induction_ablation as room
+from backend.analyses.induction_ablation import induction_ablation
+from backend.contract import View, Weights, parse_spec
+from backend.models.open import open_model
+from backend.settings import Settings
+from tests.wired import config, distinct_rows, wired_induction, wired_run
+
+
+def quiet(fraction, words):
+    """Say nothing."""
+
+
+def ablate(model, **more):
+    return induction_ablation.compute(model, Weights(), induction_ablation.params(**more), quiet).set_index("condition")
+
+
+@pytest.fixture(scope="module")
+def wired(tmp_path_factory):
+    return wired_run(tmp_path_factory.mktemp("wired") / "w", wired_induction(120, n_heads=3), config(120, n_heads=3))
+
+
+def test_without_its_induction_head_the_wired_model_is_at_chance(wired):
+    table = ablate(wired, block_length=12, rows=16)
+    assert table.loc["intact", "second_copy_accuracy"] > 0.8  # a repeated token inside A has two continuations
+    assert table.loc["suspects", "second_copy_accuracy"] < 0.15
+    assert table.loc["suspects", "second_half_loss"] > table.loc["intact", "second_half_loss"] + 1
+    assert table.loc["suspects", "heads"].startswith("L1H0 ") and table.loc["suspects", "n_heads"] == 1
+    assert table.loc["random", "n"] == 5 and table.loc["random", "n_heads"] == 1  # all five choices
+    assert "L0H0 costs most" in table.loc["one other", "heads"]  # the previous-token head feeds the other
+
+
+def test_ablating_a_head_that_writes_nothing_changes_nothing(wired):
+    import torch
+
+    rows = distinct_rows(120, 12, 4)
+    _, means = room._scores_and_means(wired, rows, 12)
+    idle = room.ablated_logits(wired, rows, means, [(0, 1), (1, 2)])
+    torch.testing.assert_close(idle, wired.logits(rows), rtol=0, atol=1e-12)
+    assert not torch.allclose(room.ablated_logits(wired, rows, means, [(1, 0)]), wired.logits(rows), atol=1.0)
+
+
+def test_the_mean_is_over_rows_at_each_position(wired):
+    """Rows that are all alike are their own mean: ablation leaves them as they are."""
+    import torch
+
+    rows = distinct_rows(120, 12, 1).repeat(5, 1)
+    _, means = room._scores_and_means(wired, rows, 12)
+    torch.testing.assert_close(room.ablated_logits(wired, rows, means, [(1, 0), (0, 0)]), wired.logits(rows),
+                               rtol=0, atol=1e-9)  # fmt: skip
+
+
+def test_one_layer_has_no_suspect_and_says_so():
+    model = open_model(parse_spec("run:induction-1layer"), Settings(device="cpu"))
+    table = ablate(model, rows=16)
+    assert list(table.index) == ["intact"] and table.loc["intact", "second_copy_accuracy"] < 0.3
+    assert table.loc["intact", "heads"].startswith("no head above 0.5; the highest is L0H")
+
+
+def test_the_shipped_run_loses_its_second_copy():
+    model = open_model(parse_spec("run:induction-demo"), Settings(device="cpu"))
+    table = ablate(model, rows=16)
+    assert table.loc["intact", "second_copy_accuracy"] > 0.95 and table.loc["suspects", "second_copy_accuracy"] < 0.15
+    assert table.loc["suspects", "n_heads"] >= 1
+    flat = table.reset_index()
+    assert room.accuracy(flat, View()).data and room.loss(flat, View()).data
+
+
+def test_choices_are_all_of_them_or_as_many_as_asked():
+    others = [(0, h) for h in range(6)]
+    assert len(room._choices(others, 5, 10, 0)) == 6 and len(room._choices(others, 3, 10, 0)) == 10
+    assert all(len(set(c)) == 3 for c in room._choices(others, 3, 10, 0))
+    assert room._choices(others, 3, 10, 0) == room._choices(others, 3, 10, 0) != room._choices(others, 3, 10, 1)
