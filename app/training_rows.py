@@ -31,6 +31,8 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
             link("attention", label=f"Attention at step {step}", icon="grid_on", query=at(name, step))
     if run and run.get("error") and not job:
         st.caption(f":material/error: {run['error']}")
+    for words in (run or {}).get("saw", []):
+        st.caption(f":material/info: {words}")
 
 
 def _words(name: str, run: Mapping[str, Any] | None, state: str, colour: str, job: Any) -> list[str]:

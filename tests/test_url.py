@@ -36,6 +36,10 @@ def values(name: str, dice: random.Random) -> list[Any]:
         return [0, 1, -1, 10**15, *(dice.randint(-(10**9), 10**9) for _ in range(50))]
     if field.decode is url._names:
         return [[word(dice) for _ in range(dice.randint(1, 4))] for _ in range(50)] + [["a,b", "c%2Cd", "100%"]]
+    if field.decode is url._cell:
+        return [f"x{x}y{y}" for x in (0, 3, 12) for y in (0, 7)]
+    if field.decode is url._number:
+        return [0.0, 0.5, 1.0, 1e-3, 400.0]
     if field.decode is str:
         return [word(dice) for _ in range(50)] + ["", "None", "0", "run:induction-demo", "hub:a/b@main"]
     return [o for o in OPTIONS[name] if field.decode(o) is not None]
@@ -43,7 +47,7 @@ def values(name: str, dice: random.Random) -> list[Any]:
 
 OPTIONS = {
     "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"),
-    "seeds": ("band", "lines"),
+    "seeds": ("band", "lines"), "shade": ("delay", "phase", "final"), "tab": ("phases", "paths", "new"),
 }
 
 
@@ -76,6 +80,8 @@ def test_nonsense_is_absent_and_never_raises(query: Query, name: str) -> None:
             assert found == default or text == str(found), text
         elif name in OPTIONS:
             assert found in OPTIONS[name]
+        elif url.FIELDS[name].decode in (url._number, url._cell):
+            assert found == default or url.FIELDS[name].encode(found) == text or float(text) == found, text
         else:
             assert isinstance(found, list if url.FIELDS[name].decode is url._names else str)
 

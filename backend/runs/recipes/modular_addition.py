@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 TEST_ROWS = 256  # test pairs of the cheap reading: all of them would cost a third of an update or more
 EVERY_NEURON = 4  # the clusters look at every 4th neuron, for their p^3 multiplications each
 WARM_UP = 10
-MONITORS = ("modular_progress", "fourier_gini", "neuron_clusters")
+SEEN_ROWS = 128  # test inputs whose attention and residual stream the shared monitors look at, all three positions
+MONITORS = ("modular_progress", "fourier_gini", "neuron_clusters", "prediction_entropy", "attention_entropy",
+            "previous_token_score", "effective_dimension", "weight_norms", "head_norms")  # fmt: skip
 #: CPU seconds per (train pair x multiplication of its forward), float32 on one core; bfloat16 takes about .4 of it
 SECONDS_PER_PRODUCT = 8e-11
 METRICS = (
@@ -170,6 +172,7 @@ class Addition:
         pairs = self.every[train.to(device)]
         self.rows, self.targets = task.table_rows(pairs, p), task.answers(pairs, p)
         self.test_pairs = self.every[test[:TEST_ROWS].to(device)]  # the split is shuffled, so its first rows are random
+        self.shown = torch.nn.functional.pad(self.test_pairs[:SEEN_ROWS], (0, 1), value=p)
         self.space = fused_loss.Workspace(len(pairs), self.params.d_model, self.params.d_mlp, p + 1,
                                           getattr(torch, self.params.dtype), device)  # fmt: skip
         free = [w for w in self.model.parameters() if w.requires_grad]
@@ -217,11 +220,12 @@ class Addition:
         return {name: float(value) for name, value in values.items()}
 
     def observe(self) -> Observation:
-        """Look at all p^2 inputs, at the last position only (no patterns, no residual stream)."""
+        """Look at all p^2 inputs at the last position; patterns and residual stream are those of SEEN_ROWS inputs."""
         import torch
 
         from backend.contract import Observation
         from backend.maths import modular_addition as task
+        from backend.models.observe import observe
         from backend.runs.recipes._native import live_weights
 
         with torch.no_grad():
@@ -230,7 +234,8 @@ class Addition:
         extra = {"p": self.params.p, "train": self.is_train, "neurons": neurons[:, ::EVERY_NEURON].contiguous()}
         detached = {k: [t.detach() for t in v] if isinstance(v, list) else v.detach() for k, v in weights.items()}
         right = task.answers(self.every, self.params.p)
-        return Observation(self.every, logits[:, None], weights=detached, targets=right, extra=extra)
+        whole = observe(self.model, self.shown)
+        return Observation(self.every, logits[:, None], whole.patterns, whole.resid, detached, targets=right, extra=extra)
 
 
 def make_training(params: ModularAdditionParams) -> Training:
