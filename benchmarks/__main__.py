@@ -8,7 +8,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = {"store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
+ALL = {"monitors": "Monitors in the training loop",
+       "store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
        "detection": "Detection of transitions",
        "recipes": "Modular addition beside the reference loop"}  # fmt: skip
 

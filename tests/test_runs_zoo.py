@@ -11,7 +11,7 @@ import torch
 from pandas import NA
 from safetensors.torch import load_file
 
-from backend import settings
+from backend import monitors, settings
 from backend.runs import layout, zoo
 from backend.runs.folder import RunFolder, find_runs
 from backend.runs.recipes import induction
@@ -61,9 +61,13 @@ def test_its_curve_is_the_phase_change_of_the_reference():
 def test_its_weights_give_the_numbers_of_its_metrics(step):
     training = induction.make_training(induction.InductionParams(**RUN.info()["params"]))
     training.model.load_state_dict(load_file(RUN.checkpoint_path(step)))
-    again, rows = training.measure(), RUN.read().rows
-    for row in rows[(rows.step == step) & (rows.metric != "steps_per_second")].itertuples():
-        name = row.metric if row.layer is NA else f"{row.metric}/L{row.layer}H{row.head}"
+    again = training.measure() | monitors.measure(training.monitors, training.observe())
+    rows = RUN.read().rows
+    told = rows[(rows.step == step) & ~rows.metric.isin(["steps_per_second", "update_norm"])]
+    assert len(told) == len(again) if training.monitor_at(step) else len(told) > 20
+    for row in told.itertuples():
+        place = "" if row.layer is NA else f"/L{row.layer}" + ("" if row.head is NA else f"H{row.head}")
+        name = row.metric + place
         assert again[name] == pytest.approx(row.value, abs=2e-4), name
 
 
@@ -88,3 +92,12 @@ def test_the_command_has_help():
     asked = subprocess.run([sys.executable, "-m", "backend.runs.zoo", "--help"], capture_output=True, text=True,
                            cwd=Path(settings.ROOT))  # fmt: skip
     assert asked.returncode == 0 and "--out" in asked.stdout
+
+
+def test_the_control_never_forms_an_induction_head():
+    control = RunFolder(settings.SHIPPED_RUNS / "induction-1layer")
+    rows = control.read().rows
+    assert control.info()["params"]["n_layers"] == 1 and control.info()["shipped"] is True
+    assert rows[rows.metric == "induction_score"].value.max() < 0.1
+    assert rows[rows.metric == "second_copy_accuracy"].value.max() < 0.3
+    assert sum(f.stat().st_size for f in control.path.rglob("*") if f.is_file()) < 1e6
