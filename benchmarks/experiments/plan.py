@@ -35,7 +35,7 @@ def runs() -> list[Run]:
              "log_every": 20, "monitor_every": 200}
     return [
         *_seeds("paper", "modular_addition", {**paper, "n_checkpoints": 12}, seeds=[0]),
-        *_seeds("live", "modular_addition", {"n_checkpoints": 20}),
+        *_seeds("live", "modular_addition", {"steps": 1000, "monitor_every": 80, "n_checkpoints": 20}),
         *_seeds("induction", "induction", {}),
         *_seeds("control-wd0", "modular_addition",
                 {"weight_decay": 0.0, "train_fraction": 0.3, "steps": 2000, "n_checkpoints": 5}, control=True),
