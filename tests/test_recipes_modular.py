@@ -119,8 +119,9 @@ def test_cheap_metrics_and_monitors_are_the_plain_models(tmp_path):
 
 def test_every_logged_number_has_words(straight):
     words = {m.name for m in (*recipe.METRICS, *monitors.metrics().values())} | {"update_norm"}
-    logged = {k.split("_w")[0] if k.startswith("fve_w") else k for step in values(straight).values() for k in step}
-    assert logged <= words and "restricted_loss" in logged
+    logged = {k.split("_w")[0] if k.startswith("fve_w") else k.split("/")[0]
+              for step in values(straight).values() for k in step}  # fmt: skip
+    assert logged <= words and {"restricted_loss", "qk_norm", "attention_entropy", "effective_dimension"} <= logged
     declared = recipes.get("modular_addition")
     assert {m.name: m.continuous for m in declared.metrics if m.continuous} == {
         "train_accuracy": "train_loss", "test_accuracy": "test_loss"}  # fmt: skip
@@ -129,7 +130,9 @@ def test_every_logged_number_has_words(straight):
 def test_monitors_say_nothing_of_other_models():
     from backend.contract import Observation
 
-    assert monitors.measure(recipe.MONITORS, Observation(None, torch.zeros(2, 3, 5))) == {}
+    own = ("modular_progress", "fourier_gini", "neuron_clusters")
+    assert set(own) < set(recipe.MONITORS)
+    assert monitors.measure(own, Observation(None, torch.zeros(2, 3, 5))) == {}
 
 
 def test_presets_are_params_and_their_time_is_told():
