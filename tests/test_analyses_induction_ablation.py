@@ -74,3 +74,47 @@ def test_choices_are_all_of_them_or_as_many_as_asked():
     assert len(room._choices(others, 5, 10, 0)) == 6 and len(room._choices(others, 3, 10, 0)) == 10
     assert all(len(set(c)) == 3 for c in room._choices(others, 3, 10, 0))
     assert room._choices(others, 3, 10, 0) == room._choices(others, 3, 10, 0) != room._choices(others, 3, 10, 1)
+
+
+def test_every_suspect_is_ablated_alone_and_the_drop_is_from_the_intact_model(wired):
+    table = ablate(wired, block_length=12, rows=16)
+    assert list(table.index) == ["intact", "suspects", "random", "one suspect", "one other", "L1H0"]
+    alone, together = table.loc["L1H0"], table.loc["suspects"]  # the only suspect: alone is together
+    names = ["second_copy_accuracy", "second_copy_accuracy_se", "second_half_loss", "drop", "n"]
+    assert alone[names].tolist() == together[names].tolist()
+    intact = table.loc["intact", "second_copy_accuracy"]
+    assert table["drop"].tolist() == pytest.approx([intact - a for a in table["second_copy_accuracy"]])
+    assert table.loc["intact", "drop"] == 0 and alone["drop"] > 0.6
+
+
+def test_redundant_heads_cost_little_alone_and_all_together(tmp_path):
+    """L1H1 is given L1H0's weights and each half the output: either suffices, without both the answer is gone."""
+    import torch
+
+    bare = wired_induction(120, n_heads=3)
+    with torch.no_grad():
+        heads = bare.layers[1].attn
+        width = heads.q.weight.shape[1]
+        for part in (heads.q.weight, heads.k.weight, heads.v.weight):
+            part[width : 2 * width] = part[:width]
+        heads.o.weight[:, :width] /= 2
+        heads.o.weight[:, width : 2 * width] = heads.o.weight[:, :width]
+    table = ablate(wired_run(tmp_path / "two", bare, config(120, n_heads=3)), block_length=12, rows=16)
+    assert table.loc["suspects", "n_heads"] == 2 and table.loc["suspects", "drop"] > 0.6
+    assert table.loc[["L1H0", "L1H1"], "drop"].abs().max() < 0.05
+
+
+def test_fewer_others_than_suspects_are_said_to_be(wired):
+    """Heads that attend evenly have a score of about 0.06 here, the previous-token head none."""
+    table = ablate(wired, block_length=12, rows=8, threshold=0.03)
+    suspects, other = table.loc["suspects", "n_heads"], table.loc["random", "n_heads"]
+    assert suspects > other > 0 and f"fewer than the {suspects} suspects" in table.loc["random", "heads"]
+
+
+def test_the_null_is_grey(wired):
+    from backend.figures import NULL_GREY
+
+    flat = ablate(wired, block_length=12, rows=8).reset_index()
+    drawn = room.accuracy(flat, View()).data[0]
+    assert dict(zip(drawn.x, drawn.marker.color, strict=True))["random"] == NULL_GREY
+    assert list(drawn.marker.color).count(NULL_GREY) == 2 and list(drawn.error_y.array)[2] > 0

@@ -4,12 +4,13 @@ On `rows` sequences [A; A], A of n random tokens, the heads whose induction scor
 exceeds `threshold` are mean-ablated: their output z is replaced by its mean over rows, position by position, taken on
 the same rows. The accuracy on the second copy (positions n..2n-2 against the next token) and the loss there are set
 beside those of the intact model and of as many heads drawn at random from the others, `draws` times (all choices
-where there are no more; all others at once where these are fewer). The same is done one head at a time: the suspects
-are several ways to one answer, so each alone matters less. Others may belong to the circuit, too (a previous-token
-head feeds the induction heads): `heads` names the other head that costs most. Where no head exceeds the threshold
-nothing is ablated, and `heads` says so.
+where there are no more; all others at once where these are fewer, which `heads` then says). The same is done one head
+at a time: the suspects are several ways to one answer, so each alone matters less. Others may belong to the circuit,
+too (a previous-token head feeds the induction heads): `heads` names the other head that costs most. `drop` is the
+accuracy of the intact model minus that of the row. Where no head exceeds the threshold nothing is ablated, and `heads`
+says so.
 
-Exact given the sequences. `se` is over rows (intact, suspects), over draws (random) or over heads (one ...).
+Exact given the sequences. `se` is over rows (intact, suspects, one named head), draws (random) or heads (one ...).
 Mean-ablation leaves what a head does on average; on a small number of rows that mean still holds a little (1 / rows)
 of each row itself.
 Cost: draws + heads + 3 forwards.
@@ -28,9 +29,12 @@ from pydantic import Field
 
 from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, bars
+from backend.figures import CATEGORIES, NULL_GREY, bars
 
 Head = tuple[int, int]
+MOST_BARS = 24
+#: grey: the null; orange: suspects
+COLOURS = {"intact": CATEGORIES[0], "random": NULL_GREY, "one other": NULL_GREY}
 
 
 class InductionAblationParams(Params):
@@ -44,15 +48,16 @@ class InductionAblationParams(Params):
 
 
 @analysis(
-    version=1, title="Ablation of induction heads",
+    version=2, title="Ablation of induction heads",
     asks="Do the heads with a high induction score carry the continuation of a repeated block?",
     subject=Weights, params=InductionAblationParams, needs=["attention_patterns", "next_token"],
-    axes=[Axis("condition", "intact; ablated: suspects, random others, one suspect, one other", kind="str")],
+    axes=[Axis("condition", "intact; ablated: suspects, random others, one suspect, one other, this head", kind="str")],
     values=[
         Value("second_copy_accuracy", "share of tokens of the second copy foretold"),
         Value("second_copy_accuracy_se", "its standard error, over n; NULL for n = 1"),
         Value("second_half_loss", "loss on the second copy", "nats"),
         Value("second_half_loss_se", "its standard error, over n; NULL for n = 1", "nats"),
+        Value("drop", "accuracy of the intact model minus this one"),
         Value("n_heads", "heads ablated at once", kind="int"),
         Value("n", "rows, draws or heads that the error is over", kind="int"),
         Value("heads", "the suspects, or what there is to say", kind="str"),
@@ -83,9 +88,11 @@ def induction_ablation(
         others = [h for h in score if h not in suspects]
         table += [_random(model, tokens, n, mean, others, len(suspects), params, progress)] if others else []
         progress(0.8, "One head at a time")
-        table.append(_one_by_one("one suspect", model, tokens, n, mean, suspects))
-        table += [_one_by_one("one other", model, tokens, n, mean, others)] if others else []
-    return pd.DataFrame(table)
+        summary, *alone = _one_by_one("one suspect", model, tokens, n, mean, suspects)
+        table += [summary, *_one_by_one("one other", model, tokens, n, mean, others)[:1], *alone]
+    frame = pd.DataFrame(table)
+    frame.insert(5, "drop", frame["second_copy_accuracy"][0] - frame["second_copy_accuracy"])
+    return frame
 
 
 def _scores_and_means(model: Model, tokens: Any, n: int) -> tuple[dict[Head, float], list[Any]]:
@@ -135,13 +142,14 @@ def _over_rows(condition: str, model: Model, tokens: Any, n: int, means: list[An
 def _random(model: Model, tokens: Any, n: int, means: list[Any], others: list[Head], k: int,
             params: InductionAblationParams, progress: Progress) -> dict[str, Any]:  # fmt: skip
     """Ablate `draws` random choices of k other heads; every choice gives one mean over rows."""
-    k, found = min(k, len(others)), []
+    asked, k, found = k, min(k, len(others)), []
     choices = _choices(others, k, params.draws, params.seed)
     for draw, chosen in enumerate(choices):
         progress(0.3 + 0.5 * draw / len(choices), f"Random heads, {draw + 1} of {len(choices)}")
         found.append([part.mean() for part in _by_row(model, tokens, n, means, chosen)])
     accuracies, losses = np.array(found).T
-    return _row("random", accuracies, losses, k, f"{k} of the other {len(others)}")
+    fewer = f"; fewer than the {asked} suspects" if k < asked else ""
+    return _row("random", accuracies, losses, k, f"{k} of the other {len(others)}{fewer}")
 
 
 def _choices(others: list[Head], k: int, draws: int, seed: int) -> list[list[Head]]:
@@ -153,11 +161,16 @@ def _choices(others: list[Head], k: int, draws: int, seed: int) -> list[list[Hea
 
 
 def _one_by_one(condition: str, model: Model, tokens: Any, n: int, means: list[Any],
-                heads: list[Head]) -> dict[str, Any]:  # fmt: skip
-    """Ablate each of these heads alone; name the one that costs most accuracy."""
-    found = np.array([[part.mean() for part in _by_row(model, tokens, n, means, [head])] for head in heads])
-    (layer, head), lowest = heads[int(found[:, 0].argmin())], found[:, 0].min()
-    return _row(condition, found[:, 0], found[:, 1], 1, f"L{layer}H{head} costs most: accuracy {lowest:.2f} without it")
+                heads: list[Head]) -> list[dict[str, Any]]:  # fmt: skip
+    """Ablate each of these heads alone: first a row over all of them, naming the costliest, then one per head."""
+    if not heads:
+        return []
+    names = [f"L{layer}H{head}" for layer, head in heads]
+    found = [_by_row(model, tokens, n, means, [head]) for head in heads]
+    accuracies, losses = np.array([[part.mean() for part in parts] for parts in found]).T
+    said = f"{names[int(accuracies.argmin())]} costs most: accuracy {accuracies.min():.2f} without it"
+    alone = [_row(name, *parts, 1, f"{name} alone") for name, parts in zip(names, found, strict=True)]
+    return [_row(condition, accuracies, losses, 1, said), *alone]
 
 
 def _row(condition: str, accuracy: Any, loss: Any, k: int, said: str) -> dict[str, Any]:
@@ -185,7 +198,9 @@ def loss(table: pd.DataFrame, view: View) -> Any:
 
 
 def _drawn(table: pd.DataFrame, name: str, words: str) -> Any:
+    shown = table.head(MOST_BARS)
     hover = [f"{c}: {v:.3g} ± {e:.2g}<br>{h}" for c, v, e, h in
-             zip(table["condition"], table[name], table[f"{name}_se"], table["heads"], strict=True)]
-    return bars(table["condition"].tolist(), table[name], errors=table[f"{name}_se"], hover=hover,
-                colours=[CATEGORIES[i] for i in range(len(table))], x_title="what is ablated", y_title=words)
+             zip(shown["condition"], shown[name], shown[f"{name}_se"], shown["heads"], strict=True)]
+    colours = [COLOURS.get(condition, CATEGORIES[1]) for condition in shown["condition"]]
+    return bars(shown["condition"].tolist(), shown[name], errors=shown[f"{name}_se"], hover=hover, colours=colours,
+                x_title="what is ablated", y_title=words)
