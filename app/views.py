@@ -19,7 +19,7 @@ from backend.figures.compare import compared, differences, share_limits
 
 PATIENCE = 0.6  # s a panel waits in place; then it watches its job alone and the page goes on
 #: shown first where they fit
-FIRST = {"modular_addition": ["fourier_spectrum", "attention"], "induction": ["attention", "logit_lens"]}
+FIRST = {"modular_addition": ["attention", "logit_lens"], "induction": ["attention", "logit_lens"]}
 
 
 # ---------------------------------------------------------------- what can be asked of a checkpoint

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from backend import analyses
+from backend.runs import recipes
 from backend.settings import ROOT, Settings
 
 README = (ROOT / "README.md").read_text()
@@ -32,6 +33,11 @@ def rows(heading: str) -> list[list[str]]:
 
 def test_the_readme_lists_every_analysis() -> None:
     assert {r[0].strip("`"): r[1] for r in rows("Analyses")} == {a.name: a.asks for a in analyses.registry().values()}
+
+
+def test_the_readme_lists_every_recipe_and_preset() -> None:
+    told = {r[0].strip("`"): (r[1], r[2]) for r in rows("Recipes")}
+    assert told == {r.name: (r.asks, ", ".join(p.name for p in r.presets)) for r in recipes.registry().values()}
 
 
 def test_the_readme_lists_every_setting() -> None:
