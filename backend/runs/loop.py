@@ -64,17 +64,18 @@ class Training:
 
     def step(self, after: int) -> None:
         """Make one update, noting the weights before it where the step `after` it is logged."""
-        free = [p for p in self.model.parameters() if p.requires_grad]
-        self.before = [p.detach().clone() for p in free] if self.due(after) else None
+        self.before = [p.detach().clone() for p in self._trained()] if self.due(after) else None
         self.update()
 
     def update_norm(self) -> dict[str, float]:
         """Return the length of the last update over all trained weights; {} where there was none to see."""
         if self.before is None:
             return {}
-        free = [p for p in self.model.parameters() if p.requires_grad]
-        squared = [(p.detach() - old).square().sum() for p, old in zip(free, self.before, strict=True)]
+        squared = [(p.detach() - old).square().sum() for p, old in zip(self._trained(), self.before, strict=True)]
         return {"update_norm": float(torch.stack(squared).sum().sqrt())}
+
+    def _trained(self) -> list[Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def log(self, run: Recorder, step: int) -> dict[str, float]:
         """Measure what is due, add the pace since the last log, and write one line."""

@@ -7,7 +7,7 @@ sudden change (induction heads form), one layer never does; it is the control.
 Model: pre-norm with LayerNorm, learned positions, no attention biases, weights N(0, 0.02^2). AdamW with betas
 (0.9, 0.98), constant rate, no clipping; cross-entropy over all positions, in nats.
 
-Measured on fixed rows: `loss` on 16 held-out rows of the training data; all else on 16 rows [A; A] of one random block
+Measured on fixed rows: `loss` on 8 held-out rows of the training data; all else on 16 rows [A; A] of one random block
 each. Every `log_every` steps (every 10 from 100 to 300) the cheap monitors: the loss on either copy, accuracy on the
 second, in-context-learning score, induction and previous-token score of each head. Every `monitor_every` steps the
 others: entropies, norms, copying and duplicate-token scores, effective dimension. On a CPU a resumed run has the same
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from backend.runs.loop import Training
 
-EVAL_ROWS = 16
+#: held-out rows of the training data, and rows [A; A]: few, so that measuring stays below 3 % of the training
+TILED_ROWS, EVAL_ROWS = 8, 16
 #: read at every line, and rarely, of the rows [A; A]
 CHEAP = ("repeated_block", "icl_score", "induction_score", "previous_token_score")
 SLOW = ("prediction_entropy", "effective_dimension", "attention_entropy", "duplicate_token_score", "copying_score",
@@ -157,11 +158,11 @@ def make_training(params: InductionParams) -> Training:
 
 
 def held_out_rows(params: InductionParams) -> tuple[Tensor, Tensor]:
-    """Return EVAL_ROWS rows of the training data and as many rows [A; A], on the CPU."""
+    """Return TILED_ROWS rows of the training data and EVAL_ROWS rows [A; A], on the CPU."""
     import torch
 
     dice = torch.Generator().manual_seed(params.seed + _EVAL)
-    tiled = tiled_rows(params, EVAL_ROWS, dice)
+    tiled = tiled_rows(params, TILED_ROWS, dice)
     block = torch.randint(params.d_vocab, (EVAL_ROWS, params.n_ctx // 2), generator=dice)
     return tiled, torch.cat([block, block], 1)
 
