@@ -430,7 +430,8 @@ class Metric:
 
     `per` says what follows its name in metrics.jsonl: "" (`loss`), "layer" (`name/L1`), "head" (`name/L1H2`) or
     "frequency" (`name_w14`). `better` is "low" or "high" where one is. A metric with jumps of its own making (an
-    accuracy) names the `continuous` one that a real transition would show in as well.
+    accuracy) names the `continuous` one that a real transition would show in as well. `span` is the range it can move
+    over, where that is known (1 for a share; 0: unknown): detection calls a jump below 5 % of it immaterial.
     """
 
     name: str
@@ -440,6 +441,7 @@ class Metric:
     per: Literal["", "layer", "head", "frequency"] = ""
     better: Literal["", "low", "high"] = ""
     continuous: str = ""
+    span: float = 0.0
 
 
 @dataclass

@@ -25,7 +25,7 @@ def derivative(clock: Clock) -> Array:
 
 
 def detrended_derivative(clock: Clock) -> Array:
-    return glr.most(jumps.jump_scores(clock.u, clock.values))
+    return glr.most(jumps.jump_scores(clock.u, clock.values)[0])
 
 
 def holt_residuals(y: Array, level_gain: float = 0.4, trend_gain: float = 0.1) -> Array:

@@ -53,7 +53,8 @@ def test_a_quadratic_and_a_scale_change_nothing():
     plain = glr.scan(U, y).total
     moved = y * [7.0, -0.01] + np.stack([3 - 0.4 * U + 0.05 * U**2, U**2], 1)
     np.testing.assert_allclose(glr.scan(U, moved).total, plain, rtol=1e-6)
-    np.testing.assert_allclose(jumps.jump_scores(U, y * 5 + U[:, None]), jumps.jump_scores(U, y), rtol=1e-6, atol=1e-8)
+    moved, still = jumps.jump_scores(U, y * 5 + U[:, None])[0], jumps.jump_scores(U, y)[0]
+    np.testing.assert_allclose(moved, still, rtol=1e-6, atol=1e-8)
     cubic = glr.scan(U, y + 0.3 * U[:, None] ** 3).total
     assert np.abs(cubic - plain).max() > 1  # the null is quadratic, not everything
 
@@ -109,7 +110,8 @@ def test_a_sharp_jump_rings_two_points_later_and_a_spike_never():
     y = curve(4)
     at = 90
     jumped, spiked = y + 0.5 * (np.arange(len(y)) >= at), y + 0.5 * (np.arange(len(y)) == at)
-    scores = jumps.jump_scores(U, np.stack([jumped, spiked], 1))
+    scores, sizes = jumps.jump_scores(U, np.stack([jumped, spiked], 1))
+    assert 0.35 < sizes[at + 1, 0] < 0.65
     assert scores[: at + 1].max() < scores[at + 1, 0] and scores[at + 1, 0] > 10
     assert scores[at - 2 : at + 12, 1].max() < 5
 
@@ -128,8 +130,8 @@ def test_what_comes_later_changes_no_alarm(cut):
     many = [curve(s, 0.5, 6.0, 0.3) + 0.5 * glr.ramp(U, 7.6, 0.1) for s in range(3)]
     many.append(np.where(U > 7, 1.0, 0.0))  # a channel that has not moved yet, and one that breaks later
     many.append(np.where(U > 8, np.nan, curve(9)))
-    whole = found(*many)
-    then = found(*(v[:cut] for v in many), steps=STEPS[:cut])
+    whole = found(*many, keep_withdrawn=True)
+    then = found(*(v[:cut] for v in many), steps=STEPS[:cut], keep_withdrawn=True)
     assert [a.alarm_step for a in then] == [a.alarm_step for a in whole if a.alarm_step <= STEPS[cut - 1]]
     for a, b in zip(then, whole, strict=False):
         assert (a.score, a.threshold, a.method) == (b.score, b.threshold, b.method)

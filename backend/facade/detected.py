@@ -30,31 +30,38 @@ def parameters(config: Mapping[str, Any]) -> int:
 
 
 def records(
-    run: str, series: Series, words: Mapping[str, Metric], drops: Sequence[float] = ()
-) -> list[dict[str, Any]]:
+    run: str, series: Series, words: Mapping[str, Metric], drops: Sequence[float] = (), ended: bool = False,
+    withdrawn: bool = False,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Detect in named series and return one record per transition (the facade's `transitions`).
 
-    An alarm is withdrawn where, once enough points lie behind it, its channels' curves turn out smooth there.
+    An alarm is withdrawn where, once enough points lie behind it or the run has ended, its channels' curves turn out
+    smooth there; `withdrawn`: return those too, each record saying so.
     """
     used = {n: s for n, s in series.items()
             if not LEFT_OUT.fullmatch(base(n)) and words_for(n, words).per != "frequency"}  # fmt: skip
     logs = {n for n in used if "loss" in base(n)}
-    found = [(alarm, _record(run, alarm, used, logs, words, drops)) for alarm in transitions.detect(used, logs)]
-    return [record for alarm, record in found if not (alarm.closed and record["verdict"] == verdicts.SMOOTH)]
+    spans = {n: words_for(n, words).span for n in used if n not in logs}
+    found = transitions.detect(used, logs, spans=spans, ended=ended, keep_withdrawn=True)
+    told = [_record(run, alarm, used, logs, words, drops, ended) for alarm in found]
+    kept = [r for r in told if withdrawn or not r["withdrawn"]]
+    return kept if withdrawn else [{k: v for k, v in r.items() if k != "withdrawn"} for r in kept]
 
 
 def _record(
     run: str, alarm: transitions.Alarm, series: Series, logs: set[str], words: Mapping[str, Metric],
-    drops: Sequence[float],
+    drops: Sequence[float], ended: bool,
 ) -> dict[str, Any]:  # fmt: skip
     shapes = [verdicts.shape_of(*series[n], alarm.step, alarm.width, n in logs).verdict for n in alarm.channels[:3]]
+    verdict = verdicts.commonest(shapes)
+    gone = alarm.withdrawn or (verdict == verdicts.SMOOTH and (alarm.closed or ended))
     return {
         "run": run, "metric_group": base(alarm.channels[0]), "step": alarm.step, "low": alarm.low, "high": alarm.high,
         "width": alarm.width, "width_low": alarm.width_low, "width_high": alarm.width_high,
-        "verdict": commonest(shapes), "method": alarm.method, "channels": list(alarm.channels),
+        "verdict": verdicts.SMOOTH if gone else verdict, "method": alarm.method, "channels": list(alarm.channels),
         "alarm_step": alarm.alarm_step, "delay": alarm.delay, "score": alarm.score, "threshold": alarm.threshold,
         "size": alarm.size, "artefact": _artefact(alarm, series, logs, words),
-        "exogenous": verdicts.exogenous(alarm.low, alarm.high, drops),
+        "exogenous": verdicts.exogenous(alarm.low, alarm.high, drops), "withdrawn": gone,
     }  # fmt: skip
 
 
@@ -101,9 +108,3 @@ def drops_of(info: Mapping[str, Any], frame: pd.DataFrame) -> list[float]:
     logged = [frame[(frame["metric"] == m) & frame["layer"].isna()] for m in RATES]
     return told + [s for rows in logged if len(rows) for s in verdicts.learning_rate_jumps(
         rows["step"].to_numpy(float), rows["value"].to_numpy(float))]  # fmt: skip
-
-
-def commonest(found: Sequence[str]) -> str:
-    """Return the commonest verdict, the stronger one of equals."""
-    order = (verdicts.CROSSOVER, verdicts.KINK, verdicts.SMOOTH)
-    return max(order, key=lambda v: (found.count(v), -order.index(v)))

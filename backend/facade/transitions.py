@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import BadInput
-from backend.facade.detected import commonest, drops_of, parameters, records, series_of
+from backend.facade.detected import drops_of, parameters, records, series_of
 from backend.facade.training import Training
 from backend.maths import transitions, verdicts
 
@@ -24,8 +24,8 @@ class Transitions(Training):
 
         Records {run, metric_group, step, low, high, width, width_low, width_high, verdict, method, channels,
         alarm_step, delay, score, threshold, size, artefact, exogenous}: steps (the interval holds the change in at
-        least 90 % of simulated runs), widths in ln(step). Once the run has ended they are kept in the table
-        `transitions`. Raises NotFound for an unknown run.
+        least 90 % of simulated runs), widths in ln(step). Once the run has ended none is smooth and they are kept in
+        the table `transitions`. Raises NotFound for an unknown run.
         """
         info = self.run(run)
         offset = self.store.run_offset(run)
@@ -34,6 +34,13 @@ class Transitions(Training):
         if run not in known or known[run][:2] != (offset, state):
             known[run] = (offset, state, self._detected_in(run, info, offset, state in ENDED))
         return [dict(r) for r in known[run][2]]
+
+    def alarms(self, run: str) -> list[dict[str, Any]]:
+        """Return all that rang while a run trained, also what was withdrawn later: the records of `transitions`, each
+        with `withdrawn`. Computed anew each time. Raises NotFound for an unknown run."""
+        info, frame = self.run(run), self.store.metrics(run, points=POINTS)
+        ended = str(info.get("state", "")) in ENDED
+        return records(run, series_of(frame), self.metric_words(), drops_of(info, frame), ended, withdrawn=True)
 
     def latest_transitions(self, limit: int = 10) -> list[dict[str, Any]]:
         """Return the transitions kept of ended runs, newest first, with `created`."""
@@ -54,7 +61,7 @@ class Transitions(Training):
         fit = verdicts.sharpening([r["n_params"] for r in sized], [r["width"] for r in sized])
         whole = len(met) == len(rows)
         like = fit.transition_like and whole and all(r["verdict"] == verdicts.CROSSOVER for r in sized)
-        found = verdicts.SHARPENING if like else commonest([r["verdict"] for r in rows])
+        found = verdicts.SHARPENING if like else verdicts.commonest([r["verdict"] for r in rows])
         return {"verdict": found, "transition_like": like, "words": _words(rows, fit, like), "sizes": fit.sizes,
                 "slope": _or_none(fit.slope), "low": _or_none(fit.low), "high": _or_none(fit.high),
                 "runs": rows}  # fmt: skip
@@ -65,7 +72,7 @@ class Transitions(Training):
         if ended and self.store.transitions_seen(run) == (transitions.VERSION, offset):
             return [{k: v for k, v in r.items() if k != "created"} for r in self.store.transitions(run)]
         frame = self.store.metrics(run, points=POINTS)
-        found = records(run, series_of(frame), self.metric_words(), drops_of(info, frame))
+        found = records(run, series_of(frame), self.metric_words(), drops_of(info, frame), ended)
         if ended:
             self.store.put_transitions(run, found, transitions.VERSION, offset)
         return found

@@ -32,11 +32,13 @@ BEFORE = 6
 
 @dataclass(frozen=True)
 class Scan:
-    """What the GLR finds at cells `at` [t]: `total` [t], `scores` [t, channel], the best `centre` and `width` [t]."""
+    """What the GLR finds at cells `at` [t]: `total` [t], `scores` and `jumps` (height of the fitted ramp, in the
+    channel's unit) [t, channel], the best `centre` and `width` [t]."""
 
     at: NDArray[np.int64]
     total: Array
     scores: Array
+    jumps: Array
     centre: Array
     width: Array
 
@@ -94,8 +96,11 @@ def scan(u: Array, values: Array, start: int = 0, top: int = TOP) -> Scan:
     rss0 = np.maximum((r0 * r0).sum(1), 1e-300)
     k = most(drop / rss0[:, None, :], top).argmax(1)
     row = np.arange(len(at))
-    scores = _scores(r0, templates[row, :, k], drop[row, k], inside, least_noise(values)[at])
-    return Scan(at, most(scores, top), scores, centres[row, k], widths[k])
+    best = templates[row, :, k]
+    scores = _scores(r0, best, drop[row, k], inside, least_noise(values)[at])
+    size = (best * ramp(near, centres[row, k][:, None], widths[k][:, None])).sum(1)  # of the ramp's own residual
+    heights = np.einsum("tw,twc->tc", best, r0) / np.where(size > 0, size, np.inf)[:, None]
+    return Scan(at, most(scores, top), scores, heights, centres[row, k], widths[k])
 
 
 def _scores(r0: Array, template: Array, drop: Array, inside: Array, floor: Array) -> Array:

@@ -18,12 +18,15 @@ Array = NDArray[np.float64]
 PAST, SCALE = 8, 24
 
 
-def jump_scores(u: Array, values: Array) -> Array:
-    """Return scores [cell, channel] (noise sd) of values [cell, channel]; 0 before PAST + SCALE/2 + 2 cells."""
+def jump_scores(u: Array, values: Array) -> tuple[Array, Array]:
+    """Return scores (noise sd) and sizes (the channel's unit), both [cell, channel], of values [cell, channel].
+
+    Both are 0 before PAST + SCALE/2 + 2 cells.
+    """
     n = len(u)
-    scores = np.zeros_like(values)
+    scores, sizes = np.zeros_like(values), np.zeros_like(values)
     if n < PAST + SCALE // 2 + 2:
-        return scores
+        return scores, sizes
     one, two = _errors(u, values, 1), _errors(u, values, 2)
     size = np.full((n + SCALE, values.shape[1]), np.nan)
     size[SCALE + PAST :] = np.abs(one[PAST:])
@@ -34,7 +37,8 @@ def jump_scores(u: Array, values: Array) -> Array:
     first, second = two[ready - 1, :, 0], two[ready - 1, :, 1]
     same = np.where(first * second > 0, np.minimum(np.abs(first), np.abs(second)), 0.0)
     scores[ready] = same / np.maximum(scale[ready], least_noise(values)[ready] + 1e-300)
-    return scores
+    sizes[ready] = same
+    return scores, sizes
 
 
 def _errors(u: Array, values: Array, ahead: int) -> Array:

@@ -1,10 +1,12 @@
 """Find the transitions of one run while it trains: where, how wide, in which channels, and how late we knew.
 
 Two statistics run along the cells of `logstep`: the windowed GLR (`glr`) and the detrended derivative (`jumps`). A
-cell where one exceeds its threshold is an alarm; it looks at nothing after that cell. For the next REFINE cells the
-estimate (step, interval, width, channels) may sharpen, the alarm itself never moves; then the event is closed and the
-search begins anew behind it. Thresholds (thresholds.json) hold false alarms to FALSE_ALARMS per run over simulated runs
-without a transition: `python -m benchmarks.detection --calibrate` made them.
+cell where one exceeds its threshold and the gates (`gates`: material, narrow, not smooth so far) let it pass is an
+alarm; it looks at nothing after that cell. For the next REFINE cells the estimate (step, interval, width, channels) may
+sharpen, the alarm itself never moves; then the event is closed. What has turned out smooth by then, or when the run
+has ended, is withdrawn and the search goes on as if it had not rung; else it begins anew behind the change. Thresholds
+(thresholds.json) hold alarms, withdrawn ones too, to FALSE_ALARMS per run over simulated runs without a transition:
+`python -m benchmarks.detection --calibrate` made them.
 
 What is found is a *change faster than its surroundings*: narrower than about one unit of ln-step. A slow crossover,
 such as exp(-step/tau), is smooth to it.
@@ -21,18 +23,14 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.maths import glr, jumps
+from backend.maths import gates, glr, verdicts
 from backend.maths.locate import locate
 from backend.maths.logstep import Array, Clock, clocks
 
-VERSION = 1
+VERSION = 2
 FALSE_ALARMS = 0.05
 #: cells after the alarm during which the estimate is refined
 REFINE = 16
-#: a change below this share of what the channel has moved so far carries nothing
-MATERIAL = 0.05
-#: ln-step; what is surely wider is a slow crossover and rings no alarm
-WIDEST = 1.0
 THRESHOLDS = Path(__file__).with_name("thresholds.json")
 
 
@@ -41,7 +39,8 @@ class Alarm:
     """One transition. `step`, `low`, `high` in steps (interval: 90 %), widths in ln-step, `delay` in steps.
 
     `channels` carried it, strongest first; `method` is glr or derivative; `size` is the jump of the first channel over
-    what it has moved in all; `closed` says that the estimate no longer changes.
+    what it has moved in all; `closed` says that the estimate no longer changes. `verdict` is the shape of its channels
+    by the cells up to the closing one; `withdrawn`: it rang, and has turned out smooth.
     """
 
     step: float
@@ -57,6 +56,8 @@ class Alarm:
     method: str
     size: float
     closed: bool
+    verdict: str
+    withdrawn: bool = False
 
     @property
     def delay(self) -> float:
@@ -82,91 +83,71 @@ def threshold(method: str, channels: int, groups: int = 1) -> float:
 
 
 def detect(
-    series: Mapping[str, tuple[Array, Array]], logs: Collection[str] = (), thresholds: tuple[float, float] | None = None
-) -> list[Alarm]:
+    series: Mapping[str, tuple[Array, Array]], logs: Collection[str] = (),
+    thresholds: tuple[float, float] | None = None, spans: Mapping[str, float] | None = None, ended: bool = False,
+    keep_withdrawn: bool = False,
+) -> list[Alarm]:  # fmt: skip
     """Return the transitions of a run, in the order of their alarms.
 
     Args: series {channel: (steps [n], values [n])}, irregular, unsorted, with gaps or NaN as they come; `logs`: the
         channels whose logarithm is taken (losses: they may span decades); `thresholds`: (glr, derivative) in place of
-        the calibrated ones.
-    Cost: about 0.1 ms per cell at 64 channels.
+        the calibrated ones; `spans` {channel: the range it can move over}, where it has one; `ended`: no more points
+        will come, so what turns out smooth is withdrawn though not closed; `keep_withdrawn`: return those too: then
+        this is all that rang.
+    Cost: about 0.1 ms per cell at 64 channels, and about 5 ms per cell above its threshold.
     """
     groups = clocks(series, logs)
     found: list[Alarm] = []
     for clock in groups:
         c, g = len(clock.names), len(groups)
-        found += _alarms(clock, thresholds or (threshold("glr", c, g), threshold("derivative", c, g)))
-    return _merged(sorted(found, key=lambda a: a.alarm_step))
+        limits = thresholds or (threshold("glr", c, g), threshold("derivative", c, g))
+        found += _alarms(clock, limits, spans or {}, ended)
+    found.sort(key=lambda a: a.alarm_step)
+    kept = _merged([a for a in found if not a.withdrawn])
+    gone = [a for a in found if a.withdrawn] if keep_withdrawn else []
+    return sorted([*kept, *gone], key=lambda a: a.alarm_step)
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The totals [cell] of GLR and derivative, and what each channel adds [cell, channel]; 0 before a window fills."""
-
-    slow: Array
-    fast: Array
-    slow_scores: Array
-    fast_scores: Array
-
-
-def statistics(clock: Clock, start: int = 0) -> Statistics:
-    """Return both statistics of a clock's channels, from the data of cell `start` on."""
-    n, c = clock.values.shape
-    slow, fast = np.zeros((n, c)), np.zeros((n, c))
-    if n - start >= glr.LEAST:
-        scan = glr.scan(clock.u, clock.values, start)
-        slow[scan.at] = scan.scores
-    fast[start:] = jumps.jump_scores(clock.u[start:], clock.values[start:])
-    return Statistics(glr.most(slow), glr.most(fast), slow, fast)
-
-
-def _alarms(clock: Clock, limits: tuple[float, float]) -> list[Alarm]:
+def _alarms(clock: Clock, limits: tuple[float, float], spans: Mapping[str, float], ended: bool) -> list[Alarm]:
     found: list[Alarm] = []
     start = quiet = 0
     while True:
-        seen = statistics(clock, start)
+        seen = gates.statistics(clock, start, spans)
         over = np.flatnonzero((seen.slow > limits[0]) | (seen.fast > limits[1]))
-        events = (_event(clock, seen, limits, int(t), start) for t in over[over >= quiet])
-        event = next((e for e in events if e is not None), None)
-        if event is None:
+        rung = (t for t in over[over >= quiet] if gates.passes(clock, seen, t, start, seen.slow[t] > limits[0]))
+        at = next(rung, None)
+        if at is None:
             return found
-        alarm, at, end = event
+        alarm, end = _event(clock, seen, limits, int(at), start, ended)
         found.append(alarm)
         if not alarm.closed:
             return found
-        start = max(int(np.searchsorted(clock.u, end)), start + 1)
-        quiet = max(at + REFINE + 1, start)
+        quiet = int(at) + REFINE + 1
+        if not alarm.withdrawn:
+            start = max(int(np.searchsorted(clock.u, end)), start + 1)
+            quiet = max(quiet, start)
 
 
 def _event(
-    clock: Clock, seen: Statistics, limits: tuple[float, float], at: int, start: int
-) -> tuple[Alarm, int, float] | None:
-    """Return the alarm of cell `at` as known now, its cell, and where its change ends (ln-step); None where what cell
-    `at` can see of it is immaterial or slow."""
-    by_glr = seen.slow[at] > limits[0]
+    clock: Clock, seen: gates.Statistics, limits: tuple[float, float], at: int, start: int, ended: bool
+) -> tuple[Alarm, float]:
+    """Return the alarm of cell `at` as known now, and where its change ends (ln-step)."""
+    by_glr = bool(seen.slow[at] > limits[0])
     then = seen.slow_scores[at] if by_glr else seen.fast_scores[at]
-    moved = np.maximum(np.ptp(clock.values[: at + 1], axis=0), 1e-300)
-    first = _strongest(then)[: glr.TOP]
-    place = locate(clock.u, clock.values, at, start, first)
-    if place is None or place.width_low >= WIDEST or (np.abs(place.jumps) / moved[first]).max() < MATERIAL:
-        return None
     last = min(at + REFINE, len(clock.u) - 1)
     best = last if seen.slow[last] > limits[0] else at + int(seen.slow[at : last + 1].argmax())
-    now = seen.slow_scores[best] if seen.slow[best] > limits[0] else then
-    carriers = _strongest(now)
-    place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP]) or place
+    carriers = gates.strongest(seen.slow_scores[best] if seen.slow[best] > limits[0] else then)
+    place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP])
+    assert place is not None  # its window holds that of `at`, which passed
+    moved = np.maximum(np.ptp(clock.values[: at + 1, carriers[0]]), 1e-300)
+    verdict, closed = gates.shape(clock, carriers, place, last, start), last == at + REFINE
     step, low, high = (float(np.exp(x)) for x in (place.centre, place.low, place.high))
     return Alarm(
         step, low, high, place.width, place.width_low, place.width_high, tuple(clock.names[c] for c in carriers),
         int(clock.steps[at]), float((seen.slow if by_glr else seen.fast)[at]), limits[0 if by_glr else 1],
-        "glr" if by_glr else "derivative", float(abs(place.jumps[0]) / moved[carriers[0]]), last == at + REFINE,
-    ), at, place.centre + place.width / 2  # fmt: skip
-
-
-def _strongest(scores: Array) -> list[int]:
-    """Return the channels that carry it, strongest first: at least a third as strong as the first."""
-    order = np.argsort(-scores, kind="stable")
-    return [int(c) for c in order if scores[c] > 0 and scores[c] >= scores[order[0]] / 3]
+        "glr" if by_glr else "derivative", float(abs(place.jumps[0]) / moved), closed, verdict,
+        verdict == verdicts.SMOOTH and (closed or ended),
+    ), place.centre + place.width / 2  # fmt: skip
 
 
 def _merged(alarms: list[Alarm]) -> list[Alarm]:

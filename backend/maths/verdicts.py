@@ -47,9 +47,20 @@ def shape_of(
     if step is not None:
         near = np.abs(u - np.log(step)) <= REACH + width / 2
         u, values = u[near], values[near]
+    return elect(u, values)
+
+
+def elect(u: Array, values: Array) -> Shape:
+    """Classify a whole curve of points ascending in u = ln(step), gaps and logarithms taken care of."""
     if len(u) < 12 or np.ptp(values) <= 1e-9 * np.abs(values).max():
         return Shape(SMOOTH, 0.0, 0.0, 0.0)
     return _elect(u, values - values.mean())
+
+
+def commonest(found: Sequence[str]) -> str:
+    """Return the commonest verdict, the stronger one of equals."""
+    order = (CROSSOVER, KINK, SMOOTH)
+    return max(order, key=lambda v: (found.count(v), -order.index(v)))
 
 
 def _elect(u: Array, y: Array) -> Shape:

@@ -12,16 +12,17 @@ from backend.contract import Metric, Observation
 from backend.monitors import monitor
 
 INDUCTION = Metric("induction_score", "Induction score (prefix matching)", "", "attention to the token after the "
-                   "earlier occurrence, on rows [A; A]", per="head", better="high")  # fmt: skip
+                   "earlier occurrence, on rows [A; A]", per="head", better="high", span=1.0)  # fmt: skip
 PREVIOUS = Metric("previous_token_score", "Previous-token score", "", "attention to the position just before",
-                  per="head")  # fmt: skip
+                  per="head", span=1.0)  # fmt: skip
 DUPLICATE = Metric("duplicate_token_score", "Duplicate-token score", "", "attention to the earlier occurrence of the "
-                   "same token, on rows [A; A]", per="head")  # fmt: skip
+                   "same token, on rows [A; A]", per="head", span=1.0)  # fmt: skip
 ENTROPY = Metric("attention_entropy", "Attention entropy", "", "entropy of a row divided by ln(keys it may see), mean "
-                 "over queries with 2 or more: 1 for uniform attention, 0 for a single key", per="head")  # fmt: skip
+                 "over queries with 2 or more: 1 for uniform attention, 0 for a single key",
+                 per="head", span=1.0)  # fmt: skip
 COPYING = Metric("copying_score", "Copying score", "", "sum of the eigenvalues of W_E W_V W_O W_U over the sum of "
                  "their sizes: 1 where attending to a token raises its own logit, -1 where it lowers it. Norms are "
-                 "left out", per="head")  # fmt: skip
+                 "left out", per="head", span=2.0)  # fmt: skip
 
 
 @monitor(INDUCTION)

@@ -23,15 +23,17 @@ WHOLE_TEST = Metric("full_test_loss", "Test loss, all test pairs", "nats", "cros
                     "test_loss is that of a fixed random part of them", better="low")  # fmt: skip
 N_KEY = Metric("n_key_frequencies", "Key frequencies", "", "frequencies that explain more than 1 % of the logits")
 EXPLAINED = Metric("explained_fraction", "Explained fraction of the logits", "", "sum over all frequencies of the "
-                   "fraction of the logits' variance that cos(w (a + b - c)) explains", better="high")  # fmt: skip
+                   "fraction of the logits' variance that cos(w (a + b - c)) explains",
+                   better="high", span=1.0)  # fmt: skip
 FVE = Metric("fve", "Explained by one frequency", "", "fraction of the logits' variance that cos(w (a + b - c)) "
-             "explains", per="frequency")  # fmt: skip
+             "explains", per="frequency", span=1.0)  # fmt: skip
 GINI_E = Metric("gini_W_E", "Gini of W_E over frequencies", "", "0: all Fourier components of the embedding are "
-                "equally long, near 1: few hold all", better="high")  # fmt: skip
+                "equally long, near 1: few hold all", better="high", span=1.0)  # fmt: skip
 GINI_L = Metric("gini_W_L", "Gini of W_L over frequencies", "", "the same of the map from neurons to logits, "
-                "W_L = W_out W_U", better="high")  # fmt: skip
+                "W_L = W_out W_U", better="high", span=1.0)  # fmt: skip
 CLUSTERS = Metric("neuron_clusters", "Neurons of one frequency", "", "share of neurons (in training of every 4th) with "
-                  "more than 85 % of their variance in the block of one frequency", better="high")  # fmt: skip
+                  "more than 85 % of their variance in the block of one frequency",
+                  better="high", span=1.0)  # fmt: skip
 
 
 @monitor(RESTRICTED, EXCLUDED, WHOLE_TEST, N_KEY, EXPLAINED, FVE)

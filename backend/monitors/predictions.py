@@ -14,7 +14,7 @@ from backend.monitors import monitor
 
 LOSS = Metric("loss", "Loss", "nats", "mean cross-entropy of the right answers", better="low")
 ACCURACY = Metric("accuracy", "Accuracy", "", "share of positions whose largest logit is the right answer",
-                  better="high", continuous="loss")  # fmt: skip
+                  better="high", continuous="loss", span=1.0)  # fmt: skip
 ENTROPY = Metric("prediction_entropy", "Prediction entropy", "nats", "entropy of the predicted distribution, mean over "
                  "rows and positions: ln(vocabulary) where nothing is known, 0 where all is certain")  # fmt: skip
 ICL = Metric("icl_score", "In-context-learning score", "nats", "loss over the last tenth of positions minus that over "
@@ -24,7 +24,7 @@ FIRST = Metric("first_half_loss", "Loss on the first copy", "nats", "on rows [A;
 SECOND = Metric("second_half_loss", "Loss on the second copy", "nats", "on rows [A; A]: near 0 once the model "
                 "continues a repeated block", better="low")  # fmt: skip
 COPY = Metric("second_copy_accuracy", "Accuracy on the second copy", "", "on rows [A; A]: share of tokens of the "
-              "second copy foretold", better="high", continuous="second_half_loss")  # fmt: skip
+              "second copy foretold", better="high", continuous="second_half_loss", span=1.0)  # fmt: skip
 
 
 @monitor(LOSS, ACCURACY)

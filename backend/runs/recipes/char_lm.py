@@ -98,7 +98,7 @@ METRICS = (
     Metric("loss", "Loss", "nats", "cross-entropy of the next character on fixed held-out windows", better="low"),
     Metric("train_loss", "Training loss", "nats", "cross-entropy of the last batch", better="low"),
     Metric("accuracy", "Accuracy", "", "share of held-out characters that were its first guess", better="high",
-           continuous="loss"),
+           continuous="loss", span=1.0),
     Metric("learning_rate", "Learning rate", "", "rate of the last update"),
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ METRICS = (
     Metric("kl_bigram", "KL to bigram", "nats", "KL(bigram guess || model): how far it is from the Bayes answer, which "
            "counts transitions", better="low"),
     Metric("successor_mass", "Attention to successors", "", "attention to positions that follow an earlier visit of "
-           "the present state; 1 for a statistical induction head", per="head", better="high"),
+           "the present state; 1 for a statistical induction head", per="head", better="high", span=1.0),
 )  # fmt: skip
 
 

@@ -46,9 +46,9 @@ METRICS = (
     Metric("train_loss", "Train loss", "nats", "cross-entropy on all train pairs", better="low"),
     Metric("test_loss", "Test loss", "nats", "cross-entropy on 256 fixed random test pairs", better="low"),
     Metric("train_accuracy", "Train accuracy", "", "share of train pairs answered rightly", better="high",
-           continuous="train_loss"),
+           continuous="train_loss", span=1.0),
     Metric("test_accuracy", "Test accuracy", "", "share of 256 fixed random test pairs answered rightly",
-           better="high", continuous="test_loss"),
+           better="high", continuous="test_loss", span=1.0),
 )  # fmt: skip
 PRESETS = (
     Preset("live", "p = 59, half of the pairs, lr 3e-3: groks by step 430 to 760 (three seeds), 20 to 25 s of one core",
