@@ -192,7 +192,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/submit", {"json": {**ASK, "analysis": "attend"}}, 404, "Known: attention"),
     ("POST", "/models", {"json": {}}, 400, "'spec'.*lacks"),
     ("POST", "/models", {"json": {"spec": "dir:/no/such"}}, 404, "no such folder"),
-    ("POST", "/runs", {"json": {"recipe": "nothing"}}, 404, "Known: induction"),
+    ("POST", "/runs", {"json": {"recipe": "nothing"}}, 404, "Known: .*induction"),
     ("POST", "/runs", {"json": {"recipe": "induction", "params": {"steps": 0}}}, 400, "steps is integer from 1"),
     ("POST", "/runs", {"json": {"recipe": "induction", "name": "../x"}}, 400, "not a plain folder name"),
     ("POST", "/runs", {"json": {"recipe": "induction", "resume": "yes"}}, 400, "'resume'.*str"),
