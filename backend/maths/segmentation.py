@@ -60,14 +60,17 @@ def segment(steps: Array, values: Array, log: bool = False, most: int = MOST) ->
 def reference_step(steps: Array, values: Array, log: bool = False) -> float | None:
     """Return the offline step of a curve's main transition, or None where the segmentation has no knot.
 
-    It is the centre, in ln-step, of the inner piece that rises most beyond what its neighbours' slopes would have
-    carried it; of a single knot, the knot.
+    It is the centre, in ln-step, of the inner piece that rises (or falls) most beyond what its neighbours' slopes would
+    have carried it; a plateau between two rises moves less than they would have, so it is none. Of a single knot, and
+    where no piece is steeper than its neighbours: the knot where the slope changes most.
     """
     found = segment(steps, values, log)
-    if len(found.knots) < 2:
-        return float(found.knots[0]) if len(found.knots) else None
-    u = np.log(found.knots)
-    excess = np.abs(found.slopes[1:-1] - (found.slopes[:-2] + found.slopes[2:]) / 2) * np.diff(u)
+    if not len(found.knots):
+        return None
+    u, inner = np.log(found.knots), found.slopes[1:-1]
+    excess = np.sign(inner) * (inner - (found.slopes[:-2] + found.slopes[2:]) / 2) * np.diff(u)
+    if not (excess > 0).any():
+        return float(found.knots[int(np.abs(np.diff(found.slopes)).argmax())])
     best = int(excess.argmax())
     return float(np.exp((u[best] + u[best + 1]) / 2))
 
