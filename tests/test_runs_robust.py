@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from backend.errors import Broken, Busy
-from backend.runs import layout
+from backend.runs import follow, layout
 from backend.runs.folder import RunFolder
 from backend.runs.follow import Follower
 from backend.runs.recorder import Recorder
@@ -197,3 +198,31 @@ def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Broken, match="cannot be written"):
         Recorder(tmp_path / "file" / "r")
+
+
+def test_many_runs_are_listed_before_all_their_lines_are_read(tmp_path, store, monkeypatch):
+    for name in ("a", "b", "c"):
+        with Recorder(tmp_path / "runs" / name) as run:
+            run.log(0, loss=1.0)
+    go_on, append = threading.Event(), store.append_metrics
+
+    def waits(run, rows, offset):
+        assert go_on.wait(20)
+        append(run, rows, offset)
+
+    monkeypatch.setattr(store, "append_metrics", waits)  # a store that is slow
+    monkeypatch.setattr(follow, "PATIENCE", 0.05)
+    follower = Follower([tmp_path / "runs"], store, interval=0.01)
+    follower.start()
+    try:
+        listed = follower.runs()
+        assert {r["name"] for r in listed} == {"a", "b", "c"} and {r["state"] for r in listed} == {"finished"}
+        assert any(r["saw"] == [follow.UNREAD] for r in listed)
+        go_on.set()
+        end = time.monotonic() + 20
+        while any(r["saw"] for r in follower.runs()):
+            assert time.monotonic() < end
+        assert len(store.metrics("a")) == 1
+    finally:
+        go_on.set()
+        follower.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,6 +23,9 @@ __all__ = ["Chunk", "Follower", "RunFolder", "Sink", "find_runs"]
 log = logging.getLogger(__name__)
 #: seconds that one run may take of a pass when it has much to read, and those between passes while one has
 PART, BREATH = 0.25, 0.02
+#: seconds that the first question waits for the first pass to end
+PATIENCE = 2.0
+UNREAD = "its lines are being read"
 
 
 class Sink(Protocol):
@@ -47,7 +51,7 @@ class Follower:
         self.problems: dict[str, str] = {}
         self._attached, self._finder = attached, Finder()
         self._runs: dict[tuple[str, Path], _Followed] = {}
-        self._polled = False
+        self._polled, self._whole = False, threading.Event()
         self._one = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -93,17 +97,26 @@ class Follower:
                 if self._stop.is_set():
                     break
             else:
-                self._runs = {key: run for key, run in self._runs.items() if key in names.items()}
+                self._runs = {key: run for key, run in list(self._runs.items()) if key in names.items()}
             self.problems, self._polled = problems, True
+            self._whole.set()
             return carried
 
     def runs(self) -> list[dict[str, Any]]:
         """Return every run's record, newest first: run.json's keys and name, folder, state, checkpoints, last_step, and
         `saw`: sentences on what a person should know of its lines."""
         if not self._polled:
-            self.poll()
+            self._first_look()
         records = [run.record for run in list(self._runs.values()) if run.record]
         return sorted(records, key=lambda r: layout.seconds(r.get("created")) or 0, reverse=True)
+
+    def _first_look(self) -> None:
+        """Make the first pass; where the thread is at it and has many runs to read, take their records alone."""
+        if self._thread is None:
+            self.poll()
+        elif not self._whole.wait(PATIENCE):
+            for source in Finder().find(self.folders, self._attached()):
+                self._runs.setdefault((source.name, source.path), _Followed(source)).glance()
 
     def _follow(self, run: _Followed, problems: dict[str, str]) -> int:
         try:
@@ -144,9 +157,17 @@ class _Followed:
             raise self.broken
         return rows
 
+    def glance(self) -> None:
+        """Read its record alone, where there is none yet: of a folder whose lines wait to be read."""
+        with contextlib.suppress(OSError, PhasescopeError):
+            if not self.record:
+                found = {**self.folder.info(), **self.folder.status(), "checkpoints": self.folder.checkpoints()}
+                self.record = {**found, "name": self.folder.name, "folder": str(self.folder.path), "saw": [UNREAD]}
+
     def _meet(self, sink: Sink) -> None:
         """Read run.json and find where the sink stands; start anew where another run now lies under this name."""
-        known = self.record or (sink.run(self.folder.name) or {}).get("info") or {}
+        kept = {} if self.offset is not None else (sink.run(self.folder.name) or {}).get("info")
+        known = kept or self.record
         try:
             self.info, self.broken = self.folder.info(), None
         except Broken as error:  # its lines can be read all the same

@@ -21,7 +21,7 @@ class RecipeParams(Params):
     )
     log_every: int = Field(20, ge=1, le=10_000, description="steps between two lines of cheap metrics")
     monitor_every: int = Field(100, ge=1, le=100_000, description="steps between two readings of the monitors")
-    n_checkpoints: int = Field(20, ge=2, le=500, description="checkpoints, log-spaced over the steps, first and last included")
+    n_checkpoints: int = Field(20, ge=2, le=500, description="checkpoints, log-spaced, first and last included")
 
 
 def log_steps(steps: int, n: int, unit: int = 1) -> set[int]:

@@ -37,7 +37,7 @@ HELD_OUT_ROWS = 512
 
 
 class LinearParams(RecipeParams):
-    steps: int = Field(2000, ge=1, le=1_000_000, description="number of updates")
+    steps: int = Field(10_000, ge=1, le=1_000_000, description="number of updates")
     d_in: int = Field(256, ge=1, le=4096, description="inputs")
     d_out: int = Field(8, ge=1, le=1024, description="outputs")
     n_rows: int = Field(1024, ge=1, le=100_000, description="training rows")
@@ -45,8 +45,9 @@ class LinearParams(RecipeParams):
     spectrum: float = Field(1.0, ge=0, le=4, description="input i has variance i^-spectrum; 0 makes them alike")
     noise: float = Field(0.1, ge=0, le=100, description="standard deviation of the noise in the targets")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="plain gradient descent, or AdamW")
-    lr: float = Field(0.05, gt=0, le=10, description="learning rate")
+    lr: float = Field(0.01, gt=0, le=10, description="learning rate")
     weight_decay: float = Field(0.0, ge=0, le=10, description="weight decay")
+    log_every: int = Field(100, ge=1, le=10_000, description="steps between two lines of metrics; a step is cheap here")
     lr_drop_at: int = Field(0, ge=0, le=1_000_000, description="the learning rate drops after this step; 0: never")
     lr_drop_factor: float = Field(0.1, gt=0, le=1, description="what the learning rate is multiplied by at the drop")
 
@@ -85,7 +86,7 @@ def seconds(params: Params) -> float:
         Preset("exact", "all rows, plain gradient descent: the closed form to rounding",
                ({"batch_size": 0, "noise": 0.0, "dtype": "float64"},)),
         Preset("five seeds", "five smooth controls", tuple({"seed": s} for s in range(5))),
-        Preset("learning-rate drop", "a decoy: its kink comes from the schedule", ({"lr_drop_at": 600},)),
+        Preset("learning-rate drop", "a decoy: its kink comes from the schedule", ({"lr_drop_at": 3000},)),
     ),
     metrics=METRICS,
     seconds=seconds,

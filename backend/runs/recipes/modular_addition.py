@@ -53,7 +53,7 @@ METRICS = (
 PRESETS = (
     Preset("live", "p = 59, half of the pairs, lr 3e-3: groks by step 430 to 760 (three seeds), 20 to 25 s of one core",
            ({"p": 59, "train_fraction": 0.5, "lr": 3e-3, "steps": 1000, "monitor_every": 80},)),
-    Preset("paper", "p = 113, 30 % of the pairs, weight decay 1, bfloat16: groks near step 5,000 (seed 0), some minutes",
+    Preset("paper", "p = 113, 30 % of the pairs, weight decay 1, bfloat16: groks near step 5,000 (seed 0), minutes",
            ({"p": 113, "train_fraction": 0.3, "lr": 1e-3, "steps": 13_000, "dtype": "bfloat16", "log_every": 20,
              "monitor_every": 250, "n_checkpoints": 100},)),
     Preset("control", "p = 113, 30 %, no weight decay, cut at 2,500 steps: never generalises",
@@ -236,7 +236,8 @@ class Addition:
         detached = {k: [t.detach() for t in v] if isinstance(v, list) else v.detach() for k, v in weights.items()}
         right = task.answers(self.every, self.params.p)
         whole = observe(self.model, self.shown)
-        return Observation(self.every, logits[:, None], whole.patterns, whole.resid, detached, targets=right, extra=extra)
+        return Observation(self.every, logits[:, None], whole.patterns, whole.resid, detached, targets=right,
+                           extra=extra)  # fmt: skip
 
 
 def make_training(params: ModularAdditionParams) -> Training:
