@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.stamp
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test check zoo bench clean
+.PHONY: run setup test check zoo bench experiments-transitions clean
 
 run: setup
 	$(PY) -m app
@@ -34,6 +34,10 @@ zoo: setup
 
 bench: setup
 	$(PY) -m benchmarks
+
+# trains what is missing below runs/experiments and writes benchmarks/results/transitions; broken off, it goes on
+experiments-transitions: setup
+	$(PY) -m benchmarks.experiments transitions
 
 clean:
 	rm -rf .venv artefacts .pytest_cache .ruff_cache .mypy_cache

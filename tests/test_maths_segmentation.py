@@ -69,3 +69,15 @@ def test_seeds_give_an_interval_and_five_percent_has_two_readings():
     assert seg.within(104, 100) == {"absolute": True, "relative": True}
     assert seg.within(120, 100) == {"absolute": False, "relative": True}
     assert seg.within(130, 100) == {"absolute": False, "relative": False}
+
+
+def test_the_reference_is_the_steep_piece_and_no_plateau_or_dip():
+    """Up by .8 in .3 ln-units at step 250; then a dip of .1 and a long slow rise; or a second, lower rise."""
+    u = np.log(np.arange(10, 4000, 10.0))
+    steep = 0.8 * np.clip((u - np.log(250)) / 0.3 + 0.5, 0, 1)
+    dip = -0.1 * np.clip((u - 6.2) / 0.2, 0, 1) + 0.1 * np.clip((u - 6.5) / 1.5, 0, 1)
+    second = 0.3 * np.clip((u - 7.6) / 0.3 + 0.5, 0, 1)
+    noise = 0.005 * np.random.default_rng(0).normal(size=len(u))
+    for more in (dip, second):
+        found = seg.reference_step(np.exp(u), steep + more + noise)
+        assert found is not None and abs(np.log(found / 250)) < 0.1

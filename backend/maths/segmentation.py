@@ -61,14 +61,16 @@ def reference_step(steps: Array, values: Array, log: bool = False) -> float | No
     """Return the offline step of a curve's main transition, or None where the segmentation has no knot.
 
     It is the centre, in ln-step, of the inner piece that rises (or falls) most beyond what its neighbours' slopes would
-    have carried it; a plateau between two rises moves less than they would have, so it is none. Of a single knot, and
-    where no piece is steeper than its neighbours: the knot where the slope changes most.
+    have carried it that way (a neighbour that goes the other way would have carried it nowhere); a plateau between two
+    rises moves less than they would have, so it is none. Of a single knot, and where no piece is steeper than its
+    neighbours: the knot where the slope changes most.
     """
     found = segment(steps, values, log)
     if not len(found.knots):
         return None
     u, inner = np.log(found.knots), found.slopes[1:-1]
-    excess = np.sign(inner) * (inner - (found.slopes[:-2] + found.slopes[2:]) / 2) * np.diff(u)
+    carried = [np.maximum(np.sign(inner) * near, 0.0) for near in (found.slopes[:-2], found.slopes[2:])]
+    excess = (np.abs(inner) - (carried[0] + carried[1]) / 2) * np.diff(u)
     if not (excess > 0).any():
         return float(found.knots[int(np.abs(np.diff(found.slopes)).argmax())])
     best = int(excess.argmax())
