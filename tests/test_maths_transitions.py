@@ -220,3 +220,13 @@ def test_thresholds_rise_with_channels_and_clocks():
 
 def test_place_without_room():
     assert locate(U, curve(1)[:, None], 8, 0, [0]) is None and locate(U, curve(1)[:, None], 50, 0, []) is None
+
+
+@pytest.mark.parametrize(("sd", "seed"), [(0.003, 1), (0.01, 1), (0.01, 2), (0.02, 2)])
+def test_a_channel_that_bends_later_does_not_take_the_event_over(sd, seed):
+    """A sharp rise at step 150 beside a loss that levels off: the alarm stays with what rang, and is not withdrawn."""
+    dice, steps = np.random.default_rng(seed), np.arange(300.0)
+    loss = 3 * np.exp(-steps / 50) + 0.1 + sd * dice.standard_normal(300)
+    acc = 1 / (1 + np.exp(-(steps - 150) / 8)) + sd * dice.standard_normal(300)
+    kept = transitions.detect({"loss": (steps, loss), "acc": (steps, acc)}, ["loss"], ended=True)
+    assert any("acc" in a.channels and 135 <= a.step <= 165 and a.low <= 155 and a.high >= 142 for a in kept)

@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from backend.maths import gates, glr, verdicts
-from backend.maths.locate import locate
+from backend.maths.locate import Place, locate
 from backend.maths.logstep import Array, Clock, clocks
 
-VERSION = 2
+VERSION = 3
 FALSE_ALARMS = 0.05
 #: cells after the alarm during which the estimate is refined
 REFINE = 16
@@ -133,14 +133,11 @@ def _event(
 ) -> tuple[Alarm, float]:
     """Return the alarm of cell `at` as known now, and where its change ends (ln-step)."""
     by_glr = bool(seen.slow[at] > limits[0])
-    then = seen.slow_scores[at] if by_glr else seen.fast_scores[at]
+    rang = gates.strongest((seen.slow_scores if by_glr else seen.fast_scores)[at])[: glr.TOP]
     last = min(at + REFINE, len(clock.u) - 1)
-    best = last if seen.slow[last] > limits[0] else at + int(seen.slow[at : last + 1].argmax())
-    carriers = gates.strongest(seen.slow_scores[best] if seen.slow[best] > limits[0] else then)
-    place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP])
-    assert place is not None  # its window holds that of `at`, which passed
+    closed = last == at + REFINE
+    carriers, place, verdict = _explained(clock, seen, rang, (at, last), start, limits[0])
     moved = np.maximum(np.ptp(clock.values[: at + 1, carriers[0]]), 1e-300)
-    verdict, closed = gates.shape(clock, carriers, place, last, start), last == at + REFINE
     step, low, high = (float(np.exp(x)) for x in (place.centre, place.low, place.high))
     return Alarm(
         step, low, high, place.width, place.width_low, place.width_high, tuple(clock.names[c] for c in carriers),
@@ -148,6 +145,29 @@ def _event(
         "glr" if by_glr else "derivative", float(abs(place.jumps[0]) / moved), closed, verdict,
         verdict == verdicts.SMOOTH and (closed or ended),
     ), place.centre + place.width / 2  # fmt: skip
+
+
+def _explained(
+    clock: Clock, seen: gates.Statistics, rang: list[int], cells: tuple[int, int], start: int, limit: float
+) -> tuple[list[int], Place, str]:
+    """Return (carriers, place, verdict) of an alarm from the cells since: what rang says where, so that a channel that
+    bends later does not take the event over; where those turn out smooth, whatever carries most by now may speak."""
+    at, last = cells
+    told = []
+    for who in (rang, []):
+        total = glr.most(seen.slow_scores[at : last + 1][:, who or slice(None)])
+        best = last if total[-1] > limit else at + int(total.argmax())  # the latest that still sees it sees most of it
+        most = gates.strongest(seen.slow_scores[best])
+        carriers = who or most or rang
+        place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP])
+        assert place is not None  # its window holds that of the alarm, which passed
+        verdict = gates.shape(clock, carriers, place, last, start)
+        also = [c for c in most if c not in carriers
+                and gates.shape(clock, [c], place, last, start) != verdicts.SMOOTH]  # fmt: skip
+        told.append((carriers + also, place, verdict))
+        if verdict != verdicts.SMOOTH:
+            return told[-1]
+    return told[0]
 
 
 def _merged(alarms: list[Alarm]) -> list[Alarm]:
