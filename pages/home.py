@@ -6,6 +6,8 @@ import streamlit as st
 from app import asking, house, theme, widgets
 from app.charts import sparkline
 from app.links import link
+from app.run_groups import folded
+from app.training_data import whole
 
 backend = house.backend()
 st.markdown("### Phasescope")
@@ -39,14 +41,15 @@ def now() -> None:
     left, right = st.columns([2, 1])
     with left:
         st.markdown("##### Training runs")
-        for run in backend.runs()[:5]:
-            row = st.columns([3, 2, 4], vertical_alignment="center")
+        for line in folded(backend.runs())[:5]:
+            row, run = st.columns([3, 2, 4], vertical_alignment="center"), line["run"]
             with row[0]:
-                link("training", label=run["name"], query={"runs": run["name"]})
-            row[1].caption(f"{run['state']} · step {theme.count(run['last_step'])}")
-            frame = backend.metrics(run["name"], ["loss"], points=120)
+                link(line["page"], label=line["label"], query=line["query"])
+            row[1].caption(line["state"] + (f" · step {theme.count(run['last_step'])}" if run else ""))
+            frame = backend.metrics(run["name"], ["loss", "train_loss"], points=120) if run else pd.DataFrame()
             if len(frame):
-                row[2].plotly_chart(sparkline(frame), key=f"spark:{run['name']}", config={"staticPlot": True})
+                first = frame[frame["metric"] == frame["metric"].min()]
+                row[2].plotly_chart(sparkline(first), key=f"spark:{run['name']}", config={"staticPlot": True})
         link("training", label="Train a model", icon="play_arrow")
     with right:
         health = backend.health()
@@ -69,8 +72,8 @@ if latest:
     for one in latest:
         link(
             "training",
-            label=f"{one['run']}: {one['verdict']} at step {int(one['step'])}",
-            query={"runs": one["run"], "focus": one["run"], "marker": str(int(one["step"]))},
+            label=f"{one['run']}: {one['verdict']} at step {theme.count(whole(one['step']))}",
+            query={"runs": one["run"], "focus": one["run"], "marker": str(whole(one["step"]))},
         )
 st.markdown("##### Recent results")
 recent = backend.results(limit=5)

@@ -166,7 +166,8 @@ class Work(Base):
         names = {r["name"] for r in written}
         coming = [
             {"name": n, "state": j["state"], "folder": j["payload"]["run_dir"], "recipe": j["payload"]["recipe"],
-             "params": j["payload"]["params"], "checkpoints": [], "last_step": 0}
+             "params": j["payload"]["params"], "checkpoints": [], "last_step": 0,
+             "group": (j["payload"].get("extra") or {}).get("group", "")}
             for n, j in self._training().items()
             if n not in names
         ]  # fmt: skip
