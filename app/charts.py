@@ -3,6 +3,7 @@ their own figures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from backend.figures import SEQUENTIAL, rgba
 
 SPOKEN, SPOKEN_EACH = 12, 3  # curves that the shared hover names
 STRIP, ROW, GAP, FOOT = 40, 150, 34, 86  # px
+CLOSE, ROOM = 0.09, 0.24  # of the width: a step's label, a whole label
 
 
 def sparkline(frame: pd.DataFrame) -> go.Figure:
@@ -125,6 +127,8 @@ class Mark:
     label: str
     colour: str
     hover: str = ""
+    short: str = ""  # what its label says where there is no room
+    vague: bool = False  # the interval is much wider than the change: its band is an outline
 
 
 def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = (), step: int | None = None) -> go.Figure:
@@ -140,7 +144,7 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
     for number, row in enumerate(rows, start=1):
         _add_row(figure, row, "y" if number == 1 else f"y{number}", domains[number - 1], step)
     if marks:
-        _add_marks(figure, marks, f"y{len(rows) + 1}", axis, tall)
+        _add_marks(figure, marks, f"y{len(rows) + 1}", axis, tall, _last_step(rows))
     if step is not None and (step > 0 or axis != "log"):
         figure.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, xref="x", yref="paper",
                          line={"color": theme.ACCENT["light"], "width": 1.5, "dash": "dot"})
@@ -224,19 +228,45 @@ def _heat(heat: Heat, axis: str, domain: tuple[float, float]) -> go.Heatmap:
                       hovertemplate="frequency %{y}: %{z:.3g}<extra></extra>")
 
 
-def _add_marks(figure: go.Figure, marks: Sequence[Mark], axis: str, plot_axis: str, tall: int) -> None:
+def _last_step(rows: Sequence[Row]) -> float:
+    """Return the last step that anything is drawn at."""
+    drawn = [c.x for row in rows for c in row.curves] + [row.heat.x for row in rows if row.heat]
+    return max((float(np.nanmax(np.asarray(x, float))) for x in drawn if len(x)), default=1.0)
+
+
+def placed(marks: Sequence[Mark], last: float, log: bool) -> list[tuple[str, float]]:
+    """Return (label, height in the strip) of each mark: the whole label where there is room for it to its right, else
+    the step alone, and marks that stand close above and below each other."""
+    across = [math.log(max(m.step, 1.0)) if log else m.step for m in marks]
+    span = (math.log(max(last, 2.0)) if log else last) or 1.0
+    found: list[tuple[str, float]] = [("", 0.5)] * len(marks)
+    before, height = -math.inf, 0.5
+    for i in sorted(range(len(marks)), key=lambda i: across[i]):
+        later = [a for j, a in enumerate(across) if j != i and a >= across[i]]
+        room = (min([*later, span]) - across[i]) / span
+        height = (0.2 if height > 0.5 else 0.8) if (across[i] - before) / span < CLOSE or room < CLOSE else 0.5
+        found[i] = (marks[i].label if room > ROOM else marks[i].short or marks[i].label, height)
+        before = across[i]
+    return found
+
+
+def _add_marks(
+    figure: go.Figure, marks: Sequence[Mark], axis: str, plot_axis: str, tall: int, last: float
+) -> None:
     shown = [m for m in marks if plot_axis != "log" or m.step > 0]
+    said = placed(shown, last, plot_axis == "log")
     for mark in shown:
         low = max(mark.low, 1e-9) if plot_axis == "log" else mark.low
         figure.add_shape(type="rect", x0=low, x1=mark.high, y0=0, y1=1, xref="x", yref="paper", layer="below",
-                         line={"width": 0}, fillcolor=rgba(mark.colour, 0.13))
+                         line={"width": 1 if mark.vague else 0, "color": rgba(mark.colour, 0.5), "dash": "dot"},
+                         fillcolor=rgba(mark.colour, 0.03 if mark.vague else 0.13))
         figure.add_shape(type="line", x0=mark.step, x1=mark.step, y0=0, y1=1, xref="x", yref="paper",
                          line={"color": mark.colour, "width": 1.2})
     figure.add_scatter(
-        x=[m.step for m in shown], y=[0.5] * len(shown), yaxis=axis, mode="markers+text", name="transition",
+        x=[m.step for m in shown], y=[height for _, height in said], yaxis=axis, mode="markers+text", name="transition",
         marker={"symbol": "triangle-down", "size": 15, "color": [m.colour for m in shown],
                 "line": {"width": 1, "color": theme.MUTED["light"]}},
-        text=[m.label for m in shown], textposition="middle right", textfont={"size": 11}, showlegend=False,
+        text=[label for label, _ in said], textposition="middle right", textfont={"size": 11}, showlegend=False,
         customdata=[["mark", m.run, m.step] for m in shown], cliponaxis=False,
         selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}, "textfont": {"color": None}},
         hovertemplate=[f"{m.hover or m.label}<extra></extra>" for m in shown],

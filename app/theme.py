@@ -145,6 +145,7 @@ def template(is_dark: bool | None = None) -> Any:
                        "diverging": _scale(DIVERGING)},
         "margin": {"l": 56, "r": 16, "t": 36, "b": 44}, "hoverlabel": {"font": {"family": FONT, "size": 12}},
         "legend": {"bgcolor": "rgba(0,0,0,0)"}, "uirevision": "keep",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": MUTED[mode], "activecolor": ACCENT[mode]},
     })
 
 
@@ -163,7 +164,7 @@ CSS = """
 /* labels wrap, they are never cut off */
 [data-testid="stWidgetLabel"] p, [data-testid="stWidgetLabel"] div, [data-testid="stMetricLabel"] *,
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] * { white-space: normal; overflow: visible;
-  text-overflow: clip; overflow-wrap: anywhere; }
+  text-overflow: clip; overflow-wrap: break-word; }
 [data-testid="stWidgetLabel"] p { font-size: 0.85rem; }
 [data-testid="stTable"] td, [data-testid="stMetricValue"], .ps-num { font-variant-numeric: tabular-nums; }
 [data-testid="stTable"] td { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;

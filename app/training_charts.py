@@ -24,10 +24,13 @@ from app.training_data import (
     clip,
     configurations,
     families,
+    interval_words,
+    located,
     nearest,
     on_grid,
     strongest,
     thinning,
+    whole,
     words,
 )  # fmt: skip
 from app.training_rows import run_row
@@ -74,9 +77,8 @@ def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool
     with axis:
         url.bound(st.segmented_control, "Step axis", "axis", options=["linear", "log"])
     known = house.metric_words()
-    charts = charts_of({m for n in chosen for m in house.metric_names(n)})
+    charts, drawn = _charts(house, runs, chosen)
     with more:
-        drawn = chosen_charts(charts, main_metrics(house, runs, chosen), url.get("charts"))
         url.bound(st.multiselect, f"Charts ({len(drawn)} of {len(charts)})", "charts", fallback=drawn, options=charts,
                   max_selections=CHARTS, format_func=lambda m: words(known, m).title)  # fmt: skip
     several = [c for c in configurations([runs[n] for n in chosen if n in runs]) if len(c) > 1]
@@ -88,6 +90,14 @@ def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool
         paused = bool(busy and st.toggle("Pause", key="pause", help="Freezes the charts; training goes on."))
     _remember(house, chosen, runs, paused)
     return paused
+
+
+def _charts(house: Any, runs: Mapping[str, Any], chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (what can be charted, what is)."""
+    each = {n: house.metric_names(n) for n in chosen}
+    charts = charts_of({m for there in each.values() for m in there})
+    main = main_metrics(house, runs, chosen)
+    return charts, chosen_charts(charts, main, url.get("charts"), [charts_of(there) for there in each.values()])
 
 
 def _remember(house: Any, chosen: list[str], runs: Mapping[str, Any], paused: bool) -> None:
@@ -117,24 +127,26 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool, looking: bool
     colours = colours_of(runs, chosen)
     for name in chosen:
         run_row(house, name, runs.get(name), states[name], colours[name] if len(chosen) > 1 else "")
-    charts = charts_of({m for n in chosen for m in house.metric_names(n)})
+    charts, shown = _charts(house, runs, chosen)
     if not charts:
         _no_numbers(states)
         return
-    shown = chosen_charts(charts, main_metrics(house, runs, chosen), url.get("charts"))
     frames = fetch(house, chosen, shown)
     found = {n: transitions_of(house, runs.get(n)) for n in chosen}
-    if {n: len(t) for n, t in found.items()} != st.session_state.get("n-transitions"):
-        before, st.session_state["n-transitions"] = st.session_state.get("n-transitions"), {
-            n: len(t) for n, t in found.items()}
-        if before is not None and set(before) == set(found):
-            st.rerun()  # the table of transitions stands outside of this part
+    _table_follows({n: [(whole(t["step"]), t["verdict"]) for t in ts] for n, ts in found.items()})
     rows = rows_of(frames, runs, shown, house.metric_words(), colours, url.get("seeds") == "band")
     _draw(house, rows, found, colours, runs)
     said = [thinning(frames.values()), "step 0 has no place on a log axis" if url.get("axis") == "log" else "",
             "paused" if paused else "", "looking for transitions" if looking else ""]
     if any(said):
         st.caption(" · ".join(s for s in said if s))
+
+
+def _table_follows(now: dict[str, Any]) -> None:
+    """The table of transitions stands outside of the part that ticks: it must say what the markers say."""
+    before, st.session_state["shown-transitions"] = st.session_state.get("shown-transitions"), now
+    if before is not None and before != now and set(before) == set(now):
+        st.rerun()
 
 
 def _no_numbers(states: Mapping[str, str]) -> None:
@@ -222,7 +234,8 @@ def choose(found: Mapping[str, Any]) -> None:
     """Open a transition: its marker goes into the address, with the head that carried it where one did."""
     heads = [m for c in found.get("channels") or [] if (m := _HEAD.search(str(c)))]
     place = {"layer": int(heads[0][1]), "head": int(heads[0][2])} if heads else {}
-    url.put(focus=found["run"], marker=int(found["step"]), **place)
+    url.put(focus=found["run"], marker=whole(found["step"]), **place)
+    widgets.scroll_to("around")
     st.rerun()
 
 
@@ -243,11 +256,10 @@ def mark_of(found: Mapping[str, Any], colour: str = "") -> Mark:
     """Return the marker of a transition."""
     verdict, step = str(found["verdict"]), float(found["step"])
     low, high = (float(found[k]) if found.get(k) is not None else step for k in ("low", "high"))
-    by = ", ".join(list(map(str, found.get("channels") or []))[:3])
-    hover = f"<b>{verdict}</b> at step {theme.number(step)}<br>from {theme.number(low)} to {theme.number(high)}"
-    hover += (f"<br>{by}" if by else "") + "<br>click to compare before and after"
+    at, vague = theme.count(whole(step)), not located(found)
+    hover = f"{verdict}, {interval_words(found)}" + (", not located well" if vague else "") + "; click to compare"
     colour = colour or MARK_COLOUR.get(verdict, "#D55E00")
-    return Mark(str(found["run"]), step, low, high, f"{verdict} · {theme.number(step)}", colour, hover)
+    return Mark(str(found["run"]), step, low, high, f"{verdict} · {at}", colour, hover, at, vague)
 
 
 # ---------------------------------------------------------------- from metrics to rows

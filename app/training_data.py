@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from app import theme
 from backend.contract import Metric
 
 LIVE = ("running", "queued")
@@ -73,12 +75,28 @@ def charts_of(names: Iterable[str]) -> list[str]:
     return sorted((names - {m for members in grouped.values() for m in members.values()}) | set(grouped))
 
 
-def chosen_charts(charts: Sequence[str], main: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """Return which charts to draw: those asked for, else the recipe's main ones, else the first; at most CHARTS."""
+def chosen_charts(
+    charts: Sequence[str], main: Sequence[str], asked: Sequence[str], runs: Sequence[Sequence[str]] = ()
+) -> list[str]:
+    """Return which charts to draw: those asked for, else the recipe's main ones, else the first; at most CHARTS.
+
+    `runs` are the charts that each run has: where nothing was asked for every one of them is in some chart.
+    """
     wanted = [c for c in asked if c in charts]
     if not wanted:
         wanted = [c for c in dict.fromkeys([*main, *USUAL]) if c in charts][:SHOWN_FIRST] or list(charts)[:SHOWN_FIRST]
+        wanted = next(w for n in range(len(wanted), -1, -1) if len(w := _cover(wanted[:n], runs, main)) <= CHARTS
+                      or n == 0)  # fmt: skip
     return wanted[:CHARTS]
+
+
+def _cover(wanted: Sequence[str], runs: Sequence[Sequence[str]], main: Sequence[str]) -> list[str]:
+    """Return the charts, and the headline of every run that none of them shows."""
+    found = list(wanted)
+    for own in runs:
+        if own and not set(own) & set(found):
+            found.append(str(headline(own, main)))
+    return found
 
 
 def words(known: Mapping[str, Metric], name: str) -> Metric:
@@ -114,9 +132,12 @@ def on_grid(lines: Sequence[pd.DataFrame], at_most: int = GRID) -> tuple[np.ndar
 
 
 def band(lines: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return [step, median, low, high] over lines; steps where none has a value are left out."""
-    steps, values = on_grid(lines)
-    some = np.isfinite(values).any(0) if len(steps) else np.empty(0, bool)
+    """Return [step, median, low, high] over lines, where all that have any value have one.
+
+    Past the end of the shortest the median would jump to that of the others: there the thin lines alone go on.
+    """
+    steps, values = on_grid([line for line in lines if np.isfinite(line["value"].to_numpy(float)).any()])
+    some = np.isfinite(values).all(0) if len(steps) else np.empty(0, bool)
     values = values[:, some] if len(steps) else np.empty((1, 0))
     found = {"median": np.nanmedian(values, 0), "low": np.nanmin(values, 0), "high": np.nanmax(values, 0)}
     return pd.DataFrame({"step": steps[some], **found}) if values.size else pd.DataFrame({"step": [], **found})
@@ -152,6 +173,51 @@ def bracket(checkpoints: Sequence[int], low: float, high: float) -> tuple[int, i
         at = steps.index(before)
         before, after = (steps[at - 1], after) if at else (before, steps[1])
     return before, after, "; ".join(said)
+
+
+def whole(step: Any) -> int:
+    """Return a step as everything shows it: the estimate of a transition lies between logged steps."""
+    return round(float(step))
+
+
+def at_marker(found: Sequence[Mapping[str, Any]], marker: int) -> Mapping[str, Any] | None:
+    """Return the transition that a marker means: the one at this step, else the nearest whose interval holds it.
+
+    While a run lives its estimates move a little, and an address with them would lose its transition.
+    """
+    holding = [t for t in found if whole(t["step"]) == marker or
+               (t.get("low") is not None and float(t["low"]) - 1 <= marker <= float(t["high"]) + 1)]
+    return min(holding, key=lambda t: abs(float(t["step"]) - marker), default=None)
+
+
+def interval_words(found: Mapping[str, Any]) -> str:
+    """Return "low to high" in whole steps."""
+    low, high = (found.get(k) if found.get(k) is not None else found["step"] for k in ("low", "high"))
+    return f"{theme.count(whole(low))} to {theme.count(whole(high))}"
+
+
+def located(found: Mapping[str, Any]) -> bool:
+    """Say whether the interval is not much wider than the change: more than twice its width and half a ln step."""
+    low, high = found.get("low"), found.get("high")
+    if low is None or high is None or float(high) <= float(low):
+        return True
+    return math.log(float(high) / max(float(low), 1.0)) <= max(2 * float(found.get("width") or 0.0), 0.5)
+
+
+_CHANNEL = re.compile(r"^(.+?)(?:/(L\d+(?:H\d+)?))?$")
+
+
+def carried_by(channels: Sequence[str], known: Mapping[str, Metric], most: int = 3) -> str:
+    """Return the quantities in words, the heads of one together: "Induction score L1H0, L1H2; Loss; 4 more"."""
+    grouped: dict[str, list[str]] = {}
+    for channel in channels:
+        name, place = _CHANNEL.match(str(channel)).groups()  # type: ignore[union-attr]
+        grouped.setdefault(name, []).extend([place] if place else [])
+    said = []
+    for name, places in list(grouped.items())[:most]:
+        more = f" and {len(places) - most} more" if len(places) > most else ""
+        said.append(" ".join(p for p in (words(known, name).title, ", ".join(places[:most]) + more) if p))
+    return "; ".join([*said, *([f"{len(grouped) - most} more"] if len(grouped) > most else [])])
 
 
 def nearest(steps: Sequence[int], wanted: float | None) -> int:

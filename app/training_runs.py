@@ -12,6 +12,7 @@ from app import theme, url
 from app.charts import spark_svg
 from app.training_data import COMPARED, LIVE, fits, headline
 
+POLL, IDLE = 2.0, 3.0  # s between two looks at the list while something trains, and while nothing does
 SHOWN = 40  # rows of the list; the filter finds the others
 KINDS = {"running": "accent", "finished": "good", "failed": "bad", "queued": "warn"}
 
@@ -20,6 +21,7 @@ def run_list(house: Any) -> list[str]:
     """Draw the list and return the names of the compared runs; a first visit shows one that lives, else the newest."""
     known = {r["name"]: r for r in house.runs(expected=url.get("runs"))}
     if not known:
+        st.fragment(_none_yet, run_every=IDLE)(house)
         return []
     chosen = [n for n in url.get("runs") if n in known][:COMPARED]
     url.put(runs=chosen)
@@ -27,12 +29,24 @@ def run_list(house: Any) -> list[str]:
     chosen = chosen or living[:1] or [n for n, r in known.items() if r["last_step"]][:1] or list(known)[:1]
     url.bound(st.text_input, "Find a run", "find", fallback="", placeholder="name, recipe, state or group",
               label_visibility="collapsed")  # fmt: skip
-    st.fragment(_rows, run_every=2.0 if living else None)(house, chosen, url.get("find"))
+    st.fragment(_rows, run_every=POLL if living else IDLE)(house, chosen, url.get("find"), stamp(known, chosen))
     return chosen
 
 
-def _rows(house: Any, chosen: list[str], find: str) -> None:
-    if st.session_state.pop("runs-changed", False):
+def stamp(runs: Mapping[str, Any], chosen: Sequence[str]) -> list[Any]:
+    """Return what must stay for the charts to stand still: which compared runs move, and how far the others are."""
+    told = [runs.get(n) or {} for n in chosen]
+    return [(r.get("state") in LIVE, None if r.get("state") in LIVE else r.get("last_step")) for r in told]
+
+
+def _none_yet(house: Any) -> None:
+    if house.runs():
+        st.rerun()
+
+
+def _rows(house: Any, chosen: list[str], find: str, seen: list[Any]) -> None:
+    changed = stamp({r["name"]: r for r in house.runs()}, chosen) != seen  # a run from elsewhere has begun to move
+    if st.session_state.pop("runs-changed", False) or changed:
         st.rerun()
     runs = [r for r in house.runs() if fits(r, find) or r["name"] in chosen]
     runs.sort(key=lambda r: (r["name"] not in chosen, r["state"] not in LIVE))

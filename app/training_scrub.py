@@ -41,7 +41,7 @@ def _without_model(run: Mapping[str, Any] | None) -> None:
 
 def _moves(steps: Sequence[int], now: int) -> None:
     at = list(steps).index(now)
-    back, slider, on = st.columns([1, 20, 1], vertical_alignment="bottom", gap="small")
+    back, slider, on, around = st.columns([1, 18, 1, 4], vertical_alignment="bottom", gap="small")
     back.button("", icon=":material/chevron_left:", key="at-back", help="Previous checkpoint", disabled=at == 0,
                 on_click=_go, args=(steps[max(at - 1, 0)],), type="tertiary")  # fmt: skip
     with slider:
@@ -52,6 +52,8 @@ def _moves(steps: Sequence[int], now: int) -> None:
             st.caption(f"One checkpoint: step {now}")
     on.button("", icon=":material/chevron_right:", key="at-on", help="Next checkpoint", disabled=at == len(steps) - 1,
               on_click=_go, args=(steps[min(at + 1, len(steps) - 1)],), type="tertiary")  # fmt: skip
+    around.button("Compare around", icon=":material/compare:", key="at-around", disabled=len(steps) < 2,
+                  on_click=lambda: url.put(marker=now), help="Open the checkpoint before and this one side by side")
 
 
 def _go(step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -59,6 +60,8 @@ def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
         if seconds:
             st.caption(f"About {theme.seconds(seconds)} on one CPU core with these settings.")
         pressed = st.form_submit_button("Start training", type="primary")
+    if pressed and params is None:
+        st.html('<div class="ps-error" role="alert">Not started: mend what is said in red above this button.</div>')
     if pressed and params is not None:
         try:
             started = house.train(recipe.name, params, name=run_name.strip())
@@ -70,16 +73,32 @@ def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
 
 def _show(runs: list[str]) -> None:
     url.put(runs=runs[:8], focus=runs[0], marker=None, at=None)
+    widgets.scroll_to("training-top")
     st.rerun()
+
+
+def many_words(total: float, runs: int, workers: int) -> str:
+    """Say how long several runs take on the workers that are there."""
+    at_once = min(runs, workers)
+    here = f"about {theme.seconds(total / at_once)} with {at_once} at a time" if at_once > 1 else "one after the other"
+    return f"{here} ({theme.seconds(total)} of one CPU core in all)"
+
+
+def varied(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what differs between the runs, the seed first: what all share would push it out of sight."""
+    names = list(dict.fromkeys(n for run in runs for n in run))
+    differ = [n for n in names if len({repr(run.get(n)) for run in runs}) > 1] or names
+    order = sorted(differ, key=lambda n: n != "seed")
+    return [{n: run.get(n) for n in order} for run in runs]
 
 
 def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
     """A family or the seeds of one setting: how many, how long, what differs; all start at once and wait in turn."""
     each = [seconds_of(recipe, dict(run)) for run in preset.runs]
-    total = sum(s for s in each if s)
-    said = f", about {theme.seconds(total)} of one CPU core in total" if total else ""
-    st.markdown(f"**{len(preset.runs)} runs**{said}.")
-    st.dataframe([dict(run) for run in preset.runs], hide_index=True, height=180)
+    total, workers = sum(s for s in each if s), max(1, int(house.health()["workers"]))
+    st.markdown(f"**{len(preset.runs)} runs**" + (f", {many_words(total, len(each), workers)}" if total else "") + ".")
+    st.dataframe(varied(preset.runs), hide_index=True, height=min(38 + 35 * len(preset.runs), 180),
+                 column_config={n: st.column_config.Column(width="small") for n in preset.runs[0]})  # fmt: skip
     group = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.name}-{preset.name}").strip("-")
     if st.button(f"Start {len(preset.runs)} runs", type="primary", key=f"start-many:{recipe.name}:{preset.name}"):
         try:

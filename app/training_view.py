@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from app import widgets
 from app.training_charts import focused, live_charts
 from app.training_compare import around, transitions_table
 from app.training_runs import run_list
@@ -18,20 +19,24 @@ SECTIONS = {"induction": induction, "modular_addition": grokking}
 
 def show(house: Any) -> None:
     """Draw the page."""
-    left, right = st.columns([3, 9], gap="medium")
+    widgets.scroll_to("training-top", now=True)
+    with st.container(key="training-top"):
+        left, right = st.columns([3, 9], gap="medium")
     with left:
         chosen = run_list(house)
         start_form(house)
     with right:
         live_charts(house, chosen)
+        sides = st.container(key="sides")  # of the chosen transition, right under its marker
     if not chosen:
         return
     runs = {r["name"]: r for r in house.runs(expected=chosen)}
     focus = focused(runs, chosen)
     step = scrubber(house, focus, chosen, runs)
     seen = look(house, focus, step) if step is not None else None
+    with sides:
+        around(house, focus, runs, seen)
     transitions_table(house, chosen, runs)
-    around(house, focus, runs, seen)
     if step is None or seen is None:
         return
     open_views(house, focus, seen, runs[focus]["checkpoints"])

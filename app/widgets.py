@@ -127,6 +127,19 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if not text or text[-1] in ".?!" else ".")
 
 
+def scroll_to(where: str, now: bool = False) -> None:
+    """Ask for the container keyed `where` to be brought into view at the next run; with `now` do it if it was asked."""
+    if not now:
+        st.session_state["scroll-to"] = where
+    elif st.session_state.get("scroll-to") == where:
+        st.session_state.pop("scroll-to")
+        # the place is filled after this: look for it a few times, then leave the visitor alone
+        st.html(f"""<script>(() => {{ let left = 12; const go = () => {{
+            const place = document.querySelector(".st-key-{where}");
+            if (place) place.scrollIntoView({{block: "start", behavior: "smooth"}});
+            else if (left--) setTimeout(go, 150); }}; go(); }})()</script>""", unsafe_allow_javascript=True)
+
+
 def empty_state(title: str, text: str, button: str | None = None, key: str = "empty") -> bool:
     """Say what a panel will show and what fills it; return True when its button was pressed."""
     st.html(f'<div class="ps-empty"><div class="ps-title">{html.escape(title)}</div>'

@@ -24,6 +24,7 @@ _AXIS = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": 
 TEMPLATE = go.layout.Template(layout={
     "font": {"family": "inherit", "size": 13, "color": "#7d818c"}, "colorway": CATEGORIES,
     "xaxis": _AXIS, "yaxis": _AXIS, "hovermode": "closest",
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#7d818c", "activecolor": CATEGORIES[0]},
 })
 
 
