@@ -82,3 +82,9 @@ def test_a_jump_that_its_continuous_twin_does_not_show_is_metric_induced():
     assert verdicts.artefact(["acc"], {"acc": "log_prob"}, ["log_prob"], words) == ""
     assert verdicts.artefact(["acc", "loss"], {"acc": "log_prob"}, [], words) == ""
     assert verdicts.artefact([], {}, [], words) == ""
+
+
+def test_one_curve_that_shows_the_change_keeps_an_alarm():
+    smooth, kink, crossover = verdicts.SMOOTH, verdicts.KINK, verdicts.CROSSOVER
+    assert verdicts.left([smooth, smooth, kink]) == kink and verdicts.left([smooth, crossover, smooth]) == crossover
+    assert verdicts.left([smooth, smooth]) == smooth and verdicts.left([kink, crossover, kink]) == kink

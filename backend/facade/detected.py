@@ -35,7 +35,7 @@ def records(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Detect in named series and return one record per transition (the facade's `transitions`).
 
-    An alarm is withdrawn where, once enough points lie behind it or the run has ended, its channels' curves turn out
+    An alarm is withdrawn where, once enough points lie behind it or the run has ended, all its channels' curves turn out
     smooth there; `withdrawn`: return those too, each record saying so.
     """
     used = {n: s for n, s in series.items()
@@ -53,7 +53,7 @@ def _record(
     drops: Sequence[float], ended: bool,
 ) -> dict[str, Any]:  # fmt: skip
     shapes = [verdicts.shape_of(*series[n], alarm.step, alarm.width, n in logs).verdict for n in alarm.channels[:3]]
-    verdict = verdicts.commonest(shapes)
+    verdict = verdicts.left(shapes)
     gone = alarm.withdrawn or (verdict == verdicts.SMOOTH and (alarm.closed or ended))
     return {
         "run": run, "metric_group": base(alarm.channels[0]), "step": alarm.step, "low": alarm.low, "high": alarm.high,

@@ -55,12 +55,11 @@ def strongest(scores: Array) -> list[int]:
     return [int(c) for c in order if scores[c] > 0 and scores[c] >= scores[order[0]] / 3]
 
 
-def shape(clock: Clock, carriers: Sequence[int], place: Place, at: int, start: int = 0) -> str:
-    """Return the commonest verdict of the strongest carriers, judged from the cells `start` to `at` alone."""
+def shapes(clock: Clock, carriers: Sequence[int], place: Place, at: int, start: int = 0) -> list[str]:
+    """Return the verdict of each of the strongest carriers, judged from the cells `start` to `at` alone."""
     u = clock.u[start : at + 1]
     near = np.flatnonzero(np.abs(u - place.centre) <= verdicts.REACH + place.width / 2) + start
-    return verdicts.commonest([verdicts.elect(clock.u[near], clock.values[near, c]).verdict
-                               for c in carriers[: glr.TOP]])  # fmt: skip
+    return [verdicts.elect(clock.u[near], clock.values[near, c]).verdict for c in carriers[: glr.TOP]]
 
 
 def passes(clock: Clock, seen: Statistics, at: int, start: int, by_glr: bool) -> bool:
@@ -69,7 +68,7 @@ def passes(clock: Clock, seen: Statistics, at: int, start: int, by_glr: bool) ->
     place = locate(clock.u, clock.values, at, start, first)
     if place is None or place.width_low >= WIDEST or (np.abs(place.jumps) < seen.least[at, first]).all():
         return False
-    return shape(clock, first, place, at, start) != verdicts.SMOOTH
+    return verdicts.commonest(shapes(clock, first, place, at, start)) != verdicts.SMOOTH
 
 
 def largest(clock: Clock, floors: tuple[float, float]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ arXiv 2205.10343, section 4 (there: accuracy > 90 % within 10^5 steps, delay 10^
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Outcome:
     """One run's phase (OPEN while undecided), when each curve reached the threshold, and the delay in steps.
 
     The true delay lies in (delay_low, delay_high): both crossings are known to their logging interval only.
+    `final` says that the run has ended; until then its phase is how it looks so far.
     """
 
     phase: str
@@ -56,6 +57,7 @@ class Outcome:
     delay: float = np.nan
     delay_low: float = np.nan
     delay_high: float = np.nan
+    final: bool = True
 
 
 def reached(
@@ -94,33 +96,57 @@ def of_run(
 ) -> Outcome:
     """Return the outcome of one run from its curves (steps, values) on training and on held-out data.
 
-    A run that has not ended is decided where its last logged step (of the shorter curve) is past the budget.
+    A run that has not ended is provisional (`final` False): it has a phase so far once both curves have reached the
+    threshold or its last logged step (of the shorter curve) is past the budget.
     """
     found = [reached(*curve, thresholds.accuracy, thresholds.budget) for curve in (train, test)]
     last = min((max(steps, default=-1) for steps, _ in (train, test)), default=-1)
     over = ended or (thresholds.budget is not None and last >= thresholds.budget)
-    return outcome(found[0], found[1], thresholds.delay, over)
+    return replace(outcome(found[0], found[1], thresholds.delay, over), final=ended)
 
 
 @dataclass(frozen=True)
 class Cell:
     """What the seeds of one cell say together: the most frequent phase, whether all agree, and the median delay in
-    steps of the runs in that phase (NaN where it has none). `n` counts the decided runs."""
+    steps of the runs in that phase (NaN where it has none). `n` counts the runs that voted, `counts` their phases.
+
+    `provisional`: no run has ended yet; phase and delay are what those under way say so far, and n is 0."""
 
     phase: str
     agree: bool
     n: int
     delay: float
     counts: dict[str, int]
+    provisional: bool = False
 
 
 def majority(outcomes: Sequence[Outcome]) -> Cell:
-    """Return the cell of these runs; undecided ones do not vote. A tie goes to the phase that learns less: a cell is
-    not called better than half of its seeds."""
-    votes = [o.phase for o in outcomes if o.phase != OPEN]
-    counts = {phase: votes.count(phase) for phase in PHASES if phase in votes}
-    if not counts:
-        return Cell(OPEN, True, 0, np.nan, {})
-    phase = max(counts, key=lambda p: (counts[p], PHASES.index(p)))
+    """Return the cell of these runs; only those that have ended vote, and only they can disagree. A tie goes to the
+    phase that learns less: a cell is not called better than half of its seeds."""
+    decided = [o for o in outcomes if o.phase != OPEN]
+    ended = [o for o in decided if o.final]
+    if not ended:
+        return _so_far(decided)
+    counts = _counts(ended)
+    phase = _most(counts)
+    return Cell(phase, len(counts) == 1, len(ended), _delay(ended, phase), counts)
+
+
+def _so_far(outcomes: Sequence[Outcome]) -> Cell:
+    """A cell of which no run has ended."""
+    phase = _most(_counts(outcomes))
+    return Cell(phase, True, 0, _delay(outcomes, phase), {}, provisional=phase != OPEN)
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    votes = [o.phase for o in outcomes]
+    return {phase: votes.count(phase) for phase in PHASES if phase in votes}
+
+
+def _most(counts: dict[str, int]) -> str:
+    return max(counts, key=lambda p: (counts[p], PHASES.index(p)), default=OPEN)
+
+
+def _delay(outcomes: Sequence[Outcome], phase: str) -> float:
     delays = [o.delay for o in outcomes if o.phase == phase and not np.isnan(o.delay)]
-    return Cell(phase, len(counts) == 1, len(votes), float(np.median(delays)) if delays else np.nan, counts)
+    return float(np.median(delays)) if delays else np.nan

@@ -27,7 +27,7 @@ from backend.maths import gates, glr, verdicts
 from backend.maths.locate import Place, locate
 from backend.maths.logstep import Array, Clock, clocks
 
-VERSION = 3
+VERSION = 4
 FALSE_ALARMS = 0.05
 #: cells after the alarm during which the estimate is refined
 REFINE = 16
@@ -161,9 +161,9 @@ def _explained(
         carriers = who or most or rang
         place = locate(clock.u, clock.values, best, start, carriers[: glr.TOP])
         assert place is not None  # its window holds that of the alarm, which passed
-        verdict = gates.shape(clock, carriers, place, last, start)
+        verdict = verdicts.left(gates.shapes(clock, carriers, place, last, start))
         also = [c for c in most if c not in carriers
-                and gates.shape(clock, [c], place, last, start) != verdicts.SMOOTH]  # fmt: skip
+                and gates.shapes(clock, [c], place, last, start) != [verdicts.SMOOTH]]  # fmt: skip
         told.append((carriers + also, place, verdict))
         if verdict != verdicts.SMOOTH:
             return told[-1]

@@ -63,6 +63,12 @@ def commonest(found: Sequence[str]) -> str:
     return max(order, key=lambda v: (found.count(v), -order.index(v)))
 
 
+def left(told: Sequence[str]) -> str:
+    """Return what an alarm's curves leave of it: the commonest verdict of those that are not smooth, smooth where all
+    are. An alarm has passed its threshold: one curve that shows the change is enough to keep it."""
+    return commonest([t for t in told if t != SMOOTH] or [SMOOTH])
+
+
 def _elect(u: Array, y: Array) -> Shape:
     x = (u - u[0]) / (u[-1] - u[0])
     base = np.vander(x, 3, increasing=True)
