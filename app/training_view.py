@@ -13,6 +13,7 @@ from app.training_runs import run_list
 from app.training_scrub import look, open_views, scrubber
 from app.training_sections import grokking, induction
 from app.training_start import start_form
+from app.training_together import together
 
 SECTIONS = {"induction": induction, "modular_addition": grokking}
 
@@ -32,11 +33,13 @@ def show(house: Any) -> None:
         return
     runs = {r["name"]: r for r in house.runs(expected=chosen)}
     focus = focused(runs, chosen)
+    transitions_table(house, chosen, runs)
     step = scrubber(house, focus, chosen, runs)
     seen = look(house, focus, step) if step is not None else None
     with sides:
         around(house, focus, runs, seen)
     transitions_table(house, chosen, runs)
+    together(house, chosen, runs)
     if step is None or seen is None:
         return
     open_views(house, focus, seen, runs[focus]["checkpoints"])

@@ -228,3 +228,10 @@ def test_detection_needs_no_torch() -> None:
     code = "import backend.maths.transitions, backend.facade, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     assert curves.FRESH.keys().isdisjoint(curves.CALIBRATION)  # thresholds are judged on families that did not set them
+
+
+def test_several_runs_have_a_median_step_and_an_interval_over_them(house):
+    said = house.verdict(["induction-demo"])
+    (low, high), runs = (said["step_low"], said["step_high"]), said["runs"]
+    assert said["step"] == low == high == pytest.approx(runs[0]["step"])
+    assert house.verdict(["induction-1layer"])["step"] is None

@@ -7,6 +7,7 @@ import pytest
 import ruptures
 
 from backend.maths import segmentation as seg
+from backend.maths import verdicts
 from backend.maths.glr import ramp
 from benchmarks import curves
 
@@ -63,9 +64,9 @@ def test_short_and_flat_curves_have_no_knots():
 
 
 def test_seeds_give_an_interval_and_five_percent_has_two_readings():
-    middle, low, high = seg.over_seeds(np.array([180.0, 200.0, 210.0, 220.0, 260.0]))
+    middle, low, high = verdicts.over_seeds(np.array([180.0, 200.0, 210.0, 220.0, 260.0]))
     assert middle == pytest.approx(210) and 180 <= low < 210 < high <= 260
-    assert seg.over_seeds(np.array([50.0])) == pytest.approx((50, 50, 50))
+    assert verdicts.over_seeds(np.array([50.0])) == pytest.approx((50, 50, 50))
     assert seg.within(104, 100) == {"absolute": True, "relative": True}
     assert seg.within(120, 100) == {"absolute": False, "relative": True}
     assert seg.within(130, 100) == {"absolute": False, "relative": False}

@@ -47,7 +47,8 @@ class Transitions(Training):
         return self.store.transitions(limit=limit)
 
     def verdict(self, runs: Sequence[str]) -> dict[str, Any]:
-        """Return what several runs say together: {verdict, transition_like, words, slope, low, high, sizes, runs}.
+        """Return what several runs say together: {verdict, transition_like, words, step, step_low, step_high, slope, low,
+        high, sizes, runs}; `step` is the median over runs with a 90 % bootstrap interval over them.
 
         Of each run the widest-reaching alarm (highest score over threshold) counts. Only a width that shrinks with
         n_params over three sizes or more is a size-sharpening crossover, and only that is transition-like.
@@ -62,7 +63,9 @@ class Transitions(Training):
         whole = len(met) == len(rows)
         like = fit.transition_like and whole and all(r["verdict"] == verdicts.CROSSOVER for r in sized)
         found = verdicts.SHARPENING if like else verdicts.commonest([r["verdict"] for r in rows])
+        middle = verdicts.over_seeds(np.array([r["step"] for r in met])) if met else (None, None, None)
         return {"verdict": found, "transition_like": like, "words": _words(rows, fit, like), "sizes": fit.sizes,
+                "step": middle[0], "step_low": middle[1], "step_high": middle[2],
                 "slope": _or_none(fit.slope), "low": _or_none(fit.low), "high": _or_none(fit.high),
                 "runs": rows}  # fmt: skip
 

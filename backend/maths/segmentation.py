@@ -77,14 +77,6 @@ def reference_step(steps: Array, values: Array, log: bool = False) -> float | No
     return float(np.exp((u[best] + u[best + 1]) / 2))
 
 
-def over_seeds(references: Array, draws: int = 500, level: float = 0.9, seed: int = 0) -> tuple[float, float, float]:
-    """Return (median, low, high) in steps of several seeds' reference steps: percentile bootstrap of the median."""
-    u = np.log(np.asarray(references, float))
-    again = np.median(np.random.default_rng(seed).choice(u, (draws, len(u))), axis=1)
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.exp(np.median(u))), float(np.exp(low)), float(np.exp(high))
-
-
 def within(step: float, reference: float, share: float = 0.05) -> dict[str, bool]:
     """Say whether a step is within `share` of a reference: `absolute` |ln s - ln r| <= share (5 % in steps);
     `relative` |ln s - ln r| <= share * ln r (5 % of the log-step itself: the laxer reading)."""

@@ -185,3 +185,11 @@ def artefact(jumped: Sequence[str], twins: dict[str, str], shows: Sequence[str],
         return ""
     said = [f"{words.get(m, m)} jumps and {words.get(twins[m], twins[m])} does not" for m in dict.fromkeys(jumped)]
     return f"Metric-induced: {', '.join(said)}."
+
+
+def over_seeds(steps: Array, draws: int = 500, level: float = 0.9, seed: int = 0) -> tuple[float, float, float]:
+    """Return (median, low, high) of the steps of several seeds: percentile bootstrap of the median, in log-step."""
+    u = np.log(np.asarray(steps, float))
+    again = np.median(np.random.default_rng(seed).choice(u, (draws, len(u))), axis=1)
+    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
+    return float(np.exp(np.median(u))), float(np.exp(low)), float(np.exp(high))

@@ -18,7 +18,7 @@ import pandas as pd
 
 from backend import Backend
 from backend.facade.detected import series_of
-from backend.maths import segmentation
+from backend.maths import segmentation, verdicts
 from backend.settings import Settings
 from benchmarks.experiments.milestones import curves
 from benchmarks.experiments.plan import Run
@@ -86,7 +86,7 @@ def score(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(steps: list[float]) -> tuple[float | None, float | None]:
-    return segmentation.over_seeds(np.array(steps))[1:] if len(steps) > 1 else (None, None)
+    return verdicts.over_seeds(np.array(steps))[1:] if len(steps) > 1 else (None, None)
 
 
 def _named(run: Run, step: float | None, spread: tuple[float | None, float | None]) -> dict[str, Any]:
