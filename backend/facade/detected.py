@@ -35,8 +35,8 @@ def records(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Detect in named series and return one record per transition (the facade's `transitions`).
 
-    An alarm is withdrawn where, once enough points lie behind it or the run has ended, all its channels' curves turn out
-    smooth there; `withdrawn`: return those too, each record saying so.
+    An alarm is withdrawn where, once enough points lie behind it or the run has ended, all its channels' curves turn
+    out smooth there; `withdrawn`: return those too, each record saying so.
     """
     used = {n: s for n, s in series.items()
             if not LEFT_OUT.fullmatch(base(n)) and words_for(n, words).per != "frequency"}  # fmt: skip

@@ -34,7 +34,8 @@ class DiagramCurves(Work):
 
     def diagram(self, name: str) -> dict[str, Any]:
         """Return the definition with state ("running", "done" or "unfinished"), done, failed and its runs: {run, i, j,
-        x, y, seed, state, progress, last_step, error}. Raises NotFound with the known names."""
+        x, y, seed, state, progress, last_step, error, job (the id of its unfinished job or "")}. Raises NotFound with
+        the known names."""
         made, shipped = self._definition(name)
         runs = self._shipped_members(made) if shipped else self._members(made)
         states = Counter(r["state"] for r in runs)
@@ -44,12 +45,17 @@ class DiagramCurves(Work):
                 "failed": states["failed"], "runs": runs}  # fmt: skip
 
     def diagram_metrics(self, name: str) -> list[str]:
-        """Return the names of all metrics that the diagram's runs logged so far."""
+        """Return the names of all metrics that the diagram's runs logged so far; none before the first line."""
         record = self.diagram(name)
         if record["shipped"]:
             return sorted(self._handed_on(name)["metric"].unique())
         seen = [r["run"] for r in record["runs"] if r["state"] != "missing" and r["state"] != "queued"]
         return sorted({m for run in seen[:1] + seen[-1:] for m in self.store.metric_names(run)})
+
+    def declared_metrics(self, recipe: str) -> list[str]:
+        """Return the names of the metrics without a place that a recipe says it logs; [] for an unknown recipe."""
+        known = self.recipes().get(recipe)
+        return [m.name for m in known.metrics if not m.per] if known else []
 
     def phase_metrics(self, names: Sequence[str]) -> tuple[str, str] | None:
         """Return which of these metrics are accuracy on training and on held-out data, None where they are not
@@ -75,8 +81,9 @@ class DiagramCurves(Work):
         self, name: str, accuracy: float = 0.9, delay: float = 1000.0, budget: float | None = None,
         train: str = "", test: str = "",
     ) -> pd.DataFrame:
-        """Return one row per run: i, j, seed, state, progress, phase ("" while undecided), the steps at which train and
-        test reached `accuracy`, each with the logged step before it, and the delay in steps with its error.
+        """Return one row per run: i, j, seed, state, progress, phase ("" while undecided), final (the run has ended;
+        until then the phase is how it looks so far), the steps at which train and test reached `accuracy`, each with
+        the logged step before it, and the delay in steps with its error.
 
         `train` and `test` name metrics, by default those of `phase_metrics`. Nothing is trained.
         """
@@ -94,10 +101,17 @@ class DiagramCurves(Work):
         return pd.DataFrame([{**r, "value": last.get(r["run"], np.nan)} for r in self.diagram(name)["runs"]])
 
     def diagram_cells(self, outcomes: pd.DataFrame) -> pd.DataFrame:
-        """Return one row per cell of `diagram_outcomes`: i, j, x, y, phase (majority), agree, n decided of n_seeds,
+        """Return one row per cell of `diagram_outcomes`: i, j, x, y, phase (majority of the runs that have ended),
+        agree, counts {phase: runs}, provisional (none has ended: the phase is how it looks so far), n ended of n_seeds,
         delay in steps (median), running (mean progress of those under way, NaN where none), waiting, failed."""
         rows = [_cell(i, j, group) for (i, j), group in outcomes.groupby(["i", "j"], sort=True)]
         return pd.DataFrame(rows)
+
+    def diagram_phases(
+        self, name: str, accuracy: float = 0.9, delay: float = 1000.0, budget: float | None = None
+    ) -> pd.DataFrame:
+        """Return the cells of a diagram under these thresholds, as `diagram_cells` does."""
+        return self.diagram_cells(self.diagram_outcomes(name, accuracy, delay, budget))
 
     def export_diagram(self, name: str, folder: str, metrics: Sequence[str] = (), command: str = "") -> list[str]:
         """Write a diagram's definition and curves into a folder, to be handed on without its run folders; returns the
@@ -128,16 +142,18 @@ class DiagramCurves(Work):
         self, made: Diagram, member: Member, run: Mapping[str, Any], job: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         state = job["state"] if job else run.get("state", "missing")
-        progress = job["progress"] if job else 1.0 if state == "finished" else 0.0
+        reached, steps = run.get("last_step") or 0, (run.get("params") or {}).get("steps")
+        so_far = min(reached / steps, 1.0) if steps else 0.0  # a resumed run's job starts anew at 0
+        progress = 1.0 if state == "finished" else max(job["progress"] if job else 0.0, so_far)
         return {"run": member.run, "i": member.i, "j": member.j, "x": made.xs[member.i], "y": made.ys[member.j],
-                "seed": member.seed, "state": state, "progress": progress, "last_step": run.get("last_step") or 0,
-                "error": "" if job else run.get("error", "")}  # fmt: skip
+                "seed": member.seed, "state": state, "progress": progress, "last_step": reached,
+                "error": "" if job else run.get("error", ""), "job": job["id"] if job else ""}  # fmt: skip
 
     def _shipped_members(self, made: Diagram) -> list[dict[str, Any]]:
         last = self._handed_on(made.name).groupby("run")["step"].max()
         return [{"run": m.run, "i": m.i, "j": m.j, "x": made.xs[m.i], "y": made.ys[m.j], "seed": m.seed,
                  "state": "finished" if m.run in last else "missing", "progress": float(m.run in last),
-                 "last_step": int(last.get(m.run, 0)), "error": ""} for m in made.members()]  # fmt: skip
+                 "last_step": int(last.get(m.run, 0)), "error": "", "job": ""} for m in made.members()]  # fmt: skip
 
     def _handed_on(self, name: str) -> pd.DataFrame:
         places = [diagrams.curves_file(f, name) for f in (self.settings.runs, SHIPPED_RUNS)]
@@ -172,26 +188,28 @@ def _outcome(
     run: Mapping[str, Any], curves: Mapping[Any, pd.DataFrame], pair: tuple[str, str] | None, thresholds: Thresholds
 ) -> Outcome:
     found = [curves.get((run["run"], metric)) for metric in pair or ()]
+    ended = run["state"] == "finished"
     if len(found) < 2 or found[0] is None or found[1] is None:
-        return Outcome(phases.OPEN)
+        return Outcome(phases.OPEN, final=ended)
     train, test = ((c["step"].tolist(), c["value"].tolist()) for c in found if c is not None)
-    return phases.of_run(train, test, thresholds, ended=run["state"] == "finished")
+    return phases.of_run(train, test, thresholds, ended)
 
 
 def _outcome_row(found: Outcome) -> dict[str, Any]:
-    row: dict[str, Any] = {"phase": found.phase, "delay": found.delay, "delay_low": found.delay_low,
-                           "delay_high": found.delay_high}  # fmt: skip
+    row: dict[str, Any] = {"phase": found.phase, "final": found.final, "delay": found.delay,
+                           "delay_low": found.delay_low, "delay_high": found.delay_high}  # fmt: skip
     for which, at in (("train", found.train), ("test", found.test)):
         row |= {f"{which}_step": at.step if at else np.nan, f"{which}_before": at.before if at else np.nan}
     return row
 
 
 def _cell(i: Any, j: Any, runs: pd.DataFrame) -> dict[str, Any]:
-    columns = ("phase", "delay")
-    cell = phases.majority([Outcome(p, delay=d) for p, d in runs[list(columns)].itertuples(index=False)])
+    told = runs[["phase", "delay", "final"]].itertuples(index=False)
+    cell = phases.majority([Outcome(p, delay=d, final=bool(f)) for p, d, f in told])
     under_way = runs.loc[runs["state"] == "running", "progress"]
     return {"i": int(i), "j": int(j), "x": runs["x"].iloc[0], "y": runs["y"].iloc[0], "phase": cell.phase,
-            "agree": cell.agree, "n": cell.n, "n_seeds": len(runs), "delay": cell.delay,
+            "agree": cell.agree, "counts": cell.counts, "provisional": cell.provisional, "n": cell.n,
+            "n_seeds": len(runs), "delay": cell.delay,
             "running": float(under_way.mean()) if len(under_way) else np.nan,
             "waiting": int((runs["state"] == "queued").sum()), "failed": int((runs["state"] == "failed").sum()),
             "runs": list(runs["run"])}  # fmt: skip

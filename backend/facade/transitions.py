@@ -47,8 +47,8 @@ class Transitions(Training):
         return self.store.transitions(limit=limit)
 
     def verdict(self, runs: Sequence[str]) -> dict[str, Any]:
-        """Return what several runs say together: {verdict, transition_like, words, step, step_low, step_high, slope, low,
-        high, sizes, runs}; `step` is the median over runs with a 90 % bootstrap interval over them.
+        """Return what several runs say together: {verdict, transition_like, words, step, step_low, step_high, slope,
+        low, high, sizes, runs}; `step` is the median over runs with a 90 % bootstrap interval over them.
 
         Of each run the widest-reaching alarm (highest score over threshold) counts. Only a width that shrinks with
         n_params over three sizes or more is a size-sharpening crossover, and only that is transition-like.
