@@ -182,6 +182,61 @@ def post_run(backend: Any, request: Request, body: dict) -> Any:
     )
 
 
+def get_diagrams(backend: Any, request: Request, body: dict) -> Any:
+    """Every phase diagram with its state."""
+    return backend.diagrams()
+
+
+def post_diagram(backend: Any, request: Request, body: dict) -> Any:
+    """Start {recipe, x, xs, y, ys, seeds, params, name}: what is missing of it; {plan: true} only checks and prices."""
+    made = backend.plan_diagram if _field(body, "plan", (bool,), False) else backend.start_diagram
+    return made(
+        _field(body, "recipe", (str,)),
+        _field(body, "x", (str,)),
+        _numbers(body, "xs"),
+        _field(body, "y", (str,)),
+        _numbers(body, "ys"),
+        _field(body, "seeds", (int, list), 2),
+        _field(body, "params", (dict,), {}),
+        _field(body, "name", (str,), ""),
+        _field(body, "command", (str,), ""),
+    )
+
+
+def _numbers(body: dict, name: str) -> list[float]:
+    values = _field(body, name, (list,))
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise BadInput(f"Field {name!r}", "not all of it are numbers", "Send a list of numbers")
+    return values
+
+
+def get_diagram(backend: Any, request: Request, body: dict) -> Any:
+    """One phase diagram: its definition, state and runs."""
+    return backend.diagram(request.path_params["name"])
+
+
+def post_diagram_continue(backend: Any, request: Request, body: dict) -> Any:
+    """Start what is missing of a phase diagram and resume what stopped."""
+    return backend.continue_diagram(request.path_params["name"])
+
+
+def post_diagram_cancel(backend: Any, request: Request, body: dict) -> Any:
+    """Stop a phase diagram; what is finished stays."""
+    return backend.cancel_diagram(request.path_params["name"])
+
+
+def post_diagram_export(backend: Any, request: Request, body: dict) -> Any:
+    """Write definition and curves of a phase diagram into {folder}, to hand it on."""
+    return backend.export_diagram(request.path_params["name"], _field(body, "folder", (str,)))
+
+
+def get_diagram_cells(backend: Any, request: Request, body: dict) -> Any:
+    """The cells of a phase diagram, ?accuracy=0.9&delay=1000: phase, how many seeds say so, delay."""
+    accuracy = _number("accuracy", request.query_params.get("accuracy", "0.9"), -math.inf, math.inf)
+    delay = _number("delay", request.query_params.get("delay", "1000"), -math.inf, math.inf)
+    return backend.diagram_phases(request.path_params["name"], accuracy, delay).to_dict("records")
+
+
 def post_checkpoint(backend: Any, request: Request, body: dict) -> Any:
     """Ask a running run for a checkpoint at its next step."""
     return backend.checkpoint_now(request.path_params["name"])
@@ -281,6 +336,13 @@ ROUTES = [
     _route("/runs/{name}/metrics", get_metrics),
     _route("/runs/{name}/transitions", get_transitions),
     _route("/runs/{name}/checkpoint", post_checkpoint, "POST"),
+    _route("/diagrams", get_diagrams),
+    _route("/diagrams", post_diagram, "POST"),
+    _route("/diagrams/{name}", get_diagram),
+    _route("/diagrams/{name}/cells", get_diagram_cells),
+    _route("/diagrams/{name}/continue", post_diagram_continue, "POST"),
+    _route("/diagrams/{name}/cancel", post_diagram_cancel, "POST"),
+    _route("/diagrams/{name}/export", post_diagram_export, "POST"),
     _route("/attached", get_attached),
     _route("/attached", post_attached, "POST"),
     _route("/submit", post_submit, "POST"),

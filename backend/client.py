@@ -109,6 +109,35 @@ class Remote:
         body = {"recipe": recipe, "params": params, "name": name, "run_dir": run_dir, "resume": resume}
         return self._call("POST", "/runs", json=body).json()
 
+    def plan_diagram(self, recipe: str, **given: Any) -> dict[str, Any]:
+        """POST /diagrams with plan."""
+        return self._call("POST", "/diagrams", json={"recipe": recipe, "plan": True, **given}).json()
+
+    def start_diagram(self, recipe: str, **given: Any) -> dict[str, Any]:
+        """POST /diagrams."""
+        return self._call("POST", "/diagrams", json={"recipe": recipe, **given}).json()
+
+    def diagram(self, name: str) -> dict[str, Any]:
+        """GET /diagrams/NAME."""
+        return self._call("GET", f"/diagrams/{quote(name, safe='')}").json()
+
+    def continue_diagram(self, name: str) -> dict[str, Any]:
+        """POST /diagrams/NAME/continue."""
+        return self._call("POST", f"/diagrams/{quote(name, safe='')}/continue").json()
+
+    def cancel_diagram(self, name: str) -> dict[str, Any]:
+        """POST /diagrams/NAME/cancel."""
+        return self._call("POST", f"/diagrams/{quote(name, safe='')}/cancel").json()
+
+    def export_diagram(self, name: str, folder: str) -> list[str]:
+        """POST /diagrams/NAME/export."""
+        return self._call("POST", f"/diagrams/{quote(name, safe='')}/export", json={"folder": folder}).json()
+
+    def diagram_phases(self, name: str, accuracy: float, delay: float) -> pd.DataFrame:
+        """GET /diagrams/NAME/cells."""
+        query = {"accuracy": accuracy, "delay": delay}
+        return pd.DataFrame(self._call("GET", f"/diagrams/{quote(name, safe='')}/cells", params=query).json())
+
     def checkpoint_now(self, run: str) -> dict[str, Any]:
         """POST /runs/NAME/checkpoint."""
         return self._call("POST", f"/runs/{quote(run, safe='')}/checkpoint").json()

@@ -1,7 +1,8 @@
 """`python -m backend diagram RECIPE --x PARAM=V,V,... --y PARAM=V,V,...`: a whole phase diagram without a browser.
 
-Where no dashboard is running it starts workers of its own (`--workers`), shows how it goes, and writes definition and
-curves with `--out`. Given again it computes only what is missing.
+Where a dashboard is running its workers train it, and its page shows it; else this starts workers of its own
+(`--workers`). It shows how it goes and writes definition and curves with `--out`. Given again it computes only what is
+missing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 from backend import settings as settings_room
 from backend.client import running_dashboard
-from backend.errors import BadInput, Broken, Busy
+from backend.errors import BadInput, Broken
 from backend.runs import recipes
+
+SHOWN = ["x", "y", "phase", "agree", "n", "n_seeds", "delay", "failed"]
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +31,8 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--seeds", default="2", help="how many (2), or which (0,3,7,)")
     sub.add_argument("--set", action="append", default=[], metavar="PARAM=VALUE", help="a param that all runs share")
     sub.add_argument("--name", default="", help="name of the diagram; default: <recipe>-diagram-N")
-    sub.add_argument("--workers", type=int, default=0, help="worker processes; 0 means one per core")
+    sub.add_argument("--workers", type=int, default=0,
+                     help="worker processes, 0 means one per core; a running dashboard uses its own")  # fmt: skip
     sub.add_argument("--delay", type=float, default=1000.0, help="steps from which a late test curve is grokking")
     sub.add_argument("--accuracy", type=float, default=0.9, help="accuracy that both curves must reach")
     sub.add_argument("--out", default="", help="folder for definition and curves, to hand the diagram on")
@@ -46,22 +52,20 @@ def do(args: argparse.Namespace) -> Any:
         name = house.start_diagram(args.recipe, **{**given, "name": plan["diagram"]["name"]})["name"]
         _wait(house, name)
         if args.out:
-            _tell("\n".join(house.export_diagram(name, args.out)) + "\n")
-        outcomes = house.diagram_outcomes(name, accuracy=args.accuracy, delay=args.delay)
-        return house.diagram_cells(outcomes)[["x", "y", "phase", "agree", "n", "n_seeds", "delay", "failed"]]
+            _tell("\n".join(house.export_diagram(name, str(Path(args.out).expanduser().absolute()))) + "\n")
+        return house.diagram_phases(name, args.accuracy, args.delay)[SHOWN]
     finally:
         house.close()
 
 
 def _house(workers: int) -> Any:
     settings = settings_room.load()
-    if running_dashboard(settings) is not None:
-        raise Busy("A phase diagram from the command line", "the dashboard has this cache open",
-                   "Start it on the page Phase diagram, or set PHASESCOPE_CACHE to another folder")  # fmt: skip
+    remote = running_dashboard(settings)
+    if remote is not None:
+        return remote
     from backend import Backend
 
-    house = Backend(settings.model_copy(update={"workers": workers}))
-    return house
+    return Backend(settings.model_copy(update={"workers": workers}))
 
 
 def _wait(house: Any, name: str) -> None:
@@ -70,9 +74,11 @@ def _wait(house: Any, name: str) -> None:
         while (made := house.diagram(name))["state"] == "running":
             if sys.stderr.isatty():
                 _tell(f"\r{made['done']} of {len(made['runs'])} runs")
-            job = next((j for r in made["runs"] if (j := house.job_of_run(r["run"]))), None)
+            job = next((r["job"] for r in made["runs"] if r["job"]), "")
             if job:
-                house.wait(job["id"], 2.0)
+                house.wait(job, 2.0)
+            else:
+                time.sleep(0.2)  # between two jobs
     except KeyboardInterrupt:
         house.cancel_diagram(name)
         raise

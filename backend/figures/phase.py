@@ -1,5 +1,5 @@
-"""The phase diagram (a cell per pair of params, hatched where seeds disagree), the curves behind a cell, and a run's
-path through two metrics. Cells are bars: plotly can hatch those, a heat map it cannot."""
+"""The phase diagram (a cell per pair of params, hatched where seeds disagree) and the curves behind a cell. Cells are
+bars: plotly can hatch those, a heat map it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from backend.figures.style import CATEGORIES, NULL_GREY, SEQUENTIAL, finish, label, rgba
+from backend.figures.style import CATEGORIES, NULL_GREY, SEQUENTIAL, finish, label
 
 #: one colour per phase, of the colour-blind safe set
 COLOURS = {"comprehension": CATEGORIES[2], "grokking": CATEGORIES[0], "memorisation": CATEGORIES[1],
@@ -22,27 +22,29 @@ SHORT = {"comprehension": "compr.", "grokking": "grok", "memorisation": "memor."
 GAP = 0.03  # between two cells, in cells
 HATCH = {"shape": "/", "fgcolor": "rgba(20,20,20,0.75)", "bgcolor": "rgba(0,0,0,0)", "size": 9, "solidity": 0.18}
 CLEAR = "rgba(128,128,128,0.10)"
+LIGHTER = 0.3  # opacity of a cell of which no run has ended
+RING = ("#ffffff", 6), ("#1c1e26", 2.5)  # around the chosen cell: seen on any fill, in both themes
 DASH = {"train": "dot", "test": "solid"}
-PATH_POINTS = 1500  # of one run's path that are drawn
 
 
 def diagram(
     cells: pd.DataFrame, *, x: Sequence[float], y: Sequence[float], x_title: str, y_title: str, shade: str,
-    value: str = "", height: int = 480,
+    value: str = "", chosen: tuple[int, int] | None = None, height: int = 480,
 ) -> go.Figure:
-    """Draw cells [i, j, phase, agree, n, n_seeds, delay, running, waiting, failed, words] and, where `shade` is
-    "final", value. `words` is the hover.
+    """Draw cells [i, j, phase, agree, counts, provisional, n, n_seeds, delay, running, waiting, failed, words] and,
+    where `shade` is "final", value. `words` is the hover; provisional cells are lighter; the `chosen` one (i, j) is
+    outlined.
 
     `shade`: "phase" (a colour per phase), "delay" (delay in steps where both were reached, else the phase's colour) or
     "final" (`value` names what the column `value` holds). A click gives customdata [i, j].
     """
     colours, bar = _fills(cells, shade, value)
-    figure = go.Figure([_tiles(cells, colours), *_hatched(cells), _written(cells, shade, colours), _targets(cells)])
+    figure = go.Figure([_tiles(cells, colours), *_hatched(cells), *_written(cells, shade, colours), _targets(cells)])
     if bar is not None:
         figure.add_trace(bar)
     figure.update_layout(
         barmode="overlay", bargap=0, showlegend=False, clickmode="event+select", dragmode="zoom", hoverdistance=-1,
-        xaxis=_axis(x, x_title), yaxis=_axis(y, y_title),
+        xaxis=_axis(x, x_title), yaxis=_axis(y, y_title), shapes=_outline(chosen),
     )
     return finish(figure, height).update_layout(margin={"t": 12})
 
@@ -52,7 +54,28 @@ def _axis(values: Sequence[float], title: str) -> dict[str, Any]:
             "ticktext": [f"{v:g}" for v in values], "range": [-0.5, len(values) - 0.5], "showgrid": False}
 
 
+def _outline(chosen: tuple[int, int] | None) -> list[dict[str, Any]]:
+    if chosen is None:
+        return []
+    half = 0.5 - GAP / 2
+    corners = {f"{a}{k}": at + s * half for a, at in zip("xy", chosen, strict=True) for k, s in ((0, -1), (1, 1))}
+    return [{"type": "rect", **corners, "line": {"color": colour, "width": width}} for colour, width in RING]
+
+
 def _fills(cells: pd.DataFrame, shade: str, value: str) -> tuple[list[str], go.Scatter | None]:
+    """Return a colour per cell, lighter where provisional, and the colour bar where numbers are coloured."""
+    colours, bar = _solid(cells, shade, value)
+    return [_lighter(c) if p else c for c, p in zip(colours, cells["provisional"], strict=True)], bar
+
+
+def _lighter(colour: str) -> str:
+    if colour == CLEAR:
+        return colour
+    red, green, blue = _rgb(colour)
+    return f"rgba({red:.0f},{green:.0f},{blue:.0f},{LIGHTER})"
+
+
+def _solid(cells: pd.DataFrame, shade: str, value: str) -> tuple[list[str], go.Scatter | None]:
     phase = [COLOURS.get(p, CLEAR) for p in cells["phase"]]
     if shade == "phase":
         return phase, None
@@ -60,20 +83,28 @@ def _fills(cells: pd.DataFrame, shade: str, value: str) -> tuple[list[str], go.S
     known = np.isfinite(numbers)
     if not known.any():
         return (phase if shade == "delay" else [CLEAR] * len(cells)), None
-    low, high = float(numbers[known].min()), float(numbers[known].max())
-    place = np.where(known, (numbers - low) / ((high - low) or 1.0), 0.0)
+    low, high = _limits(numbers[known])
+    place = np.where(known, (numbers - low) / (high - low), 0.0)
     scale = sample_colorscale(SEQUENTIAL, place.clip(0, 1).tolist())
     empty = phase if shade == "delay" else [CLEAR] * len(cells)
     title = value if shade == "final" else "delay (steps)"
     return [c if k else e for c, k, e in zip(scale, known, empty, strict=True)], _colour_bar(low, high, title)
 
 
+def _limits(numbers: np.ndarray) -> tuple[float, float]:
+    """The ends of the colours; a single number is shown against 0."""
+    low, high = float(numbers.min()), float(numbers.max())
+    if high > low:
+        return low, high
+    return (min(low, 0.0), max(high, 0.0)) if low else (0.0, 1.0)
+
+
 def _colour_bar(low: float, high: float, title: str) -> go.Scatter:
     """A trace without points that brings its colour bar."""
     bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    limits = {"cmin": low, "cmax": high if high > low else low + 1}
     return go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip",
-                      marker={"color": [low], "colorscale": SEQUENTIAL, "showscale": True, "colorbar": bar, **limits})
+                      marker={"color": [low], "colorscale": SEQUENTIAL, "showscale": True, "colorbar": bar,
+                              "cmin": low, "cmax": high})  # fmt: skip
 
 
 def _bars(cells: pd.DataFrame) -> dict[str, Any]:
@@ -95,6 +126,7 @@ def _targets(cells: pd.DataFrame) -> go.Scatter:
         x=cells["i"], y=cells["j"], mode="markers", text=cells["words"].tolist(), name="targets",
         customdata=cells[["i", "j"]].to_numpy().tolist(), hovertemplate="%{text}<extra></extra>",
         marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0.004)"},
+        selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
     )
 
 
@@ -106,13 +138,13 @@ def _hatched(cells: pd.DataFrame) -> list[go.Bar]:
                    marker={"color": "rgba(0,0,0,0)", "pattern": HATCH, "line": {"width": 0}})]  # fmt: skip
 
 
-def _written(cells: pd.DataFrame, shade: str, colours: list[str]) -> go.Scatter:
-    """The words in the cells."""
-    return go.Scatter(
-        x=cells["i"], y=cells["j"], mode="text", hoverinfo="skip", name="words",
-        text=[_in_cell(c, shade, len(cells), cells["i"].nunique()) for c in cells.to_dict("records")],
-        textfont={"size": 11, "color": [_ink(c) for c in colours]},
-    )
+def _written(cells: pd.DataFrame, shade: str, colours: list[str]) -> list[go.Scatter]:
+    """The words in the cells, a trace per ink: only a whole trace can be told not to fade when a cell is chosen."""
+    words = [_in_cell(c, shade, len(cells), cells["i"].nunique()) for c in cells.to_dict("records")]
+    by_ink = cells.assign(text=words, ink=[_ink(c) for c in colours]).groupby("ink", sort=True)
+    return [go.Scatter(x=part["i"], y=part["j"], mode="text", hoverinfo="skip", name="words", text=part["text"],
+                       textfont={"size": 11, "color": ink}, selected={"textfont": {"color": ink}},
+                       unselected={"textfont": {"color": ink}}) for ink, part in by_ink]  # fmt: skip
 
 
 def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
@@ -120,7 +152,7 @@ def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
     if shade == "final" and np.isfinite(cell["value"]):
         lines.append(f"{cell['value']:.3g}")
     elif shade != "final" and cell["phase"]:
-        lines.append(cell["phase"] if narrow <= WIDE else SHORT[cell["phase"]])
+        lines += _phase_lines(cell, narrow)
         lines += [f"{cell['delay']:,.0f}".replace(",", "\u2009")] if np.isfinite(cell["delay"]) else []
     if np.isfinite(cell["running"]):
         lines.append(f"running {cell['running']:.0%}")
@@ -131,12 +163,25 @@ def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
     return "<b>" + "<br>".join(lines) + "</b>" if lines and n <= 150 else ""
 
 
-def _ink(colour: str) -> str:
-    """Return a text colour that can be read on this fill; on an empty cell the grey of the axes."""
-    if colour == CLEAR:
-        return "#7d818c"
+def _phase_lines(cell: Mapping[Any, Any], narrow: int) -> list[str]:
+    """The phase; each phase with its seeds where they disagree; "so far" where none has ended."""
+    word = {p: p if narrow <= WIDE else short for p, short in SHORT.items()}
+    if not cell["agree"]:
+        several = sorted(cell["counts"].items(), key=lambda c: c[0] != cell["phase"])
+        return [f"{n} of {cell['n']} {word[p]}" for p, n in several]
+    return [word[cell["phase"]] + (" so far" if cell["provisional"] else "")]
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
     numbers = [int(colour[i : i + 2], 16) for i in (1, 3, 5)] if colour[0] == "#" else unlabel_rgb(colour)
-    red, green, blue = (float(n) for n in numbers)
+    return tuple(float(n) for n in numbers)
+
+
+def _ink(colour: str) -> str:
+    """Return a text colour that can be read on this fill; on an empty or a light cell the grey of the axes."""
+    if colour.startswith("rgba"):
+        return "#7d818c"
+    red, green, blue = _rgb(colour)
     return "#1c1e26" if 0.299 * red + 0.587 * green + 0.114 * blue > 125 else "#ffffff"
 
 
@@ -162,55 +207,3 @@ def behind(
     figure.update_layout(xaxis={"title": {"text": "step"}}, yaxis={"title": {"text": "accuracy" if accuracy else ""}},
                          legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}})
     return finish(figure, height).update_layout(margin={"t": 12})
-
-
-def path(
-    frames: Mapping[str, pd.DataFrame], *, x_title: str, y_title: str, log_x: bool = False, log_y: bool = False,
-    log_time: bool = True, height: int = 480,
-) -> go.Figure:
-    """Draw one metric against another, [step, x, y] per run, with the step as colour (its logarithm where `log_time`);
-    a ring marks the start, a square the end. Where a run has more than PATH_POINTS points every n-th is drawn."""
-    figure = go.Figure()
-    drawn = {run: _fewer(frame) for run, frame in frames.items() if len(frame)}
-    most = max((float(f["step"].max()) for f in drawn.values()), default=1.0)
-    for at, (run, frame) in enumerate(drawn.items()):
-        figure.add_traces(_one_path(run, frame, CATEGORIES[at % 8], most, log_time, at == 0))
-    figure.update_xaxes(title={"text": x_title}, type="log" if log_x else "linear")
-    figure.update_yaxes(title={"text": y_title}, type="log" if log_y else "linear")
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-                         showlegend=len(drawn) > 1)  # fmt: skip
-    return finish(figure, height).update_layout(margin={"t": 12})
-
-
-def _fewer(frame: pd.DataFrame) -> pd.DataFrame:
-    keep = np.unique(np.linspace(0, len(frame) - 1, min(len(frame), PATH_POINTS)).round().astype(int))
-    return frame.sort_values("step").iloc[keep]
-
-
-def _one_path(
-    run: str, frame: pd.DataFrame, colour: str, most: float, log_time: bool, first: bool
-) -> list[go.Scatter]:
-    name, time = label(run, 40), np.log10(frame["step"] + 1) if log_time else frame["step"]
-    top = float(np.log10(most + 1)) if log_time else most
-    ticks = _step_ticks(most) if log_time else None
-    bar = {"title": {"text": "step", "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    if ticks:
-        bar |= {"tickvals": [float(np.log10(t + 1)) for t in ticks], "ticktext": [f"{t:g}" for t in ticks]}
-    dots = {"color": time, "colorscale": SEQUENTIAL, "cmin": 0, "cmax": top or 1, "size": 6, "showscale": first,
-            "colorbar": bar}  # fmt: skip
-    hover = f"{name}<br>step %{{customdata}}<br>%{{x:.3g}}, %{{y:.3g}}<extra></extra>"
-    line = go.Scatter(x=frame["x"], y=frame["y"], mode="lines+markers", name=name, customdata=frame["step"],
-                      marker=dots, line={"color": rgba(colour, 0.6), "width": 1.5}, hovertemplate=hover)  # fmt: skip
-    ends = [_end(frame.iloc[at], word, symbol, colour) for at, word, symbol in
-            ((0, "start", "circle-open"), (-1, "end", "square-open"))]  # fmt: skip
-    return [line, *ends]
-
-
-def _end(row: pd.Series, word: str, symbol: str, colour: str) -> go.Scatter:
-    return go.Scatter(x=[row["x"]], y=[row["y"]], mode="markers+text", text=[word], textposition="top center",
-                      marker={"symbol": symbol, "size": 14, "color": colour, "line": {"width": 2}}, showlegend=False,
-                      textfont={"size": 11}, hoverinfo="skip")  # fmt: skip
-
-
-def _step_ticks(most: float) -> list[int]:
-    return [0, *(10**k for k in range(1, 8) if 10**k <= most)]
