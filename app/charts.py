@@ -25,7 +25,7 @@ CLOSE, ROOM = 0.09, 0.24  # of the width: a step's label, a whole label
 def sparkline(frame: pd.DataFrame) -> go.Figure:
     """Return a bare line of value over step, 44 px high."""
     figure = go.Figure(
-        go.Scatter(x=frame["step"], y=frame["value"], mode="lines", line={"color": theme.CATEGORICAL[0], "width": 1.5})
+        go.Scatter(x=frame["step"], y=frame["value"], mode="lines", line={"color": theme.LINES[0], "width": 1.5})
     )
     figure.update_layout(height=44, margin={"l": 0, "r": 0, "t": 4, "b": 4}, showlegend=False)
     return figure.update_xaxes(visible=False).update_yaxes(visible=False)
@@ -40,7 +40,7 @@ def spark_svg(steps: Sequence[float], values: Sequence[float], width: int = 64, 
     across = (x - x.min()) / ((x.max() - x.min()) or 1) * (width - 4) + 2
     down = height - 3 - (y - y.min()) / ((y.max() - y.min()) or 1) * (height - 6)
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
-    line = f'<polyline points="{path}" fill="none" stroke="{theme.CATEGORICAL[0]}" stroke-width="1.4"></polyline>'
+    line = f'<polyline points="{path}" fill="none" stroke="{theme.LINES[0]}" stroke-width="1.4"></polyline>'
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return "data:image/svg+xml," + quote(f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{line}</svg>')
 
@@ -60,7 +60,7 @@ def curves(
     for number, (run, frame) in enumerate(frames.items()):
         rows = frame[frame["metric"] == metric]
         for at, ((layer, head), line) in enumerate(rows.groupby(["layer", "head"], dropna=False, sort=True)):
-            colour = theme.CATEGORICAL[(number if len(frames) > 1 else at) % len(theme.CATEGORICAL)]
+            colour = theme.LINES[(number if len(frames) > 1 else at) % len(theme.LINES)]
             name = series_name(run, layer, head, len(frames) > 1)
             figure.add_trace(_curve(Curve(name, colour, line["step"], line["value"], run), said.unit, "y", True))
     if step is not None:
@@ -186,7 +186,7 @@ def _add_row(figure: go.Figure, row: Row, axis: str, domain: tuple[float, float]
     figure.add_annotation(text=said, x=0, xref="paper", xanchor="left", y=domain[1], yref="paper", yanchor="bottom",
                           showarrow=False, font={"size": 13})
     settings: dict[str, Any] = {"domain": domain, "anchor": "x", "title": {"text": row.unit, "font": {"size": 11}},
-                                "nticks": 5, "type": "log" if row.log_y else "linear"}
+                                "nticks": 5, "type": "log" if row.log_y else "linear", "exponentformat": "power"}
     figure.update_layout({axis.replace("y", "yaxis"): settings})
     if row.heat is not None:
         figure.add_trace(_heat(row.heat, axis, domain))

@@ -18,6 +18,8 @@ MUTED = {"light": "#5B6B74", "dark": "#93A3AC"}
 LINE = {"light": "#D9E1E5", "dark": "#2E3A42"}
 #: Okabe and Ito (2008), colour-blind safe; black left out because it would vanish on a dark page
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
+#: the same for lines on a light page, where that yellow cannot be seen
+LINES = tuple("#A39A00" if c == "#F0E442" else c for c in CATEGORICAL)
 SEQUENTIAL = (
     "#440154", "#482878", "#3E4989", "#31688E", "#26828E", "#1F9E89", "#35B779", "#6ECE58", "#B5DE2B", "#FDE725",
 )

@@ -33,7 +33,7 @@ from app.training_data import (
     whole,
     words,
 )  # fmt: skip
-from app.training_rows import run_row
+from app.training_rows import run_row, seed_row
 from backend.errors import PhasescopeError
 
 HEADS = 8  # series of one metric that get a colour of their own
@@ -73,8 +73,8 @@ def _state(house: Any, runs: Mapping[str, Any], name: str) -> str:
 
 def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool) -> bool:
     """Axis, charts, seeds, pause. Returns whether the charts stand still."""
-    axis, more, seeds, pause = st.columns([2, 5, 2, 1.4], vertical_alignment="bottom")
-    with axis:
+    row, more = st.container(horizontal=True, vertical_alignment="bottom", key="chart-controls"), st.container()
+    with row:
         url.bound(st.segmented_control, "Step axis", "axis", options=["linear", "log"])
     known = house.metric_words()
     charts, drawn = _charts(house, runs, chosen)
@@ -82,11 +82,11 @@ def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool
         url.bound(st.multiselect, f"Charts ({len(drawn)} of {len(charts)})", "charts", fallback=drawn, options=charts,
                   max_selections=CHARTS, format_func=lambda m: words(known, m).title)  # fmt: skip
     several = [c for c in configurations([runs[n] for n in chosen if n in runs]) if len(c) > 1]
-    with seeds:
+    with row:
         if several:
             url.bound(st.segmented_control, "Seeds as", "seeds", options=["band", "lines"],
                       help="Band: median and range of the seeds of one configuration; each seed is a thin line.")
-    with pause:
+    with row:
         paused = bool(busy and st.toggle("Pause", key="pause", help="Freezes the charts; training goes on."))
     _remember(house, chosen, runs, paused)
     return paused
@@ -125,8 +125,11 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool, looking: bool
     if looking and not _looking(house, runs, chosen):
         st.rerun()  # the search has ended, and with it this ticking
     colours = colours_of(runs, chosen)
-    for name in chosen:
-        run_row(house, name, runs.get(name), states[name], colours[name] if len(chosen) > 1 else "")
+    for group in configurations([runs.get(n, {"name": n}) for n in chosen]):
+        if len(group) > 2 and not seed_row(house, group, runs, states, colours[group[0]]):
+            continue
+        for name in group:
+            run_row(house, name, runs.get(name), states[name], colours[name] if len(chosen) > 1 else "")
     charts, shown = _charts(house, runs, chosen)
     if not charts:
         _no_numbers(states)
@@ -160,9 +163,9 @@ def _no_numbers(states: Mapping[str, str]) -> None:
 def colours_of(runs: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, str]:
     """Return a colour per run; seeds drawn as a band share theirs."""
     if url.get("seeds") != "band":
-        return {n: theme.CATEGORICAL[i % 8] for i, n in enumerate(chosen)}
+        return {n: theme.LINES[i % 8] for i, n in enumerate(chosen)}
     groups = configurations([runs.get(n, {"name": n}) for n in chosen])
-    return {n: theme.CATEGORICAL[i % 8] for i, group in enumerate(groups) for n in group}
+    return {n: theme.LINES[i % 8] for i, group in enumerate(groups) for n in group}
 
 
 def fetch(house: Any, chosen: Sequence[str], shown: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -316,7 +319,7 @@ def _one_run(said: Any, rows: Mapping[str, pd.DataFrame], placed: bool) -> Row:
         for (layer, head), line in kept:
             place = everyone.index((layer, head)) if len(everyone) <= HEADS else len(row.curves)
             label = f"L{layer}" + ("" if pd.isna(head) else f"H{head}") if not pd.isna(layer) else said.title
-            row.curves.append(Curve(label, theme.CATEGORICAL[place % 8], line["step"], line["value"], run))
+            row.curves.append(Curve(label, theme.LINES[place % 8], line["step"], line["value"], run))
         row.title += f": {HEADS} strongest of {len(series)}" if len(series) > HEADS else ""
     return row
 

@@ -14,17 +14,17 @@ from app.training_scrub import Look
 
 #: column -> (what it says, its width)
 COLUMNS: dict[str, tuple[str, Any]] = {
-    "run": ("The run", "small"),
-    "step": ("Middle of the change, estimated; between two logged steps it is rounded", "small"),
+    "run": ("The run", 120),
+    "step": ("Middle of the change, estimated; between two logged steps it is rounded", 60),
     "verdict": ("Kink: the slope turns, the value does not jump. Rapid crossover: the value goes from one level to "
-                "another, narrower than its surroundings. Smooth: neither", "small"),
-    "interval": ("Where the middle lies, at 90 %. “Not located well”: much wider than the change itself", None),
-    "width": ("How long the change takes, in ln step: 0.1 means a tenth of the step it happens at", "small"),
-    "alarm": ("Step at which the search first knew, without looking at later ones. It can ring before the middle: half "
-              "of a change may be enough to know it", "small"),
+                "another, narrower than its surroundings. Smooth: neither", 125),
+    "interval": ("Where the middle lies, at 90 %. “Not located well”: much wider than the change itself", 130),
+    "width": ("How long the change takes, in ln step: 0.1 means a tenth of the step it happens at", 60),
+    "alarm": ("Step at which the search first knew, without looking at later ones, and its delay after the middle of "
+              "the change. Early: it rang before the middle, as half of a change can be enough to know it", 125),
     "carried by": ("The quantities that changed, the one that changed most first", None),
     "doubts": ("What else may have made it: a learning rate that was changed, or a measure that jumps by itself", None),
-    "method": ("Level: mean or slope differ before and after. Speed: faster than its surroundings", "small"),
+    "method": ("Level: mean or slope differ before and after. Speed: faster than its surroundings", 60),
 }  # fmt: skip
 METHODS = {"glr": "level", "derivative": "speed"}
 
@@ -47,11 +47,11 @@ def transitions_table(house: Any, chosen: Sequence[str], runs: Mapping[str, Any]
                          selection_mode="single-row", height=min(38 + 35 * len(found), 220),
                          column_config={c: st.column_config.TextColumn(c, help=COLUMNS[c][0], width=COLUMNS[c][1])
                                         for c in shown})  # fmt: skip
-    rows = event["selection"]["rows"] if event else []
-    if rows and rows != st.session_state.get("transition-row") and rows[0] < len(found):
-        st.session_state["transition-row"] = rows
-        choose(found[rows[0]])
-    st.session_state["transition-row"] = rows
+    picked = event["selection"]["rows"] if event else []
+    if picked and picked != st.session_state.get("transition-row") and picked[0] < len(found):
+        st.session_state["transition-row"] = picked
+        choose(found[picked[0]])
+    st.session_state["transition-row"] = picked
 
 
 def row_of(found: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
@@ -71,8 +71,8 @@ def alarm_words(found: Mapping[str, Any]) -> str:
     if found.get("alarm_step") is None:
         return "–"
     late = whole(found["alarm_step"]) - whole(found["step"])
-    said = f"{theme.count(late)} after" if late > 0 else f"{theme.count(-late)} before" if late else "at"
-    return f"{theme.count(whole(found['alarm_step']))}, {said} it"
+    said = f" ({theme.count(abs(late))} {'late' if late > 0 else 'early'})" if late else ""
+    return theme.count(whole(found["alarm_step"])) + said
 
 
 def around(house: Any, focus: str, runs: Mapping[str, Any], seen: Look | None) -> None:

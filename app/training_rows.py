@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -21,7 +21,8 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.html('<div class="ps-row">' + " ".join(_words(name, run, state, colour, job)) + "</div>", width="content")
         if job:
-            st.button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=house.cancel, args=(job["id"],))
+            st.button("Stop", key=f"stop:{name}", icon=":material/stop:", on_click=_stop,
+                      args=(house, job["id"], name, bool(run and run["last_step"])))
             if state == "running":
                 _checkpoint_now(house, name)
         elif run and _resumable(run, state):
@@ -33,6 +34,44 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
         st.caption(f":material/error: {run['error']}")
     for words in (run or {}).get("saw", []):
         st.caption(f":material/info: {words}")
+
+
+def seed_row(
+    house: Any, names: Sequence[str], runs: Mapping[str, Any], states: Mapping[str, str], colour: str
+) -> bool:
+    """Draw the seeds of one configuration in one line; return whether a line for each is wanted, too."""
+    jobs = [job["id"] for n in names if (job := house.job_of_run(n))]
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.html('<div class="ps-row">' + " ".join(seed_words(names, runs, states, colour)) + "</div>", width="content")
+        if jobs:
+            st.button("Stop all", key=f"stop-all:{names[0]}", icon=":material/stop:", on_click=_stop_all,
+                      args=(house.cancel, jobs))  # fmt: skip
+        return bool(st.toggle("Each seed", key=f"each:{names[0]}"))
+
+
+def seed_words(
+    names: Sequence[str], runs: Mapping[str, Any], states: Mapping[str, str], colour: str
+) -> list[str]:
+    """Return the parts of that line: how many seeds, how many in which state, how far."""
+    counts = {s: sum(states[n] == s for n in names) for s in dict.fromkeys(states[n] for n in names)}
+    steps = [int(runs[n]["last_step"]) for n in names if n in runs] or [0]
+    far = theme.count(min(steps)) + (f" to {theme.count(max(steps))}" if max(steps) > min(steps) else "")
+    pulse = '<span class="ps-pulse"></span>' if "running" in counts else ""
+    named = f'<b title="{html.escape(", ".join(names))}">{len(names)} seeds: {html.escape(names[0])} …</b>'
+    return [f'<span style="color:{colour}">&#9632;</span> {pulse}{named}',
+            *(theme.badge(f"{n} {s}", KINDS.get(s, "neutral")) for s, n in counts.items()), theme.badge(f"step {far}")]
+
+
+def _stop_all(cancel: Any, jobs: Sequence[str]) -> None:
+    for job in jobs:
+        cancel(job)
+    st.toast(f"{len(jobs)} runs stop; one that had not begun leaves nothing behind.")
+
+
+def _stop(house: Any, job: str, name: str, begun: bool) -> None:
+    house.cancel(job)
+    st.toast(f"{name} stops after its present step and keeps what it has logged." if begun else
+             f"{name} had not begun: nothing of it is kept.")
 
 
 def _words(name: str, run: Mapping[str, Any] | None, state: str, colour: str, job: Any) -> list[str]:

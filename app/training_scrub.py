@@ -32,7 +32,10 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
 
 
 def _without_model(run: Mapping[str, Any] | None) -> None:
-    if run and run.get("state") in LIVE:
+    if run and run.get("state") in LIVE and not run.get("recipe"):
+        widgets.empty_state("No checkpoint yet", "The program that writes this run has kept none so far; it does by "
+                            "run.checkpoint(step, model). Until then there is no model to look into.")  # fmt: skip
+    elif run and run.get("state") in LIVE:
         widgets.empty_state("No checkpoint yet", "The first one is written when training begins; then its views open.")
     else:
         widgets.empty_state("Not possible for this run", "It keeps numbers only: no checkpoint was written, so there "
@@ -136,7 +139,9 @@ def _ready(
         return
     if not waiting and st.button(f"Compute all {len(absent)} missing", key="sweep", icon=":material/play_arrow:",
                                  help=_estimate(house, absent)):  # fmt: skip
-        _sweep(house, run, absent, card, prompt)
+        with st.empty():  # asking for many takes a second or two
+            st.progress(0.0, text=f"Starting {len(absent)} computations; they can be cancelled in a moment")
+            _sweep(house, run, absent, card, prompt)
         waiting = _sweep_jobs(house, run, names)
     if waiting:
         _progress(house, run, list(names), len(absent))

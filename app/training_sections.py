@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -12,6 +15,7 @@ from app import asking, theme, url, views, widgets
 from app.charts import Curve, Heat, Row, linked
 from app.training_data import families, is_control, nearest, on_grid, strongest, words
 from backend.contract import Weights
+from backend.figures.compare import share_limits
 
 INDUCTION = "induction_score"
 #: the chart of grokking's losses: solid as trained and tested, dashed as the Fourier circuit alone has it
@@ -25,13 +29,10 @@ def induction(house: Any, run: Mapping[str, Any], step: int) -> None:
                 "occurrence of the present one.")  # fmt: skip
     everyone = {r["name"]: r for r in house.runs()}
     control = _control(run, everyone)
-    left, right = st.columns(2, gap="medium")
-    with left:
-        st.plotly_chart(linked(_trajectory(house, run, control), url.get("axis"), step=step), key="section:trajectory")
-        st.caption("Prefix matching: mean attention to the token after the earlier occurrence, strongest head in colour"
-                   + (f"; grey: {control['name']}, one layer." if control else "."))  # fmt: skip
-    with right:
-        _ablation(house, run, step, control)
+    st.plotly_chart(linked(_trajectory(house, run, control), url.get("axis"), step=step), key="section:trajectory")
+    st.caption("Prefix matching: mean attention to the token after the earlier occurrence, strongest head in colour"
+               + (f"; grey: {control['name']}, one layer." if control else "."))  # fmt: skip
+    _ablation(house, run, step, control)
 
 
 def _control(run: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -47,7 +48,7 @@ def _trajectory(house: Any, run: Mapping[str, Any], control: Mapping[str, Any] |
     for metric, place in ((INDUCTION, row), ("second_copy_accuracy", acc)):
         told = words(house.metric_words(), metric)
         place.title, place.unit = told.title, told.unit
-        for one, colour in ((control, theme.NULL), (run, theme.CATEGORICAL[0])):
+        for one, colour in ((control, theme.NULL), (run, theme.LINES[0])):
             frame = house.metrics(one["name"], [metric], points=600) if one else pd.DataFrame()
             if len(frame):
                 line = strongest(frame)
@@ -58,25 +59,72 @@ def _trajectory(house: Any, run: Mapping[str, Any], control: Mapping[str, Any] |
 def _ablation(house: Any, run: Mapping[str, Any], step: int, control: Mapping[str, Any] | None) -> None:
     if "induction_ablation" not in house.analyses():
         return
-    st.markdown("**What the heads carry**")
-    _ablated(house, run, step)
-    if control:
-        st.markdown(f"**Control: {control['name']}**, one layer")
-        _ablated(house, control, nearest(control["checkpoints"], step))
+    st.markdown("##### What the heads carry")
+    sides = [(run, step, "")] + ([(control, nearest(control["checkpoints"], step), ": control, one layer")]
+                                 if control else [])  # fmt: skip
+    places = st.columns(2, gap="medium")
+    keys = []
+    for (one, at, said), place in zip(sides, places, strict=False):
+        with place:
+            st.markdown(f"**{one['name']}**, step {theme.count(at)}{said}")
+            keys.append(_ablated(house, one, at))
+    figures = house.analysis("induction_ablation").figures
+    drawn = [[house.figure(key, name) if key else None for key in keys] for name in figures]
+    for name, pair in zip(figures, drawn, strict=True):
+        share_limits([f for f in pair if f is not None])
+        for figure, (one, _, _), place in zip(pair, sides, places, strict=False):
+            if figure is not None:
+                place.plotly_chart(figure, key=f"section:{name}:{one['name']}")
 
 
-def _ablated(house: Any, run: Mapping[str, Any], step: int) -> None:
+def _ablated(house: Any, run: Mapping[str, Any], step: int) -> str | None:
+    """Say in words what ablation showed at this step and return the key of its table."""
     card = views.opened(house, run["name"], step)
     if card is None:
-        return
+        return None
     reason = house.analysis("induction_ablation").unfit(card["capabilities"])
     if reason:
         widgets.empty_state("Not possible for this model", f"{reason}.")
-        return
+        return None
     key = asking.answer(house, "induction_ablation", card, Weights(), patience=views.PATIENCE)
     if key:
-        for name in house.analysis("induction_ablation").figures:
-            st.plotly_chart(house.figure(key, name), key=f"section:{name}:{run['name']}")
+        st.caption(ablation_words(house.table(key, arrays=False), card["n_layers"], card["n_heads"]))
+    return key
+
+
+def ablation_words(table: pd.DataFrame, n_layers: int, n_heads: int) -> str:
+    """Say what the ablation measured, with its numbers: intact, suspects, as many others, one at a time."""
+    rows = table.set_index("condition")
+    acc, drop, n, said = (rows[c].to_dict() for c in ("second_copy_accuracy", "drop", "n_heads", "heads"))
+    intact = f"Accuracy on the second copy: {acc['intact']:.2f} intact"
+    if "suspects" not in acc:
+        return f"{intact}. Nothing to ablate: {said['intact']}."
+    found = [f"{intact}; {acc['suspects']:.2f} without the {_heads(n['suspects'])} of high induction score"]
+    if "random" in acc:
+        found[0] += f"; {acc['random']:.2f} without {_others(said, n['random'], n_layers, n_heads)}"
+        error = math.hypot(*(np.nan_to_num(rows["second_copy_accuracy_se"][c]) for c in ("suspects", "random")))
+        gap = drop["suspects"] - drop["random"]
+        found.append("The suspects carry more of it than those" if gap > 2 * error else
+                     "Those carry more of it than the suspects" if gap < -2 * error else
+                     "The two cannot be told apart")
+    if "one suspect" in acc:
+        found.append(f"One head alone: a suspect costs {drop['one suspect']:.2f} in the mean"
+                     + (f", another head {drop['one other']:.2f} ({said['one other']})" if "one other" in acc else ""))
+    return ". ".join(found) + "."
+
+
+def _heads(n: Any) -> str:
+    return f"{int(n)} head" + ("" if int(n) == 1 else "s")
+
+
+def _others(said: Mapping[Any, str], n: Any, n_layers: int, n_heads: int) -> str:
+    """Name the arm beside the suspects: which heads where there was one choice only, else of how many it was drawn."""
+    suspects = {(int(a), int(b)) for a, b in re.findall(r"L(\d+)H(\d+)", said["intact"])}
+    others = [(a, b) for a in range(n_layers) for b in range(n_heads) if (a, b) not in suspects]
+    if int(n) < len(others):
+        return f"{int(n)} of the {len(others)} other heads (mean over choices)"
+    layers = sorted({a for a, _ in others})
+    return f"the {len(others)} other heads" + (f", all of layer {layers[0]}" if len(layers) == 1 < n_layers else "")
 
 
 # ---------------------------------------------------------------- grokking
@@ -118,17 +166,18 @@ def _together(title: str, frame: pd.DataFrame, metrics: Mapping[str, str], known
     for i, (name, dash) in enumerate(metrics.items()):
         line = frame[frame["metric"] == name]
         if len(line):
-            said, colour = words(known, name).title, theme.CATEGORICAL[i]
+            said, colour = words(known, name).title, theme.LINES[i]
             row.curves.append(Curve(said, colour, line["step"], line["value"], run, dash=dash))
     return row
 
 
 def _spectrum(house: Any, run: Mapping[str, Any], step: int) -> None:
-    st.markdown(f"**Fourier spectrum of W_E** · step {step}")
+    st.markdown(f"**Fourier spectrum** · step {step}")
     if "fourier_spectrum" not in house.analyses():
         return
     card = views.opened(house, run["name"], step)
     key = asking.answer(house, "fourier_spectrum", card, Weights(), patience=views.PATIENCE) if card else None
     if key:
-        for name in list(house.analysis("fourier_spectrum").figures)[:2]:
+        for name, figure in list(house.analysis("fourier_spectrum").figures.items())[:2]:
+            st.markdown(figure.title)
             st.plotly_chart(house.figure(key, name), key=f"section:spectrum:{name}")

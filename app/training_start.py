@@ -95,7 +95,7 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
     """A family or the seeds of one setting: how many, how long, what differs; all start at once and wait in turn."""
     each = [seconds_of(recipe, dict(run)) for run in preset.runs]
-    total, workers = sum(s for s in each if s), max(1, int(house.health()["workers"]))
+    total, workers = sum(s for s in each if s), max(1, int(house.health()["workers"]) - 1)
     st.markdown(f"**{len(preset.runs)} runs**" + (f", {many_words(total, len(each), workers)}" if total else "") + ".")
     st.dataframe(varied(preset.runs), hide_index=True, height=min(38 + 35 * len(preset.runs), 180),
                  column_config={n: st.column_config.Column(width="small") for n in preset.runs[0]})  # fmt: skip

@@ -34,12 +34,11 @@ def show(house: Any) -> None:
     runs = {r["name"]: r for r in house.runs(expected=chosen)}
     focus = focused(runs, chosen)
     transitions_table(house, chosen, runs)
+    together(house, chosen, runs)
     step = scrubber(house, focus, chosen, runs)
     seen = look(house, focus, step) if step is not None else None
     with sides:
         around(house, focus, runs, seen)
-    transitions_table(house, chosen, runs)
-    together(house, chosen, runs)
     if step is None or seen is None:
         return
     open_views(house, focus, seen, runs[focus]["checkpoints"])

@@ -15,7 +15,7 @@ from app.subject import presets
 from backend.contract import Prompt, Weights
 from backend.errors import PhasescopeError
 from backend.figures import label
-from backend.figures.compare import compared, differences, share_limits
+from backend.figures.compare import WORDY, compared, differences, share_limits
 
 PATIENCE = 0.6  # s a panel waits in place; then it watches its job alone and the page goes on
 #: shown first where they fit
@@ -200,9 +200,15 @@ def _lens(house: Any, keys: Any, cards: Any, prompt: Any, titles: tuple[str, str
                  text=tuple(text), reverse_y=False, numbered_y=False),
         key="two:logit_lens")  # fmt: skip
     final = values[1][-1] - values[0][-1]
-    gain, n = theme.number(float(np.nanmean(final))), int(np.isfinite(final).sum())
-    st.caption(f"After the last layer the target (the next token, or the task's answer) gains {gain} nats in the mean "
-               f"over {n} positions. Words in the cells: each layer's top token.")  # fmt: skip
+    worded = " Words in the cells: each layer's top token." if len(prompt.tokens) <= WORDY else ""
+    st.caption(gain_words(final) + worded)
+
+
+def gain_words(final: Any) -> str:
+    """Say what the followed token gains or loses after the last layer; `final` is its change in nats [pos]."""
+    mean, n = float(np.nanmean(final)), int(np.isfinite(final).sum())
+    change = f"{'loses' if mean < 0 else 'gains'} {theme.number(abs(mean))} nats"
+    return f"After the last layer the target (next token, or the task's answer) {change} in the mean of {n} positions."
 
 
 def _any(house: Any, name: str, keys: Any, cards: Any, titles: tuple[str, str]) -> None:

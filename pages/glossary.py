@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import house, url
+from app.terms import fitting
 
 backend = house.backend()
 st.markdown("### Glossary")
@@ -10,6 +11,11 @@ st.caption(
     "What each quantity means, its unit, and where the definition comes from. Made from the analyses themselves."
 )
 find = url.bound(st.text_input, "Find", "find", fallback="", placeholder="entropy").lower()
+terms = fitting(find)
+if terms:
+    with st.container(border=True):
+        st.markdown("#### Transitions\nWhat the Training page says of a change.")
+        st.table({"term": list(terms), "meaning": list(terms.values())}, hide_index=True)
 for one in backend.analyses().values():
     columns = [c for c in (*one.axes, *one.values) if find in f"{c.name} {c.help}".lower()]
     if find and not columns and find not in one.doc.lower():

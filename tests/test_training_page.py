@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import house, training_data
-from app.charts import Curve, Mark, Row, linked, spark_svg
+from app import house, terms, theme, training_data
+from app.charts import Curve, Mark, Row, linked, placed, spark_svg
 from backend import Backend
 from backend.contract import Weights
 from backend.figures.compare import compared, differences, share_limits
@@ -65,6 +65,120 @@ def test_the_band_is_median_least_and_greatest_where_seeds_have_values() -> None
     between = training_data.band([line([0, 10], [0, 10]), line([0, 5, 10], [0, 9, 10])])
     assert between.loc[between["step"] == 5, ["low", "high"]].to_numpy().tolist() == [[5, 9]]
     assert len(training_data.band([line([], []), line([1], [np.nan])])) == 0
+
+
+def test_past_the_end_of_the_shortest_seed_there_is_no_band() -> None:
+    found = training_data.band([line([0, 10, 20], [0, 1, 2]), line([0, 10], [4, 5]), line([], [])])
+    assert found["step"].tolist() == [0, 10] and found["median"].tolist() == [2, 3]
+
+
+def test_every_run_is_in_some_chart_where_nothing_was_asked_for() -> None:
+    usual = ["loss", "train_loss", "test_loss", "val_loss"]
+    own = [[*usual], *([f"own{i}", f"z{i}"] for i in range(7))]
+    charts = training_data.charts_of({c for cs in own for c in cs})
+    drawn = training_data.chosen_charts(charts, [], [], own)
+    assert len(drawn) == training_data.CHARTS and all(set(cs) & set(drawn) for cs in own)
+    assert training_data.chosen_charts(charts, [], [], own[:2]) == ["loss", "train_loss", "test_loss", "val_loss",
+                                                                    "own0"]
+    assert training_data.chosen_charts(charts, [], ["own3"], own) == ["own3"], "what was asked for holds"
+
+
+FOUND = {"run": "r", "step": 286.7, "low": 279.6, "high": 290.4, "width": 0.1, "alarm_step": 280, "verdict": "kink",
+         "channels": ["induction_score/L1H2", "loss", "induction_score/L1H0"], "method": "glr"}  # fmt: skip
+
+
+def test_marker_table_and_address_round_alike() -> None:
+    from app.training_charts import mark_of
+    from app.training_compare import row_of, side_words
+
+    row, mark = row_of(FOUND, {}), mark_of(FOUND)
+    assert row["step"] == mark.short == "287" and row["interval"] == "280 to 290" and "280 to 290" in mark.hover
+    assert row["alarm"] == "280 (7 early)" and row_of({**FOUND, "alarm_step": 300}, {})["alarm"] == "300 (13 late)"
+    assert row["carried by"] == "Induction score L1H2, L1H0; Loss" and row["doubts"] == ""
+    assert "step 287, interval 280 to 290" in side_words(FOUND, 287)
+
+
+def test_a_marker_keeps_its_transition_while_the_estimate_moves() -> None:
+    moved = {**FOUND, "step": 284.2}
+    assert training_data.at_marker([{**FOUND, "step": 900, "low": 880, "high": 910}, moved], 287) is moved
+    assert training_data.at_marker([moved], 500) is None
+
+
+def test_an_interval_much_wider_than_the_change_is_said() -> None:
+    from app.training_charts import mark_of
+    from app.training_compare import row_of
+
+    wide = {**FOUND, "step": 700, "low": 417, "high": 1150, "width": 0.4}
+    assert training_data.located(FOUND) and not training_data.located(wide)
+    assert training_data.located({**wide, "width": 0.6})
+    assert row_of(wide, {})["interval"] == "417 to 1150: not located well"
+    assert mark_of(wide).vague and not mark_of(FOUND).vague
+
+
+def test_labels_of_close_markers_are_short_and_stand_apart() -> None:
+    def mark(step: float) -> Mark:
+        return Mark("r", step, step, step, f"rapid crossover at {step}", "#000000", "", str(step))
+
+    alone, near, close = placed([mark(100), mark(600), mark(640)], 1000, False)
+    assert alone == ("rapid crossover at 100", 0.5)
+    assert near[0] == "600" and abs(near[1] - close[1]) > 0.4
+
+
+def test_a_run_that_begins_to_move_redraws_the_page_and_one_that_goes_on_does_not() -> None:
+    from app.training_runs import stamp
+
+    def run(state: str, step: int) -> dict[str, Any]:
+        return {"a": {"state": state, "last_step": step}}
+
+    assert stamp(run("running", 1), ["a"]) == stamp(run("running", 9), ["a"])
+    assert len({str(stamp(r, ["a"])) for r in (run("running", 9), run("finished", 9), run("finished", 10), {})}) == 4
+
+
+def test_the_seeds_of_a_preset_show_what_differs_and_how_long_they_take() -> None:
+    from app.training_start import many_words, varied
+
+    assert varied([{"d": 1, "lr": 2, "seed": 0}, {"d": 1, "lr": 3, "seed": 1}]) == [
+        {"seed": 0, "lr": 2}, {"seed": 1, "lr": 3}]  # fmt: skip
+    assert many_words(100, 5, 2) == "about 50 s with 2 at a time (2 min of one CPU core in all)"
+
+
+def test_seeds_of_one_configuration_are_one_line() -> None:
+    from app.training_rows import seed_words
+
+    said = " ".join(seed_words(["a", "b", "<c>"], {"a": {"last_step": 5}, "b": {"last_step": 9}},
+                               {"a": "running", "b": "finished", "<c>": "queued", "d": "running"}, "#000"))  # fmt: skip
+    assert "3 seeds: a" in said and "1 running" in said and "step 5 to 9" in said and "<c>" not in said
+
+
+def test_a_loss_is_called_a_loss() -> None:
+    from app.views import gain_words
+
+    assert "loses 0.5 nats" in gain_words([-0.25, -0.75]) and "gains 0.5 nats" in gain_words([0.5])
+
+
+def test_the_ablation_is_said_with_its_numbers_and_its_arm_is_named() -> None:
+    from app.training_sections import ablation_words
+
+    def row(condition: str, acc: float, n: int, said: str, se: float = 0.01) -> dict[str, Any]:
+        return {"condition": condition, "second_copy_accuracy": acc, "second_copy_accuracy_se": se, "drop": 1 - acc,
+                "n_heads": n, "heads": said}
+
+    rows = [row("intact", 1.0, 0, "L1H0 0.90, L1H1 0.80"), row("suspects", 0.1, 2, ""),
+            row("random", 0.4, 2, "2 of the other 2", np.nan)]  # fmt: skip
+    said = ablation_words(pd.DataFrame(rows), 2, 2)
+    assert "1.00 intact; 0.10 without the 2 heads" in said and "0.40 without the 2 other heads, all of layer 0" in said
+    assert "suspects carry more" in said
+    assert "cannot be told apart" in ablation_words(pd.DataFrame([*rows[:2], row("random", 0.11, 2, "")]), 2, 2)
+    assert "2 of the 6 other heads" in ablation_words(pd.DataFrame(rows), 2, 4)
+    assert "Nothing to ablate: no head above 0.5" in ablation_words(
+        pd.DataFrame([row("intact", 0.1, 0, "no head above 0.5")]), 1, 4)  # fmt: skip
+
+
+def test_lines_have_no_pale_yellow_and_the_glossary_has_the_words_of_a_transition() -> None:
+    assert "#F0E442" not in theme.LINES and len(set(theme.LINES)) == len(theme.CATEGORICAL)
+    assert {"smooth", "kink", "rapid crossover", "size-sharpening crossover", "width", "interval", "delay", "alarm",
+            "exogenous", "metric-induced"} <= set(terms.TRANSITIONS)  # fmt: skip
+    assert list(terms.fitting("slope turns")) == ["kink"]
 
 
 def test_the_strongest_head_is_the_largest_at_each_step() -> None:
@@ -225,8 +339,8 @@ def test_a_marker_opens_both_sides_with_their_difference(backend: Backend) -> No
     found = backend.transitions("induction-demo")
     assert found, "the shipped run has a transition"
     one, steps = found[0], backend.run("induction-demo")["checkpoints"]
-    at = visit(runs="induction-demo", marker=str(int(one["step"])), views="attention", compare="attention,logit_lens",
-               layer="1", head="1")  # fmt: skip
+    at = visit(runs="induction-demo", marker=str(training_data.whole(one["step"])), views="attention",
+               compare="attention,logit_lens", layer="1", head="1")  # fmt: skip
     before, after = max(s for s in steps if s <= one["low"]), min(s for s in steps if s >= one["high"])
     assert any(f"step {before} | step {after}" in m.value for m in at.markdown)
     titles = [[a["text"] for a in c["layout"].get("annotations", [])] for c in charts(at)]
