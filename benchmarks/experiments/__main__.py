@@ -34,7 +34,7 @@ def diagram_command(out: Path) -> list[str]:
 
 
 def seeds_of(said: str) -> range:
-    """Return the seeds of `10-14`, or of `3`."""
+    """Return the seeds of `20-24`, or of `3`."""
     first, _, last = said.partition("-")
     return range(int(first), int(last or first) + 1)
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument("--place", type=Path, default=Path("runs") / "experiments", help="folder of the runs")
     asked.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables")
     asked.add_argument("--workers", type=int, default=2, help="runs that train at once")
-    asked.add_argument("--seeds", type=seeds_of, default=plan.SEEDS, metavar="10-14", help="first and last seed")
+    asked.add_argument("--seeds", type=seeds_of, default=plan.SEEDS, metavar="20-24", help="first and last seed")
     asked.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; default: all")
     args = asked.parse_args(argv)
     if "runs" in args.only:
