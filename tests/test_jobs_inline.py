@@ -243,6 +243,18 @@ def test_the_job_of_a_dead_worker_is_next(hands: tuple[Engine, HandDriver]) -> N
     assert driver.calls["a"].job_id == jobs[0].id and engine.position(jobs[2].id) == 1
 
 
+def test_training_leaves_one_worker_for_views(hands: tuple[Engine, HandDriver]) -> None:
+    engine, driver = hands
+    trains = [engine.submit("train", f"t{i}", "Train", {"run_dir": f"r{i}"}) for i in range(2)]
+    assert [c.job_id for c in driver.calls.values()] == [trains[0].id], "the second worker stays free"
+    view = engine.submit("echo", "v", "View", {})
+    assert {c.job_id for c in driver.calls.values()} == {trains[0].id, view.id}, "a view passes the training that waits"
+    driver.finish("b", [])
+    assert engine.wait(view.id, 10).state == "done" and list(driver.calls) == ["a"]
+    driver.come("c")  # a third worker: now two may train
+    assert {c.job_id for c in driver.calls.values()} == {t.id for t in trains}
+
+
 def test_jobs_go_where_their_model_lies(hands: tuple[Engine, HandDriver]) -> None:
     """Both workers hold one model each, so nothing but the affinity tells them apart."""
     engine, driver = hands

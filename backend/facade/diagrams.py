@@ -42,7 +42,7 @@ class Diagrams(DiagramCurves):
         made = self._defined(declared, x, xs, y, ys, seeds, dict(params or {}), name, command)
         checked = [validated(declared.params, m.params, declared.title) for m in made.members()]
         seconds = sum(declared.seconds(p) for p in checked) if declared.seconds else None
-        workers = max(len(self.workers()), 1)
+        workers = max(len(self.workers()) - 1, 1)  # training leaves one to the views
         wall = None if seconds is None else seconds / min(workers, len(checked))
         return {"diagram": made.model_dump(mode="json"), "runs": len(checked), "seconds": seconds, "wall": wall,
                 "workers": workers}  # fmt: skip

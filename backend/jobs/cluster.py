@@ -96,7 +96,7 @@ class Cluster:
             "distributed.cli.dask_scheduler", *QUIET, *self._tls_options(), "--port", "0",
             "--scheduler-file", str(self._file), "--preload", "backend.jobs.lifeline"], {})
         self._devices = gpus(self._settings)
-        for number in range(self._settings.workers or len(self._devices) or os.cpu_count() or 1):
+        for number in range(self._count()):
             self._start_worker(number)
         return self._address()
 
@@ -155,11 +155,15 @@ class Cluster:
             "--resources", "GPU=1", "--local-directory", str(self._folder),
             "--preload", "backend.jobs.dask_worker", "--preload-nanny", "backend.jobs.lifeline"], env)
 
+    def _count(self) -> int:
+        """One per GPU, or one per core and one more: training leaves it to the views."""
+        return self._settings.workers or len(self._devices) or (os.cpu_count() or 1) + 1
+
     def _memory_limit(self) -> str:
         """Bytes per worker, or a fraction of what this machine (or container) has, which Dask knows better than we."""
         if self._settings.worker_memory_gb:
             return str(int(self._settings.worker_memory_gb * 1e9))
-        return f"{0.8 / (self._settings.workers or len(self._devices) or os.cpu_count() or 1):.6f}"
+        return f"{0.8 / self._count():.6f}"
 
     def _spawn(self, name: str, command: list[str], env: dict[str, str]) -> subprocess.Popen:
         path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)

@@ -86,13 +86,20 @@ class Floor(Desk):
             self._keeper.flush()
 
     def _pairs(self) -> list[tuple[str, Worker]]:
-        """Match waiting jobs and idle workers; a key whose earlier attempt is still stopping waits for its end."""
+        """Match waiting jobs and idle workers; a key whose earlier attempt is still stopping waits for its end.
+
+        Training never takes the last of several workers: it would keep every view waiting for minutes.
+        """
         idle = [w for w in self._workers.values() if not w.job]
         busy_keys = {call.key for call, _ in self._calls.values()}
+        training = max(len(self._workers) - 1, 1) - sum(call.kind == "train" for call, _ in self._calls.values())
         pairs = []
         for job in (self._jobs[i] for i in self._queue if self._jobs[i].key not in busy_keys):
             if not idle:
                 break
+            if job.kind == "train" and training <= 0:
+                continue
+            training -= job.kind == "train"
             best = min(idle, key=lambda w: (job.affinity not in w.models, len(w.models)))
             idle.remove(best)
             pairs.append((job.id, best))
