@@ -14,6 +14,7 @@ import streamlit as st
 from app import asking, theme, url, views, widgets
 from app.charts import Curve, Heat, Row, linked
 from app.training_data import families, is_control, nearest, on_grid, strongest, words
+from app.training_phases import RULE, phases, shade
 from backend.contract import Weights
 from backend.figures.compare import share_limits
 
@@ -137,9 +138,10 @@ def grokking(house: Any, run: Mapping[str, Any], step: int) -> None:
     with left:
         rows = grokking_rows(house, run["name"])
         if rows:
-            st.plotly_chart(linked(rows, url.get("axis"), step=step), key="section:grokking")
+            drawn = linked(rows, url.get("axis"), step=step)
+            st.plotly_chart(shade(drawn, phases(house.metrics(run["name"], list(LOSSES)))), key="section:grokking")
             st.caption("Restricted loss: with the key frequencies alone, on test data. Excluded loss: without them, on "
-                       "training data.")  # fmt: skip
+                       f"training data. {RULE}")  # fmt: skip
         else:
             widgets.empty_state("No measures logged yet", "They come with the first reading of the monitors.")
     with right:
