@@ -7,6 +7,7 @@ Source: Nanda et al. (2023), section 5.2; the paper places the limits by eye.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -43,8 +44,11 @@ def _first(wide: pd.DataFrame, low: str, high: float | str, since: int) -> int |
 
 def shade(figure: Any, found: list[tuple[str, int, int]]) -> Any:
     """Draw the limits of the phases through all rows of a figure, each named at its top."""
-    for name, start, end in found:
+    log = figure.layout.xaxis.type == "log"  # there plotly wants a shape in steps and a note in log10(step)
+    for name, _, end in found:
+        if log and end <= 0:
+            continue
         figure.add_vline(x=end, line={"color": theme.NULL, "width": 1, "dash": "dash"})
-        figure.add_annotation(x=end, y=1, xref="x", yref="paper", text=f"{name} ends", textangle=-90, xanchor="right",
+        figure.add_annotation(x=math.log10(end) if log else end, y=1, xref="x", yref="paper", text=f"{name} ends", textangle=-90, xanchor="right",
                               yanchor="top", showarrow=False, font={"size": 10, "color": theme.NULL})  # fmt: skip
     return figure

@@ -32,3 +32,9 @@ def test_what_has_not_ended_is_not_drawn(missing: str, left: int) -> None:
     assert len(found) == left
     figure = training_phases.shade(linked([Row("Loss")]), found)
     assert [a.text for a in figure.layout.annotations if "ends" in a.text] == [f"{n} ends" for n, _, _ in found]
+
+
+def test_on_a_log_axis_the_words_stand_at_the_line() -> None:
+    figure = training_phases.shade(linked([Row("Loss")], "log"), [("memorisation", 0, 100)])
+    (note,) = [a for a in figure.layout.annotations if "ends" in a.text]
+    assert note.x == pytest.approx(2.0) and figure.layout.shapes[-1].x0 == 100
