@@ -49,6 +49,7 @@ def shade(figure: Any, found: list[tuple[str, int, int]]) -> Any:
         if log and end <= 0:
             continue
         figure.add_vline(x=end, line={"color": theme.NULL, "width": 1, "dash": "dash"})
-        figure.add_annotation(x=math.log10(end) if log else end, y=1, xref="x", yref="paper", text=f"{name} ends", textangle=-90, xanchor="right",
-                              yanchor="top", showarrow=False, font={"size": 10, "color": theme.NULL})  # fmt: skip
+        figure.add_annotation(x=math.log10(end) if log else end, y=1, xref="x", yref="paper", text=f"{name} ends",
+                              textangle=-90, xanchor="right", yanchor="top", showarrow=False,
+                              font={"size": 10, "color": theme.NULL})  # fmt: skip
     return figure

@@ -17,7 +17,8 @@ CURVES = {
 
 
 def frame(curves: dict[str, dict[int, float]]) -> pd.DataFrame:
-    return pd.DataFrame([(s, m, v) for m, c in curves.items() for s, v in c.items()], columns=["step", "metric", "value"])
+    rows = [(s, m, v) for m, c in curves.items() for s, v in c.items()]
+    return pd.DataFrame(rows, columns=["step", "metric", "value"])
 
 
 def test_each_phase_ends_where_its_rule_says() -> None:
