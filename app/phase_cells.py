@@ -38,6 +38,7 @@ def _cells(house: Any, made: Mapping[str, Any], chosen: dict[str, Any]) -> pd.Da
     pair = chosen["pair"] or ("", "")
     limits = {k: chosen[k] for k in ("accuracy", "delay", "budget") if k in chosen}
     outcomes = house.diagram_outcomes(made["name"], train=pair[0], test=pair[1], **limits)
+    outcomes["progress"] = (outcomes["progress"] * 10 + 1e-9) // 1 / 10  # in tenths: each new picture blinks
     cells = house.diagram_cells(outcomes)
     cells["value"] = np.nan
     if chosen["final"]:
@@ -108,11 +109,12 @@ def _legend(cells: pd.DataFrame, chosen: dict[str, Any]) -> None:
              for p, c in phase.COLOURS.items()
              if chosen["shade"] == "phase" or p in ("memorisation", "confusion")]
     if not cells["agree"].all():
-        chips.append(f'<span style="{SWATCH}{STRIPES}"></span>seeds disagree')
+        chips.append(f'<span><span style="{SWATCH}{STRIPES}"></span>seeds disagree</span>')
     if cells["provisional"].any():
-        chips.append(f'<span style="{SWATCH}rgba(0,158,115,{phase.LIGHTER})"></span>lighter: so far, no run has ended')
+        swatch = f'<span style="{SWATCH}rgba(0,158,115,{phase.LIGHTER})"></span>'
+        chips.append(f"<span>{swatch}lighter: so far, no run has ended</span>")
     if chosen["shade"] == "delay":
-        chips.append("comprehension and grokking: coloured by the delay in steps")
+        chips.append("<span>comprehension and grokking: coloured by the delay in steps</span>")
     st.html('<div class="ps-row">' + "&emsp;".join(chips) + f"</div><div class='ps-text'>At {limits}.</div>")
 
 

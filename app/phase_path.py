@@ -42,7 +42,7 @@ def show(house: Any) -> None:
         y = url.bound(st.selectbox, "Up", "up", fallback=up, options=names)
         logs = url.bound(st.pills, "Logarithmic", "logs", options=list(LOGS), format_func=LOGS.get,
                          selection_mode="multi")  # fmt: skip
-    with main:
+    with main.container(key="wide"):
         _draw({run: _joined(s, x, y) for run, s in series.items()}, x, y, logs or [])
 
 

@@ -38,7 +38,7 @@ def _diagram(house: Any, known: dict[str, Any]) -> None:
         logged = house.diagram_metrics(name)
         chosen = _controls(house, name, logged or house.declared_metrics(known[name]["recipe"]), bool(logged))
         chosen["logged"] = logged
-    with main:
+    with main.container(key="wide"):  # where the page is narrow its columns stand below each other, chart or not
         busy = known[name]["state"] == "running"
         st.fragment(_live, run_every=1.0 if busy else None)(house, name, chosen, busy)
 

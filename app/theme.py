@@ -178,9 +178,9 @@ CSS = """
   [data-testid="stSidebar"][data-collapsed="false"] { width: 240px !important; min-width: 240px !important; }
   [data-testid="stMetricValue"] { font-size: 1.05rem; }
   /* maps need the width: their columns stand below each other */
-  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, [data-testid="stForm"],
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, .st-key-wide, [data-testid="stForm"],
     [data-testid="stDataFrame"]) { flex-wrap: wrap; }
-  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, [data-testid="stForm"],
+  [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, .st-key-wide, [data-testid="stForm"],
     [data-testid="stDataFrame"]) > [data-testid="stColumn"] { min-width: 100%; }
 }
 @media (max-width: 1150px) {

@@ -20,7 +20,7 @@ COLOURS = {"comprehension": CATEGORIES[2], "grokking": CATEGORIES[0], "memorisat
 WIDE = 3
 SHORT = {"comprehension": "compr.", "grokking": "grok", "memorisation": "memor.", "confusion": "confus."}
 GAP = 0.03  # between two cells, in cells
-HATCH = {"shape": "/", "fgcolor": "rgba(20,20,20,0.75)", "bgcolor": "rgba(0,0,0,0)", "size": 9, "solidity": 0.18}
+HATCH = {"shape": "/", "fgcolor": "rgba(20,20,20,0.5)", "bgcolor": "rgba(0,0,0,0)", "size": 9, "solidity": 0.18}
 CLEAR = "rgba(128,128,128,0.10)"
 LIGHTER = 0.3  # opacity of a cell of which no run has ended
 RING = ("#ffffff", 6), ("#1c1e26", 2.5)  # around the chosen cell: seen on any fill, in both themes
@@ -153,23 +153,24 @@ def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
         lines.append(f"{cell['value']:.3g}")
     elif shade != "final" and cell["phase"]:
         lines += _phase_lines(cell, narrow)
-        lines += [f"{cell['delay']:,.0f}".replace(",", "\u2009")] if np.isfinite(cell["delay"]) else []
+        one = cell["agree"] and np.isfinite(cell["delay"])  # of several phases it would be unclear whose delay it is
+        lines += [f"{cell['delay']:,.0f}".replace(",", "\u2009")] if one else []
     if np.isfinite(cell["running"]):
-        lines.append(f"running {cell['running']:.0%}")
+        lines.append(("running " if narrow <= WIDE else "at ") + f"{cell['running']:.0%}")
     if cell["failed"]:
         lines.append(f"{cell['failed']} failed")
     if 0 < cell["n"] < cell["n_seeds"]:
-        lines.append(f"{cell['n']} of {cell['n_seeds']} seeds")
+        lines.append(f"{cell['n']} of {cell['n_seeds']}" + (" seeds" if narrow <= WIDE else ""))
     return "<b>" + "<br>".join(lines) + "</b>" if lines and n <= 150 else ""
 
 
 def _phase_lines(cell: Mapping[Any, Any], narrow: int) -> list[str]:
     """The phase; each phase with its seeds where they disagree; "so far" where none has ended."""
-    word = {p: p if narrow <= WIDE else short for p, short in SHORT.items()}
     if not cell["agree"]:
         several = sorted(cell["counts"].items(), key=lambda c: c[0] != cell["phase"])
-        return [f"{n} of {cell['n']} {word[p]}" for p, n in several]
-    return [word[cell["phase"]] + (" so far" if cell["provisional"] else "")]
+        return [f"{n} of {cell['n']} {SHORT[p]}" if narrow <= WIDE else f"{n} {SHORT[p]}" for p, n in several]
+    word = cell["phase"] if narrow <= WIDE else SHORT[cell["phase"]]
+    return [word, "so far"] if cell["provisional"] else [word]
 
 
 def _rgb(colour: str) -> tuple[float, ...]:
