@@ -33,6 +33,31 @@ def test_without_its_induction_head_the_wired_model_is_at_chance(wired):
     assert "L0H0 costs most" in table.loc["one other", "heads"]  # the previous-token head feeds the other
 
 
+def test_a_head_just_below_the_threshold_is_no_suspect(wired):
+    score, _ = room._scores_and_means(wired, _rows(wired, 12, 16), 12)
+    own = score[1, 0]
+    assert 0.5 < own < 0.99
+    below, above = (ablate(wired, block_length=12, rows=16, threshold=t) for t in (own * 0.99, own * 1.01))
+    assert below.loc["suspects", "n_heads"] == 1 and list(above.index) == ["intact"]
+
+
+def _rows(model, n, rows):
+    """The sequences [A; A] that the analysis draws with seed 0."""
+    import torch
+
+    block = torch.randint(model.card.d_vocab, (rows, n), generator=torch.Generator().manual_seed(0))
+    return torch.cat([block, block], 1)
+
+
+def test_the_standard_error_is_that_of_the_mean_of_few():
+    """Of two values a and b it is |a - b| / 2 (n - 1 in the variance); of one there is none."""
+    import numpy as np
+
+    row = room._row("x", np.array([0.0, 1.0]), np.array([2.0, 5.0]), 1, "")
+    assert row["second_copy_accuracy_se"] == pytest.approx(0.5) and row["second_half_loss_se"] == pytest.approx(1.5)
+    assert np.isnan(room._row("x", np.array([1.0]), np.array([2.0]), 1, "")["second_half_loss_se"])
+
+
 def test_ablating_a_head_that_writes_nothing_changes_nothing(wired):
     import torch
 

@@ -117,6 +117,22 @@ def test_successor_mass_of_planted_heads():
     assert mass.tolist() == pytest.approx([1.0, 0.0, (1 / 3 + 2 / 5) / 2])
 
 
+def test_a_repeated_state_follows_itself():
+    """In 0 0 the second 0 comes right after the visit of 0 at the first place: attending to itself is right there."""
+    own = torch.eye(3)[None, None]
+    assert markov.successor_mass(own, torch.tensor([[0, 0, 1]])).tolist() == [1.0]
+    assert markov.successor_mass(own, torch.tensor([[0, 1, 0]])).tolist() == [0.0]
+
+
+def test_the_last_guess_has_no_answer_and_counts_nowhere():
+    _, states = many(3, 20, 16)
+    strategies = markov_icl.guesses(states, 3)
+    logits = strategies["unigram"].log()
+    other = logits.clone()
+    other[:, -1] = torch.tensor([9.0, -9.0, 0.0])
+    assert markov_icl.distances(logits, states, strategies) == markov_icl.distances(other, states, strategies)
+
+
 def test_distances_of_each_strategy_are_zero_to_itself_alone():
     _, states = many(3, 30, 64)
     strategies = markov_icl.guesses(states, 3)

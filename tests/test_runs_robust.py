@@ -69,6 +69,27 @@ def test_everything_odd_is_kept_counted_and_said_in_whatever_chunks(tmp_path, st
     assert set(frame["metric"]) == {"loss", "acc", "a b/ü", "x/L99999999999"}
 
 
+def test_a_value_repeated_after_others_of_its_step_is_counted_in_whatever_chunks(tmp_path):
+    folder = tmp_path / "r"
+    Recorder(folder).stop()
+    raw(folder, at(1, loss=1), at(1, acc=1), at(1, other=1), at(1, loss=2), at(2, loss=3))
+    for size in (1, 1 << 20):
+        reader, seen, offset = RunFolder(folder), Seen(), 0
+        while (chunk := reader.read(offset, size)).offset != offset:
+            seen.note(chunk)
+            offset = chunk.offset
+        assert seen.record()["n_repeated"] == 1, size
+        assert seen.sentences() == ["1 value was logged again for the same step; the later is shown"]
+
+
+def test_two_scripts_that_started_one_run_are_said_and_one_is_not(tmp_path, store):
+    folder = tmp_path / "runs" / "r"
+    Recorder(folder).stop()
+    assert followed(tmp_path, store)["saw"] == []
+    raw(folder, {"event": "started", "step": 0, "time": 2.0}, at(1))
+    assert followed(tmp_path, store)["saw"] == ["2 scripts started it; their lines are shown together"]
+
+
 def test_two_writers_the_second_is_told_also_on_another_machine_with_another_clock(tmp_path, monkeypatch):
     run = Recorder(tmp_path / "r")
     with pytest.raises(Busy, match="is writing to it"):

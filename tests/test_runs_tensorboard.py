@@ -137,6 +137,34 @@ def test_damage_keeps_what_can_be_read_and_says_so(tmp_path, store):
                                          "1 event file is damaged; it is read up to the damage"]  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [1, 4 << 20])
+def test_a_damaged_record_is_one_record_also_where_reading_stops_behind_it(tmp_path, size):
+    file = write(tmp_path, *[scalar(s, 1.0 + s, loss=s) for s in range(4)])
+    data, at = bytearray(file.read_bytes()), 0
+    for _ in range(2):
+        at += struct.unpack("<Q", data[at : at + 8])[0] + 16
+    data[at + 14] ^= 0xFF  # inside the record of step 1 (the first is the version)
+    file.write_bytes(data)
+    source, steps, bad, offset = EventFolder(tmp_path), [], 0, 0
+    while (chunk := source.read(offset, size)).offset != offset:
+        steps, bad, offset = steps + chunk.rows["step"].tolist(), bad + chunk.bad, chunk.offset
+    assert (steps, bad, source.damaged, offset) == ([0, 2, 3], 1, 0, len(data))
+
+
+def test_a_kept_position_of_another_place_is_not_taken_up(tmp_path):
+    """The numbers are gone (offset 0) and the file was written anew without a restart: the old restart is no more."""
+    first = write(tmp_path / "a", *[scalar(s, 1.0 + s, loss=s) for s in range(9)], start(3, 50.0), scalar(3, 51.0, loss=7))
+    source = EventFolder(tmp_path / "a")
+    assert [s for s, *_ in ours(source)["loss"]] == [0, 1, 2, 3]
+    kept = source.position()
+    again = write(tmp_path / "b", *[scalar(s, 1.0 + s, loss=s) for s in range(9)])
+    first.write_bytes(again.read_bytes())
+    fresh = EventFolder(tmp_path / "a")
+    fresh.restore(kept, 0)
+    assert fresh.position() == EventFolder(tmp_path / "a").position()
+    assert [s for s, *_ in ours(fresh)["loss"]] == list(range(9))
+
+
 def test_reading_event_files_loads_no_torch(tmp_path):
     write(tmp_path / "logs", scalar(1, 1.0, "scalars", "float32", loss=1.0))
     code = ("import sys; from backend.runs.tensorboard import EventFolder; early = 'tensorboard' in sys.modules;"
