@@ -17,8 +17,9 @@ from app import theme
 from backend.contract import Metric
 from backend.figures import SEQUENTIAL, rgba
 
-SPOKEN, SPOKEN_EACH = 12, 3  # curves that the shared hover names
+SPOKEN, SPOKEN_EACH = 12, 2  # curves that the shared hover names
 STRIP, ROW, GAP, FOOT = 40, 150, 34, 86  # px
+BAR = 16  # px above the strip for plotly's own buttons, which would cover a label
 CLOSE, ROOM = 0.09, 0.24  # of the width: a step's label, a whole label
 
 
@@ -150,8 +151,8 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
                          line={"color": theme.ACCENT["light"], "width": 1.5, "dash": "dot"})
     last = "y" if len(rows) == 1 else f"y{len(rows)}"
     figure.update_layout(
-        template=theme.template(), uirevision="keep", height=tall + FOOT, hovermode="x unified", hoversubplots="axis",
-        clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8, "b": FOOT - 8},
+        template=theme.template(), uirevision="keep", height=tall + FOOT + BAR, hovermode="x unified", hoversubplots="axis",
+        clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": FOOT - 8},
         legend={"orientation": "h", "y": -58 / tall, "yanchor": "top", "x": 0, "font": {"size": 11}},
         hoverlabel={"font": {"size": 11}}, hoverdistance=30,
         xaxis={"title": {"text": "step"}, "type": "log" if axis == "log" else "linear", "anchor": last,
@@ -194,7 +195,7 @@ def _add_row(figure: go.Figure, row: Row, axis: str, domain: tuple[float, float]
     named = {t.name for t in figure.data if t.showlegend}  # a head has one colour and one entry in all rows
     for curve in row.curves:
         figure.add_traces(_band(curve, axis))
-        figure.add_trace(_curve(curve, row.unit, axis, row.legend and curve.name not in named, row.title.split(":")[0]))
+        figure.add_trace(_curve(curve, row.unit, axis, row.legend and curve.name not in named, row.title.split(":")[0].split(" (")[0]))
 
 
 def _curve(curve: Curve, unit: str, axis: str, legend: bool, title: str = "") -> go.Scatter:

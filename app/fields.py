@@ -25,8 +25,11 @@ def resolve(prop: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
     return field
 
 
-def widget(name: str, field: Mapping[str, Any], key: str, start: Any) -> Any:
-    """Show the widget for one resolved field and return its value."""
+def widget(name: str, field: Mapping[str, Any], key: str, start: Any, bounded: bool = True) -> Any:
+    """Show the widget for one resolved field and return its value; without `bounded` a number field takes any number.
+
+    In an st.form the browser keeps the button from working while a bounded field is out of range, without a word.
+    """
     words: dict[str, Any] = {"label": _label(name, field), "help": field.get("description"), "key": key}
     if "enum" in field:
         return _select(field, words, start)
@@ -34,7 +37,7 @@ def widget(name: str, field: Mapping[str, Any], key: str, start: Any) -> Any:
     if kind == "boolean":
         return st.toggle(**words, value=bool(start))
     if kind in ("integer", "number"):
-        return _number(field, words, start)
+        return _number(field, words, start, bounded)
     if kind == "string":
         text = st.text_input(**words, value=start or "", max_chars=field.get("maxLength"))
         return None if field.get("optional") and not text else text
@@ -53,7 +56,7 @@ def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:
     return st.selectbox(**words, options=options, index=index, format_func=lambda o: "none" if o is None else str(o))
 
 
-def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> int | float | None:
+def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any, bounded: bool) -> int | float | None:
     cast: type = int if field["type"] == "integer" else float
     low, high = _bounds(field, cast)
     start = _within(start, low, high, cast)
@@ -64,7 +67,9 @@ def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> int 
     extra: dict[str, Any] = {"step": step} if cast is int else {"format": "%g", "step": _step(low, high, start)}
     if field.get("optional"):
         extra["placeholder"] = "none"
-    return st.number_input(**words, min_value=low, max_value=high, value=start, **extra)
+    if bounded:
+        extra |= {"min_value": low, "max_value": high}
+    return st.number_input(**words, value=start, **extra)
 
 
 def _within(start: Any, low: Any, high: Any, cast: type) -> Any:

@@ -168,6 +168,7 @@ CSS = """
 [data-testid="stMetricValue"], [data-testid="stMetricValue"] * { white-space: normal; overflow: visible;
   text-overflow: clip; overflow-wrap: break-word; }
 [data-testid="stWidgetLabel"] p { font-size: 0.85rem; }
+[data-testid="stForm"] [data-testid="stWidgetLabel"] p { font-size: 0.76rem; letter-spacing: -0.01em; }
 [data-testid="stTable"] td, [data-testid="stMetricValue"], .ps-num { font-variant-numeric: tabular-nums; }
 [data-testid="stTable"] td { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   font-size: 0.82rem; }
@@ -177,6 +178,8 @@ CSS = """
   [data-testid="stMainBlockContainer"] { padding-left: 1rem; padding-right: 1rem; }
   [data-testid="stSidebar"][data-collapsed="false"] { width: 240px !important; min-width: 240px !important; }
   [data-testid="stMetricValue"] { font-size: 1.05rem; }
+  .st-key-at-row [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-at-row [data-testid="stColumn"]:last-child { min-width: 100%; }
   /* maps need the width: their columns stand below each other */
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, .st-key-wide, [data-testid="stForm"],
     [data-testid="stDataFrame"]) { flex-wrap: wrap; }
@@ -192,6 +195,11 @@ CSS = """
   border: 1px solid color-mix(in srgb, currentColor 30%, transparent); font-variant-numeric: tabular-nums;
   background: color-mix(in srgb, currentColor 8%, transparent); }
 .ps-run { display: flex; gap: 0.4rem; align-items: center; white-space: nowrap; }
+[class*="st-key-row-"] { flex-wrap: nowrap !important; }
+[class*="st-key-row-"] .ps-spark { width: 44px; }
+[class*="st-key-row-"] [data-testid="stCheckbox"] p { overflow-wrap: anywhere; }
+.st-key-around { scroll-margin-top: 1rem; }
+[data-testid="stSidebarNavLink"] span { white-space: normal; }
 .ps-pulse { display: inline-block; width: 0.55rem; height: 0.55rem; border-radius: 50%; margin-right: 0.2rem;
   background: var(--ps-accent); animation: ps-pulse 1.6s ease-in-out infinite; }
 @keyframes ps-pulse { 50% { opacity: 0.25; transform: scale(0.75); } }

@@ -55,7 +55,7 @@ def _rows(house: Any, chosen: list[str], find: str, seen: list[Any]) -> None:
     for run in runs:
         if run.get("group") and run["name"] not in chosen:
             groups.setdefault(str(run["group"]), []).append(run)
-    with st.container(height=330 if len(alone) + len(groups) > 7 else "content", key="run-list", border=False):
+    with st.container(height=380 if len(alone) + len(groups) > 9 else "content", key="run-list", border=False):
         _part(house, alone, chosen)
         for group, members in groups.items():
             with st.expander(f"{group} · {len(members)} runs{_living(members)}", icon=":material/folder:"):

@@ -44,7 +44,8 @@ def _without_model(run: Mapping[str, Any] | None) -> None:
 
 def _moves(steps: Sequence[int], now: int) -> None:
     at = list(steps).index(now)
-    back, slider, on, around = st.columns([1, 18, 1, 4], vertical_alignment="bottom", gap="small")
+    with st.container(key="at-row"):
+        back, slider, on, around = st.columns([1, 18, 1, 4], vertical_alignment="bottom", gap="small")
     back.button("", icon=":material/chevron_left:", key="at-back", help="Previous checkpoint", disabled=at == 0,
                 on_click=_go, args=(steps[max(at - 1, 0)],), type="tertiary")  # fmt: skip
     with slider:

@@ -55,7 +55,8 @@ def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
     key = f"train:{recipe.name}:{preset.name if preset else ''}"
     with st.form("start-run", border=False):
         run_name = st.text_input("Name", placeholder="chosen for you", help="Folder of the run; letters, digits, . - _")
-        params = widgets.form(recipe.params, key=key, values=dict(preset.runs[0]) if preset else None, columns=2)
+        params = widgets.form(recipe.params, key=key, values=dict(preset.runs[0]) if preset else None, columns=2,
+                              bounded=False)  # fmt: skip
         seconds = seconds_of(recipe, params) if params is not None else None
         if seconds:
             st.caption(f"About {theme.seconds(seconds)} on one CPU core with these settings.")

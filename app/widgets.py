@@ -20,11 +20,12 @@ from backend.errors import PhasescopeError
 
 def form(
     params_model: type[Params], key: str, values: Mapping[str, Any] | None = None, columns: int = 2,
+    bounded: bool = True,
 ) -> dict[str, Any] | None:
     """Show one widget per field and return the validated values, or None after saying which field does not fit.
 
     `values` are starting values; the field's own default stands where one is missing. Label, help and range come
-    from the JSON schema. Widgets are keyed `<key>.<field>`.
+    from the JSON schema. Widgets are keyed `<key>.<field>`. In an st.form say `bounded=False`: see `fields.widget`.
     """
     schema = params_model.model_json_schema()
     given: dict[str, Any] = {}
@@ -35,7 +36,7 @@ def form(
             field = resolve(prop, schema.get("$defs", {}))
             default = _default(params_model, name)
             with place:
-                given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default))
+                given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default), bounded)
     return check(params_model, given)
 
 

@@ -388,6 +388,15 @@ def test_nine_runs_are_eight(backend: Backend) -> None:
     assert not at.exception and len(names(at)) > 1
 
 
+def test_a_value_that_does_not_fit_is_said_at_the_button(backend: Backend) -> None:
+    at = visit(recipe="induction", runs="empty")
+    next(n for n in at.number_input if n.label == "lr").set_value(-1.0)
+    next(b for b in at.button if b.label == "Start training").click()
+    at.run()
+    assert "lr: Input should be greater than 0" in pages_html(at) and "Not started" in pages_html(at)
+    assert not backend.jobs(states=["queued", "running"])
+
+
 def test_a_preset_fills_the_form(backend: Backend) -> None:
     recipe = next(r for r in backend.recipes().values() if any(len(p.runs) == 1 and p.runs[0] for p in r.presets))
     preset = next(p for p in recipe.presets if len(p.runs) == 1 and p.runs[0])

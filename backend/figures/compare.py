@@ -46,8 +46,8 @@ def compared(
         coloraxis2={"colorscale": DIVERGING, "cmin": -(most or 1.0), "cmax": most or 1.0,
                     "colorbar": bar | {"x": 0.84, "title": {"text": "after − before", "side": "bottom"}}})
     figure.update_annotations(font_size=13)
-    height = int(np.clip(250 + 20 * len(rows), 400, 640))
-    return finish(figure, height).update_layout(margin={"t": 34, "b": 110})
+    height = int(np.clip(270 + 20 * len(rows), 420, 660))
+    return finish(figure, height).update_layout(margin={"t": 54, "b": 110})
 
 
 def _map(z: Any, columns: Any, rows: Any, x_title: str, y_title: str, value: str, place: int, text: Any) -> go.Heatmap:
