@@ -6,7 +6,7 @@ by a line with the monitors as well. What a reading costs is the median over rou
 block of the same round, so a slow spell of the machine hits both and a cold cache after a reading is charged to it.
 Seconds are the process's own CPU seconds (one thread). The share is n readings x cost / (steps x bare update), with n
 counted from the recipe's own schedule; checkpoints are left out. Where it exceeds 3 %, the last column says by how much
-both cadences would have to be coarser. (`benchmarks.monitors` takes one recipe's readings apart, monitor by monitor.)
+both cadences would have to be coarser.
 """
 
 from __future__ import annotations

@@ -136,7 +136,6 @@ def test_the_split_is_the_published_one():
     train, test = task.split(P, 0.3, 5)
     assert [tuple(x) for x in task.all_pairs(P)[train].tolist()] == pairs[: int(0.3 * P * P)]
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(P * P))
-    assert [n for n in range(30) if task.is_prime(n)] == [2, 3, 5, 7, 11, 13, 17, 19, 23, 29]
 
 
 # ---------------------------------------------------------------- Fourier

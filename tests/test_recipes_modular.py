@@ -1,5 +1,6 @@
 """Modular addition as a recipe: the same bits after a resume, its numbers, its monitors, words for what is wrong."""
 
+import contextlib
 import json
 
 import pytest
@@ -157,6 +158,17 @@ def test_params_that_cannot_be_are_refused_in_words(tmp_path, params, words):
     with pytest.raises(BadInput) as told:
         train("modular_addition", params, tmp_path / "r", False, go_on)
     assert words in str(told.value)
+
+
+def test_every_prime_from_5_to_257_and_nothing_else_is_taken():
+    sieve = set(range(5, 258))
+    for k in range(2, 17):
+        sieve -= set(range(2 * k, 258, k))
+    taken = set()
+    for p in range(4, 259):
+        with contextlib.suppress(ValueError):
+            taken.add(recipe.ModularAdditionParams(p=p).p)
+    assert taken == sieve and len(sieve) == 53  # of the 55 primes up to 257 without 2 and 3
 
 
 def test_checkpoints_lie_where_they_are_wanted():

@@ -153,12 +153,12 @@ def test_a_damaged_record_is_one_record_also_where_reading_stops_behind_it(tmp_p
 
 def test_a_kept_position_of_another_place_is_not_taken_up(tmp_path):
     """The numbers are gone (offset 0) and the file was written anew without a restart: the old restart is no more."""
-    first = write(tmp_path / "a", *[scalar(s, 1.0 + s, loss=s) for s in range(9)], start(3, 50.0), scalar(3, 51.0, loss=7))
+    nine = [scalar(s, 1.0 + s, loss=s) for s in range(9)]
+    first = write(tmp_path / "a", *nine, start(3, 50.0), scalar(3, 51.0, loss=7))
     source = EventFolder(tmp_path / "a")
     assert [s for s, *_ in ours(source)["loss"]] == [0, 1, 2, 3]
     kept = source.position()
-    again = write(tmp_path / "b", *[scalar(s, 1.0 + s, loss=s) for s in range(9)])
-    first.write_bytes(again.read_bytes())
+    first.write_bytes(write(tmp_path / "b", *nine).read_bytes())
     fresh = EventFolder(tmp_path / "a")
     fresh.restore(kept, 0)
     assert fresh.position() == EventFolder(tmp_path / "a").position()

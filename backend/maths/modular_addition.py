@@ -18,11 +18,6 @@ from torch import Tensor
 Tensors = Mapping[str, Any]  # by glossary name; of W_Q W_K W_V W_O W_in W_out b_* one per layer, of which there is one
 
 
-def is_prime(n: int) -> bool:
-    """Say whether n is a prime, by trial division."""
-    return n > 1 and all(n % k for k in range(2, math.isqrt(n) + 1))
-
-
 def all_pairs(p: int) -> Tensor:
     """Return every (a, b) in order: long [p * p, 2]; row a * p + b is (a, b)."""
     each = torch.arange(p)

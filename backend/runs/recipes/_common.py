@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,13 @@ class RecipeParams(Params):
     log_every: int = Field(20, ge=1, le=10_000, description="steps between two lines of cheap metrics")
     monitor_every: int = Field(100, ge=1, le=100_000, description="steps between two readings of the monitors")
     n_checkpoints: int = Field(20, ge=2, le=500, description="checkpoints, log-spaced, first and last included")
+
+
+def heads_divide_width(params: Any) -> Any:
+    """Return the params; raises ValueError where n_heads does not divide d_model. For a `model_validator`."""
+    if params.d_model % params.n_heads:
+        raise ValueError(f"d_model = {params.d_model} cannot be divided by n_heads = {params.n_heads}")
+    return params
 
 
 def log_steps(steps: int, n: int, unit: int = 1) -> set[int]:

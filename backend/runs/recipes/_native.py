@@ -1,10 +1,26 @@
-"""The Parameters of a NativeModel by glossary name, as views through which gradients reach them."""
+"""NativeModels of several recipes: their first weights, and their Parameters by glossary name as live views."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+
+def build_plain(config: dict[str, Any], seed: int) -> nn.Module:
+    """Build the bare model: matrices N(0, 0.02^2), norms at identity, attention biases zero and frozen."""
+    from backend.models.bridge import build_native
+
+    model = build_native(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weights in model.named_parameters():
+        if weights.dim() == 2:
+            torch.nn.init.normal_(weights, std=0.02, generator=generator)
+        elif ".attn." in name:
+            torch.nn.init.zeros_(weights)
+            weights.requires_grad_(False)
+    return model
 
 
 def live_weights(model: Any) -> dict[str, Any]:

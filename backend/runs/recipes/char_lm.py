@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from backend.contract import Metric, Observation, Params, Preset, Progress, recipe
 from backend.errors import BadInput
-from backend.runs.recipes._common import RecipeParams, log_steps
+from backend.runs.recipes._common import RecipeParams, heads_divide_width, log_steps
 from backend.runs.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -61,15 +61,12 @@ class CharParams(RecipeParams):
     max_characters: int = Field(
         1_000_000, ge=2000, le=200_000_000, description="characters of the text that are used, from its start"
     )
+    log_every: int = Field(25, ge=1, le=10_000, description="steps between two lines of cheap metrics")
     n_checkpoints: int = Field(15, ge=2, le=500, description="checkpoints, log-spaced, first and last included")
     lr_drop_at: int = Field(0, ge=0, le=1_000_000, description="the learning rate drops after this step; 0: never")
     lr_drop_factor: float = Field(0.1, gt=0, le=1, description="what the learning rate is multiplied by at the drop")
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> CharParams:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model = {self.d_model} cannot be divided by n_heads = {self.n_heads}")
-        return self
+    _heads_divide_width = model_validator(mode="after")(heads_divide_width)
 
 
 def n_params(p: Any, d_vocab: int = 100) -> int:

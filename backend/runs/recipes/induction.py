@@ -18,13 +18,12 @@ Source: Olsson et al. (2022), In-context Learning and Induction Heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from backend.contract import Params, Preset, Progress, recipe
-from backend.runs.recipes._common import RecipeParams
+from backend.runs.recipes._common import RecipeParams, heads_divide_width, snapped
 from backend.runs.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -59,11 +58,7 @@ class InductionParams(RecipeParams):
         30, ge=2, le=200, description="checkpoints, at measured steps: half between steps 100 and 400, half log-spaced"
     )
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> InductionParams:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model = {self.d_model} cannot be divided by n_heads = {self.n_heads}")
-        return self
+    _heads_divide_width = model_validator(mode="after")(heads_divide_width)
 
 
 def seconds(params: Params) -> float:
@@ -109,16 +104,12 @@ def checkpoint_steps(steps: int, n: int, unit: int) -> set[int]:
     Each is a multiple of `unit`, so a measured one; fewer where there are not as many.
     """
     low, high = (min(edge, steps) for edge in DENSE_KEEP)
-    chosen = {0, steps} | _snapped((low + (high - low) * i / max(n // 2 - 1, 1) for i in range(n // 2)), unit, steps)
+    chosen = {0, steps} | snapped((low + (high - low) * i / max(n // 2 - 1, 1) for i in range(n // 2)), unit, steps)
     for count in range(n, 20 * n):  # neighbours snap to one step, so ask for more until there are enough
-        spaced = _snapped((steps ** (i / count) for i in range(count)), unit, steps)
+        spaced = snapped((steps ** (i / count) for i in range(count)), unit, steps)
         if len(chosen | spaced) >= n:
             return chosen | spaced
     return chosen | spaced
-
-
-def _snapped(places: Iterable[float], unit: int, steps: int) -> set[int]:
-    return {min(round(place / unit) * unit, steps) for place in places}
 
 
 def log_due(step: int, every: int) -> bool:
@@ -168,20 +159,10 @@ def held_out_rows(params: InductionParams) -> tuple[Tensor, Tensor]:
 
 
 def build(params: InductionParams) -> nn.Module:
-    """Build the bare model: weights N(0, 0.02^2), norms at identity, attention biases zero and frozen."""
-    import torch
+    """Build the bare model with its first weights; see `_native.build_plain`."""
+    from backend.runs.recipes._native import build_plain
 
-    from backend.models.bridge import build_native
-
-    model = build_native(model_config(params), params.seed)
-    generator = torch.Generator().manual_seed(params.seed)
-    for name, weights in model.named_parameters():
-        if weights.dim() == 2:
-            torch.nn.init.normal_(weights, std=0.02, generator=generator)
-        elif ".attn." in name:
-            torch.nn.init.zeros_(weights)
-            weights.requires_grad_(False)
-    return model
+    return build_plain(model_config(params), params.seed)
 
 
 def tiled_rows(params: InductionParams, rows: int, generator: Generator) -> Tensor:

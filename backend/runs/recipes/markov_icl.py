@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from backend.contract import Metric, Params, Preset, Progress, recipe
-from backend.runs.recipes._common import RecipeParams, log_steps
+from backend.runs.recipes._common import RecipeParams, heads_divide_width, log_steps
 from backend.runs.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -50,11 +50,7 @@ class MarkovParams(RecipeParams):
     lr: float = Field(3e-4, gt=0, le=1, description="learning rate of AdamW, constant")
     weight_decay: float = Field(0.01, ge=0, le=10, description="weight decay of AdamW")
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> MarkovParams:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model = {self.d_model} cannot be divided by n_heads = {self.n_heads}")
-        return self
+    _heads_divide_width = model_validator(mode="after")(heads_divide_width)
 
 
 def seconds(params: Params) -> float:
@@ -144,20 +140,10 @@ def make_training(params: MarkovParams) -> Training:
 
 
 def build(params: MarkovParams) -> nn.Module:
-    """Build the bare model: weights N(0, 0.02^2), norms at identity, attention biases zero and frozen."""
-    import torch
+    """Build the bare model with its first weights; see `_native.build_plain`."""
+    from backend.runs.recipes._native import build_plain
 
-    from backend.models.bridge import build_native
-
-    model = build_native(model_config(params), params.seed)
-    generator = torch.Generator().manual_seed(params.seed)
-    for name, weights in model.named_parameters():
-        if weights.dim() == 2:
-            torch.nn.init.normal_(weights, std=0.02, generator=generator)
-        elif ".attn." in name:
-            torch.nn.init.zeros_(weights)
-            weights.requires_grad_(False)
-    return model
+    return build_plain(model_config(params), params.seed)
 
 
 def draw(params: MarkovParams, rows: int, generator: Generator) -> Tensor:

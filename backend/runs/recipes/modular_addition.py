@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from backend.contract import Metric, Preset, Progress, recipe
-from backend.runs.recipes._common import RecipeParams, log_steps, snapped
+from backend.runs.recipes._common import RecipeParams, heads_divide_width, log_steps, snapped
 from backend.runs.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class ModularAdditionParams(RecipeParams):
     def _fit_together(self) -> ModularAdditionParams:
         if any(self.p % k == 0 for k in range(2, self.p)):
             raise ValueError(f"p = {self.p} is no prime")
-        if self.d_model % self.n_heads:
-            raise ValueError(f"d_model = {self.d_model} cannot be divided by n_heads = {self.n_heads}")
+        heads_divide_width(self)
         if not 0 < int(self.train_fraction * self.p**2) < self.p**2:
             raise ValueError(f"train_fraction = {self.train_fraction} leaves no pair to train on or to test")
         return self
@@ -244,10 +243,10 @@ def make_training(params: ModularAdditionParams) -> Training:
     """Build model, optimiser, data and measurements from the params alone."""
     import torch
 
+    from backend.runs import schedule
     from backend.runs.loop import Training
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if params.device == "auto" else params.device
-    model = build(params).to(device, torch.float64 if params.dtype == "float64" else torch.float32)
+    model = build(params).to(schedule.device_of(params.device), schedule.weights_dtype(params.dtype))
     task = Addition(params, model)
     return Training(
         model, task.optimizer, torch.Generator(), task.update, task.measure,
