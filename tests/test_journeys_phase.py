@@ -38,40 +38,62 @@ def plot(page: Any) -> Any:
 @pytest.mark.parametrize("width", [1440, 800])
 def test_a_click_on_a_cell_shows_its_runs(house: Any, page: Any, width: int) -> None:
     opened = rest(page, f"{house.url}/phase_diagram?diagram=planted&late=500", width=width)
-    box = plot(opened).locator(".barlayer .point path").nth(2).bounding_box()  # cell x1y0, whose seeds disagree
+    cell = plot(opened).locator(".barlayer .point path").nth(2)  # cell x1y0, whose seeds disagree
+    cell.scroll_into_view_if_needed()  # on a narrow page the diagram stands below its controls
+    box = cell.bounding_box()
     opened.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
     until(lambda: "cell=x1y0" in address(opened), "the cell in the address")
     opened.get_by_text("lr = 0.2, weight_decay = 0").first.wait_for(timeout=20_000)
     opened.get_by_text("seed 1, test accuracy").first.wait_for(timeout=20_000)
+    opened.locator(".js-plotly-plot").first.locator(".shapelayer path").first.wait_for(timeout=20_000)  # its outline
+    faded = opened.locator(".js-plotly-plot").first.locator(".scatterlayer text").evaluate_all(
+        "texts => texts.filter(t => getComputedStyle(t).fillOpacity < 1 || getComputedStyle(t).opacity < 1).length")
+    assert faded == 0, "labels fade when a cell is chosen"
     opened.get_by_role("link", name="Open these runs in Training").wait_for()
     browser.wait_ready(opened, 60)
     browser.screenshot(opened, f"phase-diagram-cell-{width}", full=True)
     clean(opened)
 
 
+SMALL = {"lr": "0.001, 0.01", "weight_decay": "0, 0.1", "steps": "4000", "d_in": "8", "d_out": "2", "n_rows": "64"}
+
+
 def test_start_cancel_and_continue(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/phase_diagram?tab=new&recipe=linear_control")
-    opened.get_by_label("Name", exact=True).fill("small")
-    opened.get_by_label("Name", exact=True).press("Enter")
-    browser.wait_ready(opened, 60)
-    opened.get_by_role("button", name="Start 18 runs").click()
+    fill(opened, "Values of lr", SMALL["lr"])
+    fill(opened, "Values of weight_decay", SMALL["weight_decay"])
+    fill(opened, "Name", "small")
+    opened.get_by_text("Params shared by all runs").click()
+    for param in ("steps", "d_in", "d_out", "n_rows"):
+        fill(opened, param, SMALL[param])
+    opened.get_by_role("button", name="Start 8 runs").click()
     opened.get_by_role("button", name="Cancel").wait_for(timeout=40_000)
-    finished(opened, house.runs)
+    until(lambda: len(ended(house.runs)) >= 2, "two finished runs", 90)
+    plot(opened)
     browser.screenshot(opened, "phase-diagram-running", full=True)
     opened.get_by_role("button", name="Cancel").click()
     more = opened.get_by_role("button", name="that are missing")
     more.wait_for(timeout=60_000)
-    kept = {f.parent.name for f in Path(house.runs).glob("small.*/run.json")}
-    assert kept, "what was done is gone"
+    kept = ended(house.runs)
+    assert 2 <= len(kept) < 8, "nothing was left to cancel"
+    browser.screenshot(opened, "phase-diagram-cancelled", full=True)
     more.click()
-    opened.get_by_role("button", name="Cancel").wait_for(timeout=40_000)
-    opened.get_by_role("button", name="Cancel").click()
+    opened.get_by_text("8 of 8 runs").first.wait_for(timeout=90_000)
+    assert ended(house.runs).items() >= kept.items(), "what was done was trained again"
+    plot(opened)
+    browser.screenshot(opened, "phase-diagram-done", full=True)
     clean(opened)
 
 
-def finished(opened: Any, runs: Path) -> None:
-    """Wait until one run of the diagram has ended and its cell is drawn."""
-    ends = lambda: [f for f in runs.glob("small.*/metrics.jsonl") if b'"finished"' in f.read_bytes()]  # noqa: E731
-    until(ends, "a finished run", 90)
-    opened.get_by_text("of 18 runs").first.wait_for()
-    plot(opened)
+def fill(opened: Any, label: str, text: str) -> None:
+    """Write into a field and leave it."""
+    field = opened.get_by_label(label, exact=True)
+    field.fill(text)
+    field.press("Enter")
+    browser.wait_ready(opened, 60)
+
+
+def ended(runs: Path) -> dict[str, float]:
+    """The finished runs of the diagram and when they were last written."""
+    files = runs.glob("small.*/metrics.jsonl")
+    return {f.parent.name: f.stat().st_mtime for f in files if b'"finished"' in f.read_bytes()}
