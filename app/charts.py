@@ -151,7 +151,8 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
                          line={"color": theme.ACCENT["light"], "width": 1.5, "dash": "dot"})
     last = "y" if len(rows) == 1 else f"y{len(rows)}"
     figure.update_layout(
-        template=theme.template(), uirevision="keep", height=tall + FOOT + BAR, hovermode="x unified", hoversubplots="axis",
+        template=theme.template(), uirevision="keep", height=tall + FOOT + BAR, hovermode="x unified",
+        hoversubplots="axis",
         clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": FOOT - 8},
         legend={"orientation": "h", "y": -58 / tall, "yanchor": "top", "x": 0, "font": {"size": 11}},
         hoverlabel={"font": {"size": 11}}, hoverdistance=30,
@@ -193,9 +194,10 @@ def _add_row(figure: go.Figure, row: Row, axis: str, domain: tuple[float, float]
         figure.add_trace(_heat(row.heat, axis, domain))
         figure.update_layout({axis.replace("y", "yaxis"): {"title": {"text": "frequency"}, "type": "linear"}})
     named = {t.name for t in figure.data if t.showlegend}  # a head has one colour and one entry in all rows
+    title = row.title.split(":")[0].split(" (")[0]
     for curve in row.curves:
         figure.add_traces(_band(curve, axis))
-        figure.add_trace(_curve(curve, row.unit, axis, row.legend and curve.name not in named, row.title.split(":")[0].split(" (")[0]))
+        figure.add_trace(_curve(curve, row.unit, axis, row.legend and curve.name not in named, title))
 
 
 def _curve(curve: Curve, unit: str, axis: str, legend: bool, title: str = "") -> go.Scatter:

@@ -139,7 +139,9 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool, looking: bool
     _table_follows({n: [(whole(t["step"]), t["verdict"]) for t in ts] for n, ts in found.items()})
     rows = rows_of(frames, runs, shown, house.metric_words(), colours, url.get("seeds") == "band")
     _draw(house, rows, found, colours, runs)
-    said = [thinning(frames.values()), "step 0 has no place on a log axis" if url.get("axis") == "log" else "",
+    unseen = [n for n, f in frames.items() if not len(f)]
+    said = [thinning(frames.values()), f"in none of these charts: {', '.join(unseen)}" if unseen else "",
+            "step 0 has no place on a log axis" if url.get("axis") == "log" else "",
             "paused" if paused else "", "looking for transitions" if looking else ""]
     if any(said):
         st.caption(" · ".join(s for s in said if s))

@@ -208,8 +208,7 @@ _CHANNEL = re.compile(r"^(.+?)(?:/(L\d+(?:H\d+)?))?$")
 
 
 def carried_by(channels: Sequence[str], known: Mapping[str, Metric], most: int = 2) -> str:
-    """Return the quantities in words, the heads of one together: "Induction score L1H0, L1H2; Loss; 4 more", without what stands in
-    brackets."""
+    """Return the quantities in words, the heads of one together: "Induction score L1H0, L1H2; Loss; 4 more"."""
     grouped: dict[str, list[str]] = {}
     for channel in channels:
         name, place = _CHANNEL.match(str(channel)).groups()  # type: ignore[union-attr]
@@ -217,7 +216,8 @@ def carried_by(channels: Sequence[str], known: Mapping[str, Metric], most: int =
     said = []
     for name, places in list(grouped.items())[:most]:
         more = f" and {len(places) - most} more" if len(places) > most else ""
-        said.append(" ".join(p for p in (words(known, name).title.split(" (")[0], ", ".join(places[:most]) + more) if p))
+        title = words(known, name).title.split(" (")[0]  # what stands in brackets explains
+        said.append(f"{title} {', '.join(places[:most])}{more}".strip())
     return "; ".join([*said, *([f"{len(grouped) - most} more"] if len(grouped) > most else [])])
 
 

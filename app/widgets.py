@@ -134,8 +134,9 @@ def scroll_to(where: str, now: bool = False) -> None:
         st.session_state["scroll-to"] = where
     elif st.session_state.get("scroll-to") == where:
         st.session_state.pop("scroll-to")
+        times = st.session_state["scrolled"] = st.session_state.get("scrolled", 0) + 1  # else it would not run again
         # the place is filled after this: look for it a few times, then leave the visitor alone
-        st.html(f"""<script>(() => {{ let left = 12; const go = () => {{
+        st.html(f"""<script>/* {times} */ (() => {{ let left = 12; const go = () => {{
             const place = document.querySelector(".st-key-{where}");
             if (place) place.scrollIntoView({{block: "start", behavior: "smooth"}});
             else if (left--) setTimeout(go, 150); }}; go(); }})()</script>""", unsafe_allow_javascript=True)

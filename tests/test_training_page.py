@@ -404,3 +404,10 @@ def test_a_preset_fills_the_form(backend: Backend) -> None:
     shown = {w.label: w.value for w in (*at.number_input, *at.selectbox, *at.slider)}
     for name, value in preset.runs[0].items():
         assert shown[name] == value
+
+
+def test_a_run_in_none_of_the_charts_is_named(backend: Backend) -> None:
+    at = visit(runs="induction-demo,numbers-only", charts="spike", views="-")
+    assert any("in none of these charts: induction-demo" in c.value for c in at.caption)
+    at = visit(runs="induction-demo,many", views="-")
+    assert not any("in none of these charts" in c.value for c in at.caption), "by itself every run is shown"
