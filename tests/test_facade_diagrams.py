@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_a_diagram_computes_each_cell_once_and_again_only_what_is_missing(house:
 
 
 def test_cancel_keeps_what_is_done_and_continuing_resumes_the_rest(house: Backend) -> None:
-    long = {**TINY, "steps": 400}
+    long = {**TINY, "steps": 200}
     first = house.start_diagram("induction", **AXES, seeds=1, params=long, name="d")["runs"][0]["run"]
     job = house.job_of_run(first)
     assert job is not None and house.wait(job["id"], 60)["state"] == "done"
@@ -106,9 +107,9 @@ def test_cancel_keeps_what_is_done_and_continuing_resumes_the_rest(house: Backen
     before = trainings(house)
     house.continue_diagram("d")
     ended = whole(house, "d")
-    assert ended["state"] == "done" and {r["last_step"] for r in ended["runs"]} == {400}
+    assert ended["state"] == "done" and {r["last_step"] for r in ended["runs"]} == {200}
     assert trainings(house) - before == 4 - len(kept)
-    assert not any((house.run(run).get("resumed") for run in kept))
+    assert not any(house.run(run).get("resumed") for run in kept)
 
 
 def test_the_definition_outlives_the_cache(tmp_path: Path) -> None:
@@ -184,6 +185,35 @@ def test_planted_runs_give_their_phases_and_thresholds_move_them(house: Backend,
     assert trainings(house) == 0  # read anew, not trained
 
 
+def stopped_at(folder: Path, made: Diagram, cell: tuple[int, int], seed: int) -> None:
+    """Write one run anew: it groks (0 then 1 at step 600) and stops at step 700 of 1000."""
+    member = next(m for m in made.members() if (m.i, m.j, m.seed) == (*cell, seed))
+    shutil.rmtree(folder / member.run)
+    with Recorder(folder / member.run, recipe="induction", params={**member.params, "steps": 1000}) as run:
+        for step in range(0, 701, 50):
+            run.log(step, {"train_accuracy": float(step >= 100), "test_accuracy": float(step >= 600)})
+        run.stop()
+
+
+def test_a_stopped_run_is_provisional_and_neither_votes_nor_disagrees(house: Backend, tmp_path: Path) -> None:
+    made = planted(tmp_path / "runs")
+    stopped_at(tmp_path / "runs", made, (0, 0), 1)  # its other seed is comprehension
+    for seed in (0, 1):
+        stopped_at(tmp_path / "runs", made, (1, 1), seed)
+    house.follower.poll()
+    rows = house.diagram_outcomes("planted", delay=400)
+    one = rows[(rows["i"] == 0) & (rows["j"] == 0) & (rows["seed"] == 1)].iloc[0]
+    assert (one["state"], one["phase"], one["final"], one["progress"]) == ("stopped", "grokking", False, 0.7)
+    cells = house.diagram_cells(rows).set_index(["i", "j"])
+    half = cells.loc[(0, 0)]
+    assert (half["phase"], half["agree"], half["n"], half["provisional"]) == ("comprehension", True, 1, False)
+    none = cells.loc[(1, 1)]
+    assert (none["phase"], none["n"], none["provisional"], none["delay"]) == ("grokking", 0, True, 500)
+    assert cells.loc[(1, 0), "counts"] == {"grokking": 1, "memorisation": 1} and not cells.loc[(1, 0), "agree"]
+    phases = house.diagram_phases("planted", delay=400)
+    pd.testing.assert_frame_equal(phases, cells.reset_index()[phases.columns])
+
+
 def test_a_diagram_without_the_two_accuracies_is_coloured_by_a_final_value(house: Backend) -> None:
     house.start_diagram("induction", **AXES, seeds=1, params=TINY, name="d")
     whole(house, "d")
@@ -206,8 +236,8 @@ def test_a_handed_on_diagram_says_the_same_without_its_run_folders(house: Backen
         made = other.diagram("planted")
         assert made["shipped"] and made["state"] == "done" and made["command"].startswith("python")
         columns = ["run", "phase", "delay", "train_step", "test_before"]
-        pd.testing.assert_frame_equal(
-            other.diagram_outcomes("planted", delay=500)[columns], house.diagram_outcomes("planted", delay=500)[columns])
+        told = [h.diagram_outcomes("planted", delay=500)[columns] for h in (other, house)]
+        pd.testing.assert_frame_equal(*told)
         with pytest.raises(BadInput):
             other.continue_diagram("planted")
     finally:

@@ -97,3 +97,17 @@ def test_seeds_that_disagree_are_said_so_and_the_majority_names_the_cell() -> No
     assert tie.phase == phases.MEMORISATION and not tie.agree and math.isnan(tie.delay)
     assert majority([memory, grok(1000)]).phase == tie.phase  # the order of seeds does not matter
     assert majority([unborn]).phase == phases.OPEN and majority([]).n == 0
+
+
+def test_a_run_that_has_not_ended_is_provisional_and_has_no_vote() -> None:
+    early = of_run(jump(200), jump(300), Thresholds(), ended=False)
+    assert (early.phase, early.final) == (phases.COMPREHENSION, False)
+    assert of_run(jump(200), jump(300), Thresholds()).final
+    memory = Outcome(phases.MEMORISATION)
+    cell = majority([early, early, memory])
+    assert (cell.phase, cell.agree, cell.n, cell.provisional) == (phases.MEMORISATION, True, 1, False)
+    assert cell.counts == {phases.MEMORISATION: 1} and math.isnan(cell.delay)
+    so_far = majority([early, Outcome(phases.OPEN, final=False)])
+    assert (so_far.phase, so_far.agree, so_far.n, so_far.provisional) == (phases.COMPREHENSION, True, 0, True)
+    assert so_far.delay == 100 and so_far.counts == {}
+    assert not majority([Outcome(phases.OPEN, final=False)]).provisional and not majority([]).provisional

@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import house, phase_start
+from app import house, phase_path, phase_start
 from backend import Backend
 from backend.errors import BadInput
 from backend.figures import phase
+from backend.figures import phase_path as path_figure
+from backend.runs import diagrams
+from backend.runs.diagrams import Diagram
+from backend.runs.recorder import Recorder
 from backend.settings import Settings
 from tests.test_facade_diagrams import planted
 
@@ -102,3 +108,78 @@ def test_only_cells_whose_seeds_disagree_are_hatched(backend: Backend) -> None:
     assert list(tiles.marker.color) == [phase.COLOURS[p] for p in cells["phase"]]
     calm = phase.diagram(cells.assign(agree=True), shade="phase", **more)
     assert "seeds disagree" not in [t.name for t in calm.data]
+
+
+MORE: dict[str, Any] = {"x": [0.1, 0.2], "y": [0, 1], "x_title": "lr", "y_title": "wd"}
+
+
+def cells_of(backend: Backend, **changed: Any) -> pd.DataFrame:
+    return backend.diagram_cells(backend.diagram_outcomes("planted", delay=500)).assign(words="", **changed)
+
+
+def trace(figure: Any, name: str) -> Any:
+    return next(t for t in figure.data if t.name == name)
+
+
+def test_a_cell_whose_seeds_disagree_says_both_and_no_delay(backend: Backend) -> None:
+    drawn = phase.diagram(cells_of(backend), shade="delay", **MORE)
+    words = [w for t in drawn.data if t.name == "words" for w in t.text]
+    assert "<b>1 of 2 memor.<br>1 of 2 grok</b>" in words and "<b>comprehension<br>100</b>" in words
+    assert all(t.unselected.textfont.color == t.textfont.color for t in drawn.data if t.name == "words")  # no fading
+    said = " ".join(h.proto.body for h in visit(diagram="planted", late="500").get("html"))
+    assert "gradient" in said and "seeds disagree" in said  # the hatch has its swatch
+
+
+def test_provisional_cells_are_lighter_and_say_so_far(backend: Backend) -> None:
+    drawn = phase.diagram(cells_of(backend, provisional=[True, False, False, False]), shade="phase", **MORE)
+    first, second = trace(drawn, "cells").marker.color[:2]
+    assert first.endswith(f"{phase.LIGHTER})") and first.startswith("rgba(0,158,115") and second[0] == "#"
+    assert [w for t in drawn.data if t.name == "words" for w in t.text if "so far" in w] == [
+        "<b>comprehension<br>so far<br>100</b>"]  # fmt: skip
+
+
+def test_the_chosen_cell_is_outlined_and_one_delay_is_shown_against_zero(backend: Backend) -> None:
+    drawn = phase.diagram(cells_of(backend), shade="delay", chosen=(1, 0), **MORE)
+    ring = drawn.layout.shapes[0]
+    assert ring.x0 < 1 < ring.x1 and ring.y0 < 0 < ring.y1 and ring.x1 - ring.x0 < 1
+    bar = next(t.marker for t in drawn.data if t.marker.showscale)
+    assert (bar.cmin, bar.cmax) == (0, 100)
+    assert not phase.diagram(cells_of(backend), shade="delay", **MORE).layout.shapes
+
+
+@pytest.mark.parametrize("recipe", ["modular_addition", "linear_control", "induction"])
+def test_a_diagram_opens_before_anything_is_logged_and_heals_when_it_is(
+    backend: Backend, recipe: str, request: pytest.FixtureRequest
+) -> None:
+    folder = backend.settings.runs
+    made = Diagram(name=f"early-{recipe}", recipe=recipe, x="lr", xs=(0.1, 0.2), y="weight_decay", ys=(0,), seeds=(0,))
+    diagrams.write(folder, made)
+    request.addfinalizer(lambda: (folder / f"{made.name}.diagram.json").unlink())
+    for query in ({}, {"shade": "final"}, {"shade": "phase"}):
+        at = visit(diagram=made.name, **query)
+        assert len(at.get("plotly_chart")) == 1  # the cells, empty
+    captions = " ".join(c.value for c in at.caption)
+    assert ("logs no accuracy" in captions) == (recipe == "linear_control")
+    with Recorder(folder / made.members()[0].run, recipe=recipe, params={}) as run:
+        run.log(0, {"train_accuracy": 1.0, "test_accuracy": 1.0, "loss": 0.5})
+    backend.follower.poll()
+    at.query_params.clear()
+    at = visit(diagram=made.name)
+    assert "comprehension" in charts(at) and "logs no accuracy" not in " ".join(c.value for c in at.caption)
+
+
+def test_two_metrics_open_on_the_shipped_grokking_run_with_a_pair_that_has_many_steps(backend: Backend) -> None:
+    at = visit(tab="paths")
+    assert {s.label: s.value for s in at.selectbox} == {"Across": "weight_norm_W_E", "Up": "test_accuracy"}
+    assert at.multiselect[0].value == ["grokking-demo"]
+    every, rare = (pd.DataFrame({"step": np.arange(0, 100, k), "value": 0.0}) for k in (1, 50))
+    logged = {"a": {"loss": every, "weight_norm": rare, "accuracy": every, "other": every}}
+    assert phase_path.proposed(logged, None, None) == ("loss", "accuracy")
+    assert phase_path.proposed(logged, "weight_norm", None) == ("weight_norm", "accuracy")  # what is given stays
+    assert phase_path.proposed({"a": {"x": rare}}, None, None) == ("x", "x")
+
+
+def test_start_and_end_of_a_path_that_lie_together_can_both_be_read() -> None:
+    frame = pd.DataFrame({"step": [0, 1, 2], "x": [0.0, 1.0, 0.0], "y": [0.0, 1.0, 0.0]})
+    drawn = path_figure.path({"r": frame}, x_title="x", y_title="y")
+    assert {t.text[0]: t.textposition for t in drawn.data if t.text} == {"start": "top center", "end": "bottom center"}
