@@ -7,11 +7,14 @@ Works through a running dashboard where there is one, else opens the cache itsel
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,8 @@ TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "r
 DEFECT = "This is a defect; `python -X dev -m backend ...` shows where it happened"
 ROWS = 200  # shown of a table; --out writes all
 ENDED = ("done", "failed", "cancelled", "interrupted")
+LIVE = ("queued", "running")  # states of a run that may still change
+PATIENCE = 20.0  # s for a stopped job to keep its state; SLURM kills 30 s after its TERM
 
 
 def parser() -> argparse.ArgumentParser:
@@ -171,8 +176,11 @@ def do_transitions(args: argparse.Namespace) -> Any:
     """List the transitions of a run."""
     with _connection() as house:
         found = house.transitions(args.run)
+        live = not found and house.run(args.run)["state"] in LIVE
     if args.json:
         return found
+    if not found:
+        return "none yet" if live else "none"
     shown = _without(found, ("run", "width_low", "width_high"))
     return [{**r, "channels": ", ".join(r["channels"][:3])} for r in shown]
 
@@ -260,7 +268,7 @@ def do_train(args: argparse.Namespace) -> Any:
     if args.resume and not args.run_dir:
         raise BadInput("--resume", "it does not say which run", "Give the run's folder with --run-dir")
     folder = str(Path(args.run_dir).expanduser().absolute()) if args.run_dir else ""
-    with _connection() as house:
+    with _term_as_ctrl_c(), _connection() as house:
         started = house.train(args.recipe, _params(args), run_dir=folder, resume=args.resume)
         ended = _finish(house, started["job"])
     return {"run": started["run"], "run_dir": ended["payload"]["run_dir"], "state": ended["state"]}
@@ -268,11 +276,12 @@ def do_train(args: argparse.Namespace) -> Any:
 
 def do_diagram(args: argparse.Namespace) -> Any:
     """Train a phase diagram and return its cells."""
-    return diagram_cli.do(args)
+    with _term_as_ctrl_c():
+        return diagram_cli.do(args)
 
 
 def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Wait for a job, say how it goes on stderr, cancel it on Ctrl-C, raise its error."""
+    """Wait for a job, say how it goes on stderr, cancel it on Ctrl-C (and let it keep its state), raise its error."""
     try:
         while job["state"] not in ENDED:
             job = house.wait(job["id"], 1.0)
@@ -280,6 +289,7 @@ def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
                 print(f"\r{job['progress']:4.0%} {job['words'][:60]:60}", end="", file=sys.stderr)
     except KeyboardInterrupt:
         house.cancel(job["id"])
+        house.wait(job["id"], PATIENCE)
         raise
     if sys.stderr.isatty():
         print(file=sys.stderr)
@@ -290,6 +300,24 @@ def _finish(house: Any, job: dict[str, Any]) -> dict[str, Any]:
             else Broken(job["title"], f"the job was {job['state']}", "Run it again")
         )
     return job
+
+
+@contextlib.contextmanager
+def _term_as_ctrl_c() -> Iterator[None]:
+    """Hear SIGTERM (a scheduler's, a shutdown's) as Ctrl-C: the run keeps a checkpoint and has stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def heard(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the keeping short
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, heard)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _connection:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = {"overhead": "What readings cost, recipe by recipe", "store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
+ALL = {"overhead": "What readings cost, recipe by recipe",
+       "store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
        "detection": "Detection of transitions",
        "recipes": "Modular addition beside the reference loop"}  # fmt: skip
 

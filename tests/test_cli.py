@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from backend import analyses
 from backend.__main__ import main, parser
 from backend.export import from_arrow
+from backend.runs.recorder import Recorder
 from tests.jobs_targets import until
 from tests.models_support import hf_folder, run_folder
 from tests.test_facade import small
@@ -401,13 +402,25 @@ def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
         assert err == "" and process.returncode == 0, err
 
 
-def test_ctrl_c_stops_a_training_that_can_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_transitions_are_none_of_an_ended_run_and_none_yet_of_a_live_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Recorder(place / "runs" / "quiet") as run:
+        run.log(1, loss=1.0)
+        assert main(["transitions", "quiet"]) == 0 and capsys.readouterr().out == "none yet\n"
+    assert main(["transitions", "quiet"]) == 0 and capsys.readouterr().out == "none\n"
+    assert answered(capsys, ["transitions", "quiet"]) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_a_stopped_training_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    """A person's Ctrl-C, and the TERM that SLURM sends when the time is up."""
     folder = tmp_path / "long"
     params = [word for n, v in small(steps=100_000, n_checkpoints=2).items() for word in (f"--{n}", str(v))]
     process = command(tmp_path, "train", "induction", *params, "--run-dir", str(folder))
     until(lambda: len((folder / "metrics.jsonl").read_bytes()) > 500 if (folder / "metrics.jsonl").exists() else False,
           "the run writes", 60)  # fmt: skip
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err == "Stopped.\n" and out == "", err
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

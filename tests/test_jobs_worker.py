@@ -157,6 +157,17 @@ def test_resume_of_a_run_that_never_wrote_starts_it(settings: Settings, tmp_path
     assert answer["checkpoints"]
 
 
+def test_a_run_that_had_finished_when_its_worker_died_is_not_trained_again(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "done"
+    ask = training(folder)
+    first = run(settings, "train", ask)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert run(settings, "train", {**ask, "resume": True}) == first  # as the engine asks after a death
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    with pytest.raises(BadInput, match="it was started with 6"):
+        run(settings, "train", {**training(folder, steps=9), "resume": True})
+
+
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[tuple[Engine, Ears]]:
     ears = Ears()

@@ -98,6 +98,9 @@ def test_a_trainer_writes_a_run_whose_checkpoints_open_and_goes_on_with_it(tmp_p
     logged = {m: sorted(f["step"]) for m, f in chunk.rows.groupby("metric")}
     assert logged["loss"] == logged["grad_norm"] == logged["learning_rate"] == [1, 2, 3, 4]
     assert logged["eval_loss"] == [2, 4] and not chunk.bad
+    assert not {"train_loss", "train_runtime", "train_samples_per_second", "total_flos"} & set(logged)  # one dot each
+    summary = RunFolder(run).info()["summary"]
+    assert summary["train_loss"] == first.state.log_history[-1]["train_loss"] and summary["train_runtime"] > 0
     told = [h["loss"] for h in first.state.log_history if "loss" in h]
     assert chunk.rows[chunk.rows["metric"] == "loss"]["value"].tolist() == told
     assert RunFolder(run).state() == "finished" and RunFolder(run).checkpoints() == [2, 4]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from backend.errors import BadInput, Broken, Busy, Cancelled, NotFound
-from backend.runs import layout
+from backend.runs import layout, provenance
 from backend.runs.folder import RunFolder, find_runs
 from backend.runs.recorder import Recorder
 
@@ -29,6 +29,45 @@ def child(code, *args, **more):
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, **more)
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    asked = ["git", "-C", str(folder), *who, *words]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_revision_is_that_of_the_code_and_changes_to_it_are_said(tmp_path, monkeypatch):
+    code, elsewhere = tmp_path / "repo" / "package", tmp_path / "elsewhere"
+    code.mkdir(parents=True)
+    elsewhere.mkdir()
+    assert provenance.revision(code) == {}
+    git(tmp_path / "repo", "init", "-q")
+    (code / "a.py").write_text("1")
+    assert provenance.revision(code) == {}  # somebody's repository, but not of this code
+    git(code, "add", "a.py")
+    git(code, "commit", "-qm", "a")
+    monkeypatch.chdir(elsewhere)
+    clean = {"git": git(code, "rev-parse", "HEAD")}
+    (code / "new.txt").write_text("not tracked")
+    assert provenance.revision(code) == clean
+    (code / "a.py").write_text("2")
+    assert provenance.revision(code) == {**clean, "dirty": True}
+
+
+def test_a_resume_says_with_which_code_it_goes_on(tmp_path, monkeypatch):
+    with Recorder(tmp_path / "r") as run:
+        run.log(1, loss=1)
+    monkeypatch.chdir(tmp_path)  # no repository
+    with Recorder(tmp_path / "r", resume=True):
+        pass
+    events = [json.loads(line) for line in (tmp_path / "r" / layout.METRICS).read_text().splitlines()]
+    (resumed,) = [e for e in events if e.get("event") == "resumed"]
+    told = json.loads((tmp_path / "r" / layout.RUN).read_text())
+    assert resumed["versions"] == told["versions"] and "python" in told["versions"]
+    here = provenance.revision()
+    assert {k: v for k, v in resumed.items() if k in ("git", "dirty")} == here == {k: told[k] for k in here}
+    assert resumed["step"] == 1 and list(RunFolder(tmp_path / "r").read().rows["step"]) == [1]
 
 
 def test_three_lines_from_a_loop_of_ones_own(tmp_path):

@@ -86,6 +86,7 @@ def test_making_it_again_gives_the_same_weights(tmp_path):
     assert {p.name for p in made[0].iterdir()} == {layout.RUN, layout.METRICS, layout.CHECKPOINTS}
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"induction-demo"}
     assert str(tmp_path) not in (made[0] / layout.RUN).read_text()
+    assert not {"host", "pid", "git", "dirty"} & RunFolder(made[0]).info().keys()
 
 
 def test_the_command_has_help():

@@ -59,10 +59,12 @@ def _open(payload: Mapping[str, Any], settings: Settings, progress: Progress) ->
 
 
 def _train(payload: Mapping[str, Any], settings: Settings, progress: Progress) -> dict[str, Any]:
-    from backend.runs.train import train
+    from backend.runs.train import finished, train
 
     folder = Path(payload["run_dir"])
     resume = bool(payload.get("resume")) and (folder / "run.json").exists()  # killed before its first line: start anew
+    if resume and (done := finished(payload["recipe"], payload["params"], folder)):
+        return done  # the worker died between the run's last line and its answer
     extra = None if resume else payload.get("extra")  # run.json is written once
     return train(payload["recipe"], payload["params"], folder, resume, progress, extra)
 

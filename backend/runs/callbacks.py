@@ -1,7 +1,8 @@
 """A Hugging Face Trainer writes a run folder: `Trainer(..., callbacks=[PhasescopeCallback("runs/mine")])`.
 
-What the Trainer logs becomes metrics; what it saves becomes a checkpoint that opens in the dashboard. Only rank zero
-writes. A folder that cannot be written any more ends the recording, never the training.
+What the Trainer logs becomes metrics, its closing summary (pace, mean loss) a part of run.json; what it saves becomes a
+checkpoint that opens in the dashboard. Only rank zero writes. A folder that cannot be written any more ends the
+recording, never the training.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class PhasescopeCallback(TrainerCallback):
                             model=_model(kwargs.get("model")))  # fmt: skip
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Log every number of `logs` at the Trainer's step."""
+        """Log every number of `logs` at the Trainer's step; the summary at the end would be charts of one dot."""
         numbers = {k: v for k, v in (logs or {}).items() if _is_number(v)}
+        if "train_runtime" in numbers:
+            self._safely("describe", summary={k: float(v) for k, v in numbers.items()})
+            return
         if numbers.get("epoch") == self._epoch:  # the Trainer says it again in the line of an evaluation
             numbers.pop("epoch", None)
         self._epoch = numbers.get("epoch", self._epoch)
@@ -68,11 +72,11 @@ class PhasescopeCallback(TrainerCallback):
         self._safely("finish")
         self.run = None
 
-    def _safely(self, what: str, *given: Any) -> None:
+    def _safely(self, what: str, *given: Any, **more: Any) -> None:
         if self.run is None:
             return
         try:
-            getattr(self.run, what)(*given)
+            getattr(self.run, what)(*given, **more)
         except (OSError, Broken) as error:
             log.warning("Phasescope no longer records %s: %s", self.folder, error)
             self.run = None

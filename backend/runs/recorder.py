@@ -101,12 +101,12 @@ class Recorder:
         # a line that a crash tore is closed; it stays, and nobody reads it as a number
         self._torn = not tail.whole
         last = tail.line.get("step", -1)
-        self.event("resumed", last if resume_from is None else resume_from)
+        self.event("resumed", last if resume_from is None else resume_from, **provenance.code())
 
     # ------------------------------------------------------------ what a training loop calls
 
     def describe(self, **more: Any) -> None:
-        """Add keys to run.json (such as `model`) before the first metric is logged."""
+        """Add keys to run.json: `model` before the first metric is logged, what sums the run up at its end."""
         self.info.update(more)
         self._write_info()
 

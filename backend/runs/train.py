@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from backend.contract import Params, Progress, Recipe
 from backend.errors import BadInput, Broken, NotFound
 from backend.runs import layout, recipes
+from backend.runs.folder import RunFolder
 from backend.runs.recorder import Recorder
 
 
@@ -36,6 +37,15 @@ def train(
     ) as run:
         declared.train(frozen, run, start, progress)
     return {"run": folder.name, "steps": run.step, "checkpoints": layout.steps_in(folder)}
+
+
+def finished(recipe: str, params: Mapping[str, Any], run_dir: str | Path) -> dict[str, Any] | None:
+    """Return the record of a run that has finished, None where it may go on. Raises what resuming with `train` does."""
+    status = RunFolder(run_dir).status()
+    if status["state"] != "finished":
+        return None
+    _started_with(Path(run_dir), recipes.get(recipe), params)
+    return {"run": Path(run_dir).name, "steps": status["last_step"], "checkpoints": layout.steps_in(Path(run_dir))}
 
 
 def read_params(declared: Recipe, given: Mapping[str, Any]) -> Params:

@@ -29,7 +29,7 @@ ZOO: dict[str, tuple[str, dict]] = {
     "induction-demo": ("induction", {"seed": 0, "device": "cpu"}),
 }  # fmt: skip
 #: what run.json says and leaves out: nothing of the machine that made it
-EXTRA = {"shipped": True, "command": COMMAND, "host": None, "pid": None, "git": None}
+EXTRA = {"shipped": True, "command": COMMAND, "host": None, "pid": None, "git": None, "dirty": None}
 
 
 def make(name: str, target: Path, **params: int) -> Path:
