@@ -81,7 +81,7 @@ def look(house: Any, focus: str, step: int) -> Look | None:
     if card is None:
         return None
     known = views.fitting(house, card)
-    above, row = st.columns(2), st.columns([2, 2, 3, 5], vertical_alignment="bottom")
+    above, row = st.columns(2), st.columns([2, 2, 4, 4], vertical_alignment="bottom")
     with above[0]:
         picked = url.bound(st.multiselect, "Views", "views", fallback=views.first_views(card, list(known)),
                            options=list(known), format_func=lambda n: known[n])  # fmt: skip
