@@ -127,6 +127,18 @@ def test_a_loss_near_zero_is_not_rounded_away():
     assert loss.item() == pytest.approx(P * 9.357622968840175e-14, rel=1e-2)
 
 
+@pytest.mark.parametrize(("above", "right"), [(0.05, False), (-0.05, True)])
+def test_a_hit_is_the_largest_logit_and_nothing_near_it(above, right):
+    folded = task.fold(live_weights(model()))
+    folded.W1, folded.W2, folded.W3 = (torch.zeros_like(w) for w in (folded.W1, folded.W2, folded.W3))
+    folded.c2 = torch.zeros(P + 1, dtype=torch.float64)
+    folded.c2[4], folded.c2[7] = 3.0, 3.0 + above
+    pairs = task.all_pairs(P)[SUMS == 4]
+    space = fused_loss.Workspace(len(pairs), 32, 48, P + 1, torch.float64)
+    fused_loss.fused_loss(folded, task.table_rows(pairs, P), SUMS[SUMS == 4], space)
+    assert space.hits.tolist() == [right] * P
+
+
 def test_the_split_is_the_published_one():
     import random
 
