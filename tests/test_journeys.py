@@ -144,6 +144,7 @@ def test_circuitsvis_draws_the_chosen_head_offline(house: Any, page: Any) -> Non
 
 def test_train_live_stop_resume(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/training")
+    opened.get_by_text("Start a run", exact=True).click()
     opened.get_by_role("button", name="Start training").click()
     until(lambda: "runs=induction-seed" in address(opened), "the new run in the address")
     run = re.search(r"runs=([^&]+)", address(opened)).group(1)  # type: ignore[union-attr]
@@ -317,6 +318,7 @@ def test_a_killed_worker_is_survived_and_told(house: Any, page: Any) -> None:
 
 def test_reload_in_the_middle_of_a_job(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/training")
+    opened.get_by_text("Start a run", exact=True).click()
     opened.get_by_role("textbox", name="Name").fill("reloaded")
     opened.get_by_role("button", name="Start training").click()
     until(lambda: "runs=reloaded" in address(opened), "the run in the address")
