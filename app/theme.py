@@ -199,7 +199,8 @@ CSS = """
 [class*="st-key-row-"] .ps-spark { width: 44px; }
 [class*="st-key-row-"] [data-testid="stCheckbox"] p { overflow-wrap: anywhere; }
 .st-key-around { scroll-margin-top: 1rem; }
-[data-testid="stSidebarNavLink"] { height: auto; } [data-testid="stSidebarNavLink"] p { white-space: normal !important; }
+[data-testid="stSidebarNavLink"] { height: auto; }
+[data-testid="stSidebarNavLink"] p { white-space: normal !important; }
 .ps-pulse { display: inline-block; width: 0.55rem; height: 0.55rem; border-radius: 50%; margin-right: 0.2rem;
   background: var(--ps-accent); animation: ps-pulse 1.6s ease-in-out infinite; }
 @keyframes ps-pulse { 50% { opacity: 0.25; transform: scale(0.75); } }

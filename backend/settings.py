@@ -25,7 +25,10 @@ class Settings(BaseModel):
     runs: Path = Field(ROOT / "runs", description="folder of training runs; shipped runs are shown beside it")
     port: int = Field(8501, ge=1, le=65535, description="port of the dashboard on the loopback address")
     scheduler: str = Field("", description="tcp://host:port of a Dask scheduler to attach to; empty starts one here")
-    workers: int = Field(0, ge=0, le=256, description="local worker processes; 0 means one per GPU, else one per core and one that training leaves free")
+    workers: int = Field(
+        0, ge=0, le=256,
+        description="local worker processes; 0 means one per GPU, else one per core and one that training leaves free",
+    )  # fmt: skip
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="where models run")
     dtype: str = Field(
         "float32", pattern="^(float32|float64|bfloat16|float16)$", description="precision of loaded weights"

@@ -54,8 +54,8 @@ def places(centre, width, runs, sd):
 
 
 def test_the_intervals_of_a_change_cover_as_often_as_they_say_and_say_something():
-    """Nominally 90 %: of 120 runs that covers fewer than 82 % once in a thousand times. One that covers always and spans
-    the window would say nothing; with noise a sixth of the jump the change is known to half a unit of ln-step."""
+    """Nominally 90 %: of 120 runs that covers fewer than 82 % once in a thousand times. One that covers always and
+    spans the window would say nothing; with noise a sixth of the jump the change is known to half a unit of ln-step."""
     found = list(places(5.0, 0.4, 120, sd=0.1))
     for low, high, true in (("low", "high", 5.0), ("width_low", "width_high", 0.4)):
         ends = np.array([[getattr(p, low), getattr(p, high)] for p in found])
