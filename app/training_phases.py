@@ -48,8 +48,9 @@ def shade(figure: Any, found: list[tuple[str, int, int]]) -> Any:
     for name, _, end in found:
         if log and end <= 0:
             continue
-        figure.add_vline(x=end, line={"color": theme.NULL, "width": 1, "dash": "dash"})
-        figure.add_annotation(x=math.log10(end) if log else end, y=1, xref="x", yref="paper", text=f"{name} ends",
+        figure.add_shape(type="line", x0=end, x1=end, y0=0, y1=1, xref="x", yref="paper",
+                         line={"color": theme.NULL, "width": 1, "dash": "dash"})  # fmt: skip
+        figure.add_annotation(x=math.log10(end) if log else end, y=0.93, xref="x", yref="paper", text=f"{name} ends",
                               textangle=-90, xanchor="right", yanchor="top", showarrow=False,
                               font={"size": 10, "color": theme.NULL})  # fmt: skip
     return figure
