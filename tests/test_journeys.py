@@ -29,7 +29,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
     env = {
         "PHASESCOPE_CACHE": str(folder / "cache"),
         "PHASESCOPE_RUNS": str(folder / "runs"),
-        "PHASESCOPE_WORKERS": "2",
+        "PHASESCOPE_WORKERS": "3",
     }
     with browser.serve([sys.executable, "-m", "app"], folder / "log", env=env) as server:
         token = json.loads((folder / "cache" / "api.json").read_text())["token"]
@@ -358,7 +358,7 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
         house.api.post("/runs", json={"recipe": "induction", "params": {"steps": 5000, "seed": s}}).json()["job"]
         for s in (7, 8)
     ]
-    until(lambda: len(jobs(house, kind="train", state="running")) == 2, "both workers to be busy", 90)
+    until(lambda: len(jobs(house, kind="train", state="running")) == 2, "all workers that may train to be busy", 90)
     opened = page(f"{house.url}/attention?model={EXAMPLE}&step=200")
     quick = []
     for _ in range(5):
