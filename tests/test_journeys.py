@@ -320,6 +320,7 @@ def test_reload_in_the_middle_of_a_job(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/training")
     opened.get_by_text("Start a run", exact=True).click()
     opened.get_by_role("textbox", name="Name").fill("reloaded")
+    browser.wait_ready(opened)
     opened.get_by_role("button", name="Start training").click()
     until(lambda: "runs=reloaded" in address(opened), "the run in the address")
     opened.reload()
