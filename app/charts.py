@@ -150,11 +150,13 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
         figure.add_shape(type="line", x0=step, x1=step, y0=0, y1=1, xref="x", yref="paper",
                          line={"color": theme.ACCENT["light"], "width": 1.5, "dash": "dot"})
     last = "y" if len(rows) == 1 else f"y{len(rows)}"
+    named = sum(len(row.curves) for row in rows if row.legend)
+    foot = FOOT + 19 * max(0, (named + 1) // 2 - 2)  # a legend of many lines wraps to two a line on a narrow page
     figure.update_layout(
-        template=theme.template(), uirevision="keep", height=tall + FOOT + BAR, hovermode="x unified",
+        template=theme.template(), uirevision="keep", height=tall + foot + BAR, hovermode="x unified",
         hoversubplots="axis",
-        clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": FOOT - 8},
-        legend={"orientation": "h", "y": -58 / tall, "yanchor": "top", "x": 0, "font": {"size": 11}},
+        clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": foot - 8},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 11}},
         hoverlabel={"font": {"size": 11}}, hoverdistance=30,
         xaxis={"title": {"text": "step"}, "type": "log" if axis == "log" else "linear", "anchor": last,
                "hoverformat": ",.0f",
