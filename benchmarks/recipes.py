@@ -47,8 +47,8 @@ def reference(params: Any, einsum: bool) -> Callable[[], None]:
     import torch.nn.functional as F
 
     from backend.maths import modular_addition as task
+    from backend.models.observe import live_weights
     from backend.runs.recipes import modular_addition as recipe
-    from backend.runs.recipes._native import live_weights
 
     model = recipe.build(params)
     rows, p = task.split(params.p, params.train_fraction, params.seed)[0], params.p

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from backend.maths import fourier, fused_loss
 from backend.maths import modular_addition as task
+from backend.models.observe import live_weights
 from backend.runs.recipes import modular_addition as recipe
-from backend.runs.recipes._native import live_weights
 from tests.tiny_models import settings
 
 P = 13

@@ -184,7 +184,7 @@ class Addition:
         """Return the train loss of the weights as they are, their gradients left in place; once per update."""
         from backend.maths import fused_loss
         from backend.maths import modular_addition as task
-        from backend.runs.recipes._native import live_weights
+        from backend.models.observe import live_weights
 
         if self.loss is None:
             self.optimizer.zero_grad()
@@ -208,7 +208,7 @@ class Addition:
         import torch.nn.functional as F
 
         from backend.maths import modular_addition as task
-        from backend.runs.recipes._native import live_weights
+        from backend.models.observe import live_weights
 
         loss = self.differentiate()
         hits = self.space.hits.double().mean()
@@ -225,8 +225,7 @@ class Addition:
 
         from backend.contract import Observation
         from backend.maths import modular_addition as task
-        from backend.models.observe import observe
-        from backend.runs.recipes._native import live_weights
+        from backend.models.observe import live_weights, observe
 
         with torch.no_grad():
             weights = live_weights(self.model)
