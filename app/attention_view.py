@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import asking, theme, url
+from app import asking, theme, url, widgets
 from app.charts import curves
 from app.components.circuitsvis import LIMIT, circuitsvis
 from app.components.frame import pending, visible
@@ -134,7 +134,8 @@ def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
     st.markdown("##### Through training", help="Head scores at every checkpoint; each is computed once and kept.")
     sweep = kept_sweep(house, bar)
     missing = len(bar.checkpoints) - len(sweep)
-    if missing and st.button(f"Compute at all {len(bar.checkpoints)} checkpoints ({missing} missing)"):
+    if missing and widgets.pressed(st.button, f"Compute at all {len(bar.checkpoints)} checkpoints ({missing} missing)",
+                                   "sweep-head"):  # fmt: skip
         house.sweep("head_scores", bar.spec, bar.checkpoints, Weights())
     if missing:
         _sweep_progress(house, bar)

@@ -39,7 +39,8 @@ def form(house: Any) -> None:
         widgets.error_panel(error)
         return
     _price(plan)
-    if st.button(f"Start {plan['runs']} runs", type="primary", icon=":material/play_arrow:"):
+    if widgets.pressed(st.button, f"Start {plan['runs']} runs", f"start-diagram:{name}", type="primary",
+                       icon=":material/play_arrow:"):  # fmt: skip
         _start(house, name, _read(given))
 
 

@@ -119,8 +119,9 @@ def _head(house: Any, made: Mapping[str, Any]) -> None:
         st.progress(min(share, 1.0), text=f"{share:.0%} of all steps")
         st.button("Cancel", icon=":material/stop:", on_click=house.cancel_diagram, args=(made["name"],),
                   help="What is finished stays; what runs is kept at the step it reached")  # fmt: skip
-    elif made["state"] == "unfinished" and not made["shipped"] and st.button(
-        f"Compute the {total - made['done']} that are missing", icon=":material/play_arrow:", type="primary"
+    elif made["state"] == "unfinished" and not made["shipped"] and widgets.pressed(
+        st.button, f"Compute the {total - made['done']} that are missing", f"continue:{made['name']}",
+        icon=":material/play_arrow:", type="primary",
     ):
         try:
             house.continue_diagram(made["name"])

@@ -91,9 +91,8 @@ def at(name: str, step: int) -> dict[str, str]:
 
 
 def _checkpoint_now(house: Any, name: str) -> None:
-    pressed = st.button("Checkpoint now", key=f"keep:{name}", icon=":material/save:",
-                        help="Keeps the weights at the next step, so that you can look into them.")  # fmt: skip
-    if pressed:
+    if widgets.pressed(st.button, "Checkpoint now", f"keep:{name}", icon=":material/save:",
+                       help="Keeps the weights at the next step, so that you can look into them."):  # fmt: skip
         try:
             house.checkpoint_now(name)
             st.toast("Asked for; it is kept at the next step.")
@@ -106,7 +105,7 @@ def _resumable(run: Mapping[str, Any], state: str) -> bool:
 
 
 def _resume_button(house: Any, name: str) -> None:
-    if not st.button("Resume", key=f"resume:{name}", icon=":material/play_arrow:"):
+    if not widgets.pressed(st.button, "Resume", f"resume:{name}", icon=":material/play_arrow:"):
         return
     try:
         house.resume_run(name)

@@ -60,7 +60,7 @@ def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
         seconds = seconds_of(recipe, params) if params is not None else None
         if seconds:
             st.caption(f"About {theme.seconds(seconds)} on one CPU core with these settings.")
-        pressed = st.form_submit_button("Start training", type="primary")
+        pressed = widgets.pressed(st.form_submit_button, "Start training", "start-one", type="primary")
     if pressed and params is None:
         st.html('<div class="ps-error" role="alert">Not started: mend what is said in red above this button.</div>')
     if pressed and params is not None:
@@ -101,7 +101,8 @@ def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
     st.dataframe(varied(preset.runs), hide_index=True, height=min(38 + 35 * len(preset.runs), 180),
                  column_config={n: st.column_config.Column(width="small") for n in preset.runs[0]})  # fmt: skip
     group = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.name}-{preset.name}").strip("-")
-    if st.button(f"Start {len(preset.runs)} runs", type="primary", key=f"start-many:{recipe.name}:{preset.name}"):
+    if widgets.pressed(st.button, f"Start {len(preset.runs)} runs", f"start-many:{recipe.name}:{preset.name}",
+                       type="primary"):  # fmt: skip
         try:
             started = house.train_many(recipe.name, [dict(run) for run in preset.runs], group=group)
         except PhasescopeError as error:
@@ -115,7 +116,7 @@ def _attach(house: Any) -> None:
                "It is only read.")
     with st.form("attach-run", border=False, clear_on_submit=False):
         path = st.text_input("Folder", placeholder="/shared/runs", key="attach-path")
-        pressed = st.form_submit_button("Attach")
+        pressed = widgets.pressed(st.form_submit_button, "Attach", "attach")
     if pressed:
         try:
             house.attach(path.strip())

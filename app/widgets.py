@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from app.fields import resolve, widget
 from backend.contract import Params
 from backend.errors import PhasescopeError
+
+PRESS_LASTS = 20.0  # s
 
 # ---------------------------------------------------------------- form
 
@@ -140,6 +143,17 @@ def scroll_to(where: str, now: bool = False) -> None:
             const place = document.querySelector(".st-key-{where}");
             if (place) place.scrollIntoView({{block: "start", behavior: "smooth"}});
             else if (left--) setTimeout(go, 150); }}; go(); }})()</script>""", unsafe_allow_javascript=True)
+
+
+def pressed(button: Callable[..., Any], label: str, key: str, **kwargs: Any) -> bool:
+    """Draw a button by `button` (st.button, st.form_submit_button) and return True once for each press of it.
+
+    A press that Streamlit itself reports is lost where the page starts anew (st.rerun, of a live list say) before the
+    script has come to the button; this one is kept until then, for at most PRESS_LASTS seconds.
+    """
+    noted = f"pressed:{key}"
+    button(label, key=key, on_click=lambda: st.session_state.update({noted: time.monotonic()}), **kwargs)
+    return time.monotonic() - st.session_state.pop(noted, -PRESS_LASTS) < PRESS_LASTS
 
 
 def empty_state(title: str, text: str, button: str | None = None, key: str = "empty") -> bool:

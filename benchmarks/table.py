@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,6 +18,19 @@ def head(*names: str) -> None:
     """Print the names of the columns."""
     line(*names)
     line(*["---"] * len(names))
+
+
+def clock(device: str) -> Callable[[], float]:
+    """Return a clock of work done: CPU seconds of this process, or on a GPU seconds after all that was asked of it."""
+    if device != "cuda":
+        return time.process_time
+    import torch
+
+    def finished() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return finished
 
 
 class Table:

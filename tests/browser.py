@@ -58,7 +58,7 @@ def free_port() -> int:
 @contextmanager
 def serve(
     command: Sequence[str], log: Path, health: str = "/_stcore/health", env: dict[str, str] | None = None,
-    timeout: float = 60.0, port: int | None = None,
+    timeout: float = 180.0, port: int | None = None,
 ) -> Iterator[Server]:
     """Run `command` (each `{port}` filled in) from the repository root until the block ends.
 
@@ -126,7 +126,7 @@ def watch(page: Any) -> Any:
     return page
 
 
-def wait_ready(page: Any, timeout: float = 30.0) -> None:
+def wait_ready(page: Any, timeout: float = 120.0) -> None:
     """Wait until the script has run and the browser has drawn twice since.
 
     A component loads its code after that: wait for the element you look at too.

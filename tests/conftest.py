@@ -40,6 +40,7 @@ def page(chromium: Any) -> Iterator[Callable[..., Any]]:
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
         )
+        context.set_default_timeout(120_000)  # a ceiling, for a machine that reads everything for the first time
         contexts.append(context)
         new = browser.watch(context.new_page())
         new.goto(url)

@@ -82,7 +82,7 @@ def _unpicklable(payload: dict, progress: Callable) -> Any:
     return threading.Lock()
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 40.0) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = 150.0) -> Any:
     """Wait until `condition()` is true and return it; fails with `what` after `timeout` s."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

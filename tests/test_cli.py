@@ -384,12 +384,12 @@ def command(place: Path, *argv: str, **more: Any) -> subprocess.Popen:
 def test_a_real_process_says_nothing_but_its_answer(place: Path, tmp_path: Path) -> None:
     """Libraries write to stderr what capsys in one long process may have seen already; here each starts anew."""
     good = command(tmp_path, "run", "attention", "--model", f"dir:{place / 'gpt2'}", "--tokens", "1,2,3", "--json")
-    out, err = good.communicate(timeout=120)
+    out, err = good.communicate(timeout=180)
     assert good.returncode == 0 and json.loads(out)["rows"] == 24 and err == "", err
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "evil.pt").write_bytes(pickle.dumps(Evil()))
     bad = command(tmp_path, "run", "attention", "--model", f"tl:{tmp_path / 'pickled' / 'evil.pt'}", "--tokens", "1")
-    out, err = bad.communicate(timeout=120)
+    out, err = bad.communicate(timeout=180)
     assert bad.returncode == 2 and out == "" and err.count("\n") == 1 and "pickled code" in err
 
 
@@ -398,7 +398,7 @@ def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
         process = command(place, *argv)
         process.stdout.close()  # before anything was written: as `| head -0`
         process.stdout = None
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=180)[1]
         assert err == "" and process.returncode == 0, err
 
 
@@ -421,7 +421,7 @@ def test_a_stopped_training_can_go_on(tmp_path: Path, number: signal.Signals) ->
     until(lambda: len((folder / "metrics.jsonl").read_bytes()) > 500 if (folder / "metrics.jsonl").exists() else False,
           "the run writes", 60)  # fmt: skip
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 1 and err == "Stopped.\n" and out == "", err
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "stopped" and last["step"] < 100_000

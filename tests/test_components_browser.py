@@ -63,7 +63,7 @@ def cell(view, layer: int, head: int, n_heads: int) -> dict[str, float]:
 
 
 def says(view, text: str) -> None:
-    view.get_by_text(text, exact=True).wait_for(timeout=10_000)
+    view.get_by_text(text, exact=True).wait_for(timeout=120_000)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

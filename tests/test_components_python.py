@@ -303,3 +303,29 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+RESTARTS = """
+import streamlit as st
+from app import widgets
+if st.session_state.pop("again", False):
+    st.rerun()
+if st.query_params.get("form"):
+    with st.form("f"):
+        hit = widgets.pressed(st.form_submit_button, "Go", "go")
+else:
+    hit = widgets.pressed(st.button, "Go", "go")
+st.session_state["hits"] = st.session_state.get("hits", 0) + hit
+st.session_state["again"] = True  # the next run starts anew before it comes to the button
+"""
+
+
+@pytest.mark.parametrize("form", ["", "1"])
+def test_a_press_outlives_a_page_that_starts_anew_and_counts_once(form, monkeypatch):
+    at = AppTest.from_string(RESTARTS, default_timeout=60)
+    at.query_params["form"] = form
+    at.run().button[0].click().run()
+    assert at.session_state["hits"] == 1
+    at.run()
+    assert at.session_state["hits"] == 1
+    monkeypatch.setattr(widgets, "PRESS_LASTS", -1.0)  # as if the visitor came back long after
+    at.button[0].click().run()
+    assert at.session_state["hits"] == 1

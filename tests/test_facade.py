@@ -55,7 +55,7 @@ def card_of(house: Backend, spec: str, step: int | None = None) -> dict[str, Any
     """Open a model and return its card."""
     first = house.open(spec, step)
     if first["card"] is None:
-        ended = house.wait(first["job"]["id"], 60)
+        ended = house.wait(first["job"]["id"], 180)
         assert ended["state"] == "done", ended["error"]
         first = house.open(spec, step)
     assert first["state"] == "kept"
@@ -66,7 +66,7 @@ def computed(house: Backend, analysis: str, card: dict[str, Any], subject: Any =
     """Ask, wait, and return the key of the kept result."""
     answer = house.ask(analysis, card, subject, **more)
     if answer["job"]:
-        ended = house.wait(answer["job"]["id"], 60)
+        ended = house.wait(answer["job"]["id"], 180)
         assert ended["state"] == "done", ended["error"]
     assert house.has(answer["key"])
     return answer["key"]
@@ -99,7 +99,7 @@ def test_the_same_request_computes_once_and_gives_the_same_numbers(house: Backen
     pd.testing.assert_frame_equal(house.table(key), before, check_exact=True)
     assert len(house.jobs()) == jobs + 1
     again = house.ask("logit_lens", card, PROMPT, recompute=True)
-    assert again["state"] != "kept" and house.wait(again["job"]["id"], 60)["state"] == "done"
+    assert again["state"] != "kept" and house.wait(again["job"]["id"], 180)["state"] == "done"
     pd.testing.assert_frame_equal(house.table(key), before, check_exact=True)
 
 
@@ -256,7 +256,7 @@ def test_a_sweep_has_its_step_column(house: Backend) -> None:
     card_of(house, "run:toy", 10)
     sweep = house.sweep("logit_lens", "run:toy", STEPS, PROMPT, {"top_k": 2})
     for job_id in [i for i in sweep["job_id"] if i]:
-        house.wait(job_id, 60)
+        house.wait(job_id, 180)
     table = house.sweep_table(sweep)
     assert table.columns[0] == "step" and sorted(table["step"].unique()) == list(STEPS)
     assert len(table) == 3 * 3 * len(PROMPT.tokens) * 2
@@ -274,13 +274,13 @@ def test_weights_that_change_between_ask_and_run_fail_the_job(place: Path, tmp_p
         card = card_of(made, f"dir:{tmp_path / 'moving'}")
         nudge(tmp_path / "moving" / "model.safetensors")
         answer = made.ask("attention", card, PROMPT)
-        ended = made.wait(answer["job"]["id"], 60)
+        ended = made.wait(answer["job"]["id"], 180)
         assert ended["state"] == "failed" and "weights" in ended["error"]["found"] and not made.has(answer["key"])
         assert any(ended["error"]["found"] in line["text"] for line in ended["story"])
         assert made.last_job(answer["key"])["id"] == ended["id"]
         fresh = card_of(made, f"dir:{tmp_path / 'moving'}")
         assert made.has(computed(made, "attention", fresh))
-        assert made.wait(made.retry(ended["id"])["id"], 60)["state"] == "failed", "a retry tells the same"
+        assert made.wait(made.retry(ended["id"])["id"], 180)["state"] == "failed", "a retry tells the same"
     finally:
         made.close()
 
@@ -437,7 +437,7 @@ def test_a_cancelled_job_can_be_asked_again(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="a run of that name exists"):
             made.train("induction", small(steps=7), name="long")
         made.cancel(run["job"]["id"])
-        ended = made.wait(run["job"]["id"], 60)
+        ended = made.wait(run["job"]["id"], 180)
         assert ended["state"] == "cancelled" and made.last_job(ended["key"])["id"] == ended["id"]
         assert made.job_of_run("long") is None
     finally:
@@ -454,7 +454,7 @@ def test_unfinished_jobs_are_interrupted_and_go_on_after_a_restart(tmp_path: Pat
         seen = again.job(first["id"])
         if seen["state"] != "done":  # the sixty steps may have ended before the close
             assert seen["state"] == "interrupted"
-            assert again.wait(again.retry(first["id"])["id"], 120)["state"] == "done"
+            assert again.wait(again.retry(first["id"])["id"], 180)["state"] == "done"
         assert again.run("cut")["last_step"] == 60 or until_state(again, "cut", "finished")["last_step"] == 60
     finally:
         again.close()
@@ -489,7 +489,7 @@ def test_train_names_and_resume(tmp_path: Path) -> None:
     made = Backend(settings_of(tmp_path), inline=True)
     try:
         started = made.train("induction", small(), name="mine")
-        assert made.wait(started["job"]["id"], 120)["state"] == "done"
+        assert made.wait(started["job"]["id"], 180)["state"] == "done"
         info = until_state(made, "mine", "finished")
         assert info["last_step"] == 12 and info["params"]["steps"] == 12
         with pytest.raises(BadInput, match="a run of that name exists.*resume it"):
@@ -499,11 +499,11 @@ def test_train_names_and_resume(tmp_path: Path) -> None:
                 with pytest.raises(BadInput, match="not a plain folder name"):
                     made.train("induction", small(), name=name)
         assert not (tmp_path / "x").exists()
-        assert made.wait(made.resume_run("mine")["job"]["id"], 120)["state"] == "done"
+        assert made.wait(made.resume_run("mine")["job"]["id"], 180)["state"] == "done"
         resumed = made.train("induction", {}, run_dir=str(tmp_path / "runs" / "mine"), resume=True)
-        assert made.wait(resumed["job"]["id"], 120)["state"] == "done", "a default is no contradiction"
+        assert made.wait(resumed["job"]["id"], 180)["state"] == "done", "a default is no contradiction"
         other = made.train("induction", {"steps": 13}, run_dir=str(tmp_path / "runs" / "mine"), resume=True)
-        ended = made.wait(other["job"]["id"], 120)
+        ended = made.wait(other["job"]["id"], 180)
         assert ended["state"] == "failed" and ended["error"]["found"] == "it was started with 12"
         with pytest.raises(NotFound, match="there is no run"):
             made.train("induction", {}, run_dir=str(tmp_path / "nowhere"), resume=True)
@@ -578,7 +578,7 @@ def test_a_sibling_of_another_architecture_is_no_sibling(tmp_path: Path) -> None
     shutil.copytree(SHIPPED_RUNS / "induction-demo", chosen.runs / "copy")
     with closing(Backend(chosen, inline=True)) as house:
         opened = house.open("run:copy", 200)
-        house.wait(opened["job"]["id"], 60)
+        house.wait(opened["job"]["id"], 180)
         assert house.card("run:copy", 220) is not None
         record = json.loads((chosen.runs / "copy" / "run.json").read_text())
         record["model"]["config"]["n_ctx"] = 32
@@ -590,7 +590,7 @@ def test_a_card_made_on_another_device_does_not_hold(tmp_path: Path) -> None:
     chosen = tiny_models.settings(tmp_path, dtype="float32")
     with closing(Backend(chosen, inline=True)) as house:
         opened = house.open("run:induction-demo", 200)
-        house.wait(opened["job"]["id"], 60)
+        house.wait(opened["job"]["id"], 180)
         card = house.card("run:induction-demo", 200)
         assert card is not None
         located = registry.locate(parse_spec("run:induction-demo", 200), chosen)

@@ -33,7 +33,7 @@ def house(tmp_path: Path) -> Iterator[Backend]:
 def whole(house: Backend, name: str) -> dict[str, Any]:
     """Wait until nothing of a diagram runs, and return it."""
     for job in house.jobs(states=["queued", "running"]):
-        house.wait(job["id"], 60)
+        house.wait(job["id"], 180)
     return house.diagram(name)
 
 
@@ -47,11 +47,11 @@ def trainings(house: Backend) -> int:
 def test_many_runs_start_as_one_group_with_names_of_their_own(house: Backend, tmp_path: Path) -> None:
     started = house.train_many("induction", [TINY, {**TINY, "seed": 1}], group="pair")
     assert [s["run"] for s in started] == ["pair.0", "pair.1"]
-    assert [house.wait(s["job"]["id"], 60)["state"] for s in started] == ["done", "done"]
+    assert [house.wait(s["job"]["id"], 180)["state"] for s in started] == ["done", "done"]
     told = [json.loads((tmp_path / "runs" / s["run"] / "run.json").read_text()) for s in started]
     assert [t["group"] for t in told] == ["pair", "pair"] and [t["params"]["seed"] for t in told] == [0, 1]
     assert [s["run"] for s in house.train_many("induction", [TINY], group="pair")] == ["pair.2"]
-    whole_again = house.wait(house.jobs()[0]["id"], 60)
+    whole_again = house.wait(house.jobs()[0]["id"], 180)
     assert whole_again["state"] == "done"
 
 
@@ -99,7 +99,7 @@ def test_cancel_keeps_what_is_done_and_continuing_resumes_the_rest(house: Backen
     long = {**TINY, "steps": 200}
     first = house.start_diagram("induction", **AXES, seeds=1, params=long, name="d")["runs"][0]["run"]
     job = house.job_of_run(first)
-    assert job is not None and house.wait(job["id"], 60)["state"] == "done"
+    assert job is not None and house.wait(job["id"], 180)["state"] == "done"
     house.cancel_diagram("d")
     stopped = whole(house, "d")
     assert stopped["state"] == "unfinished" and 1 <= stopped["done"] < 4

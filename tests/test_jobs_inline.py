@@ -58,7 +58,7 @@ def gated(tmp_path: Path, name: str = "g") -> dict[str, str]:
 
 def test_result_comes_before_done(engine: Engine, ears: Ears) -> None:
     job = engine.submit("echo", "k", "Echo", {"value": 7})
-    done = engine.wait(job.id, 10)
+    done = engine.wait(job.id, 180)
     assert done.state == "done" and ears.results == {job.id: 7}
     assert ears.states_at_result == ["running"]
     assert ears.states(job.id) == ["queued", "running", "done"]
@@ -88,7 +88,7 @@ def test_a_listener_that_raises_stops_nothing() -> None:
         raise RuntimeError("ears closed")
 
     engine = Engine(InlineDriver(Settings()), TARGET, on_change=raises)
-    assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 10).state == "done"
+    assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 180).state == "done"
     engine.close()
 
 
@@ -96,7 +96,7 @@ def test_a_listener_that_raises_stops_nothing() -> None:
     ("fails", "Broken", "ValueError: seven is not eight"), ("bad", "BadInput", "it is not eight"),
     ("exits", "Broken", "SystemExit: 3"), ("nosuch", "Broken", "KeyError")])
 def test_failures_keep_their_story(engine: Engine, kind: str, error: str, found: str) -> None:
-    job = engine.wait(engine.submit(kind, "k", "Fails", {}).id, 10)
+    job = engine.wait(engine.submit(kind, "k", "Fails", {}).id, 180)
     assert job.state == "failed" and job.error["error"] == error and found in job.error["found"]
     assert ("Traceback" in job.error.get("details", "")) == (error == "Broken")
     assert found in job.story[-1]["text"]
@@ -141,9 +141,9 @@ def test_a_job_being_stopped_is_not_joined(engine: Engine, tmp_path: Path) -> No
     engine.cancel(first.id)
     second = engine.submit("gated", "same", "S", ask)
     assert second.id != first.id
-    assert engine.wait(first.id, 10).state == "cancelled"
+    assert engine.wait(first.id, 180).state == "cancelled"
     (tmp_path / "g.gate").touch()
-    assert engine.wait(second.id, 10).state == "done"
+    assert engine.wait(second.id, 180).state == "done"
 
 
 def test_cooperative_cancel(engine: Engine, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_cooperative_cancel(engine: Engine, tmp_path: Path) -> None:
     job = engine.submit("gated", "k", "Gated", ask)
     until(lambda: Path(ask["mark"]).exists(), "it runs")
     engine.cancel(job.id)
-    ended = engine.wait(job.id, 10)
+    ended = engine.wait(job.id, 180)
     assert ended.state == "cancelled" and not ended.stopping
     assert [line["text"] for line in ended.story][-2:] == ["Asked to stop", "Stopped as asked"]
 
@@ -161,17 +161,17 @@ def test_progress_is_told_at_most_ten_times_a_second(engine: Engine, ears: Ears,
     job = engine.submit("gated", "k", "Gated", ask)
     until(lambda: sum(j.progress > 0 for j in ears.changes) >= 6, "progress is told")
     (tmp_path / "g.gate").touch()
-    ended = engine.wait(job.id, 10)
+    ended = engine.wait(job.id, 180)
     told = [j for j in ears.changes if j.words.startswith("turn")]
     assert len(told) <= 10 * (ended.finished - ended.started) + 2
     assert [j.progress for j in told] == sorted(j.progress for j in told)
 
 
 def test_retry_keeps_id_and_story(engine: Engine) -> None:
-    job = engine.wait(engine.submit("fails", "k", "Fails", {}).id, 10)
+    job = engine.wait(engine.submit("fails", "k", "Fails", {}).id, 180)
     again = engine.retry(job.id)
     assert again.id == job.id
-    ended = engine.wait(job.id, 10)
+    ended = engine.wait(job.id, 180)
     texts = [line["text"] for line in ended.story]
     assert ended.state == "failed" and texts.count("Queued again") == 1 and sum("Failed" in t for t in texts) == 2
 
@@ -180,7 +180,7 @@ def test_retry_keeps_id_and_story(engine: Engine) -> None:
 def test_a_retry_joins_the_same_work_under_way(engine: Engine, tmp_path: Path, waits: bool) -> None:
     ask = gated(tmp_path)
     old = engine.submit("fails", "same", "Fails", ask)
-    engine.wait(old.id, 10)
+    engine.wait(old.id, 180)
     if waits:
         engine.submit("gated", "other", "Other", gated(tmp_path, "other"))
     twin = engine.submit("gated", "same", "Twin", ask)
@@ -188,7 +188,7 @@ def test_a_retry_joins_the_same_work_under_way(engine: Engine, tmp_path: Path, w
     assert engine.retry(old.id).id == twin.id
     assert engine.get(old.id).state == "failed" and engine.position(old.id) is None
     [(tmp_path / f"{name}.gate").touch() for name in ("g", "other")]
-    assert engine.wait(twin.id, 10).state == "done" and engine.get(old.id).attempts == 1
+    assert engine.wait(twin.id, 180).state == "done" and engine.get(old.id).attempts == 1
 
 
 class HandDriver:
@@ -250,7 +250,7 @@ def test_training_leaves_one_worker_for_views(hands: tuple[Engine, HandDriver]) 
     view = engine.submit("echo", "v", "View", {})
     assert {c.job_id for c in driver.calls.values()} == {trains[0].id, view.id}, "a view passes the training that waits"
     driver.finish("b", [])
-    assert engine.wait(view.id, 10).state == "done" and list(driver.calls) == ["a"]
+    assert engine.wait(view.id, 180).state == "done" and list(driver.calls) == ["a"]
     driver.come("c")  # a third worker: now two may train
     assert {c.job_id for c in driver.calls.values()} == {t.id for t in trains}
 
@@ -266,11 +266,11 @@ def test_jobs_go_where_their_model_lies(hands: tuple[Engine, HandDriver]) -> Non
         job = engine.submit("echo", f"use {model}", "Use", {}, model)
         assert list(driver.calls) == [address] and driver.calls[address].job_id == job.id
         driver.finish(address, [model])
-        assert engine.wait(job.id, 10).state == "done"
+        assert engine.wait(job.id, 180).state == "done"
 
 
 def test_what_cannot_be_retried_or_resumed_says_why(engine: Engine) -> None:
-    done = engine.wait(engine.submit("echo", "k", "Echo", {}).id, 10)
+    done = engine.wait(engine.submit("echo", "k", "Echo", {}).id, 180)
     with pytest.raises(BadInput, match="it is done"):
         engine.retry(done.id)
     with pytest.raises(BadInput, match="only training"):
@@ -294,8 +294,8 @@ def test_close_interrupts_and_a_new_engine_resumes(ears: Ears, tmp_path: Path) -
     again.adopt([last[training.id].record(), last[waiting.id]])
     (tmp_path / "g.gate").touch()
     again.resume(training.id)
-    assert again.wait(training.id, 10).state == "done" and ears.results[training.id] == "resume=True"
-    assert again.wait(again.retry(waiting.id).id, 10).state == "done"
+    assert again.wait(training.id, 180).state == "done" and ears.results[training.id] == "resume=True"
+    assert again.wait(again.retry(waiting.id).id, 180).state == "done"
     again.close()
     again.close()  # twice is fine
 

@@ -179,7 +179,7 @@ def engine(settings: Settings) -> Iterator[tuple[Engine, Ears]]:
 @pytest.mark.slow
 def test_through_real_workers_the_model_stays_where_it_is(engine: tuple[Engine, Ears], card: ModelCard) -> None:
     house, ears = engine
-    opened = house.wait(house.submit("open", "o", "Open", {"spec": SPEC, "step": None}, SPEC).id, 90)
+    opened = house.wait(house.submit("open", "o", "Open", {"spec": SPEC, "step": None}, SPEC).id, 180)
     assert opened.state == "done", opened.error
     assert ears.results[opened.id]["card"]["fingerprint"] == card.fingerprint
     for name in ("attention", "logit_lens", "head_scores"):
@@ -187,4 +187,4 @@ def test_through_real_workers_the_model_stays_where_it_is(engine: tuple[Engine, 
         assert job.state == "done", job.error
         assert job.worker_pid == opened.worker_pid == ears.results[job.id].provenance["worker"]
     missing = house.submit("open", "m", "Open", {"spec": "run:nowhere", "step": None}, "run:nowhere")
-    assert house.wait(missing.id, 60).error["error"] == "NotFound"
+    assert house.wait(missing.id, 180).error["error"] == "NotFound"

@@ -45,7 +45,7 @@ def jobs(house: Any, **fits: str) -> list[dict[str, Any]]:
     return [j for j in house.api.get("/jobs").json() if all(j[k] == v for k, v in fits.items())]
 
 
-def until(condition: Any, what: str, timeout: float = 60.0) -> Any:
+def until(condition: Any, what: str, timeout: float = 150.0) -> Any:
     """Wait for a condition to hold and return its value."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -67,7 +67,7 @@ def clean(page: Any) -> None:
 def canvas(page: Any) -> Any:
     """The canvas of all heads, once it is drawn and the page is at rest."""
     found = page.locator(".psc-cells")
-    found.wait_for(timeout=40_000)
+    found.wait_for(timeout=120_000)
     browser.wait_ready(page, 60)
     found.wait_for()
     return found
@@ -81,7 +81,7 @@ def address(page: Any) -> str:
 def rest(page: Any, url: str, **more: Any) -> Any:
     """Open a page and wait until its script has run and what it drew can be clicked."""
     opened = page(url, **more)
-    opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=30_000)
+    opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=120_000)
     browser.wait_ready(opened, 60)
     return opened
 
@@ -90,11 +90,11 @@ def rest(page: Any, url: str, **more: Any) -> Any:
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_opens_clean(house: Any, page: Any, name: str, width: int) -> None:
     opened = page(f"{house.url}/{name}", width=width)
-    opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=30_000)
+    opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=120_000)
     if name == "attention":
         canvas(opened)
     if name in ("logit_lens", "head_scores", "training"):
-        opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=40_000)
+        opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     browser.wait_ready(opened)
     browser.screenshot(opened, f"{name or 'home'}-{width}", full=True)
     clean(opened)
@@ -130,14 +130,14 @@ def test_a_click_on_a_head_enlarges_it_and_stays_in_the_address(house: Any, page
     head = re.search(r"head=(\d)", address(opened))
     assert head and opened.get_by_text(f"Layer 1, head {head.group(1)}").count()
     opened.get_by_role("link", name="Logit lens").click()
-    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=40_000)
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     until(lambda: "layer=1" in address(opened), "the subject carried to the next page")
     clean(opened)
 
 
 def test_circuitsvis_draws_the_chosen_head_offline(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/attention?model={EXAMPLE}&layer=1&head=3&picture=CircuitsVis")
-    opened.locator(".psc-circuitsvis, [id^=phasescope-circuitsvis]").locator("canvas").first.wait_for(timeout=40_000)
+    opened.locator(".psc-circuitsvis, [id^=phasescope-circuitsvis]").locator("canvas").first.wait_for(timeout=120_000)
     assert opened.get_by_text("L1H3", exact=True).count()
     clean(opened)
 
@@ -162,7 +162,7 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     opened.get_by_role("button", name="Stop").click()
     until(lambda: house.api.get(f"/runs/{run}").json()["state"] == "stopped", "the run to stop")
     stopped = house.api.get(f"/runs/{run}").json()
-    opened.get_by_role("button", name="Resume").click(timeout=20_000)
+    opened.get_by_role("button", name="Resume").click(timeout=120_000)
     until(lambda: house.api.get(f"/runs/{run}").json()["last_step"] > stopped["last_step"], "the run to go on")
     steps = [r["step"] for r in house.api.get(f"/runs/{run}/metrics", params={"names": "loss"}).json()]
     assert len(steps) == len(set(steps)), "a step was logged twice"
@@ -176,15 +176,15 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
 
 def test_a_click_on_a_step_moves_scrubber_and_views_there(house: Any, page: Any) -> None:
     opened = rest(page, f"{house.url}/training?runs=induction-demo&views=attention")
-    opened.locator(".js-plotly-plot .scatterlayer .point").first.wait_for(timeout=30_000)
-    opened.get_by_text("Attention · step 1200").wait_for(timeout=40_000)
+    opened.locator(".js-plotly-plot .scatterlayer .point").first.wait_for(timeout=120_000)
+    opened.get_by_text("Attention · step 1200").wait_for(timeout=120_000)
     browser.wait_ready(opened, 60)
     click_point(opened, "Loss", 10)
     until(lambda: re.search(r"[?&]at=\d+", address(opened)), "the step in the address")
     step = int(re.search(r"[?&]at=(\d+)", address(opened)).group(1))  # type: ignore[union-attr]
     steps = house.api.get("/runs/induction-demo").json()["checkpoints"]
     opened.get_by_text(f"Step ({steps.index(step) + 1} of {len(steps)})").wait_for()
-    opened.get_by_text(f"Attention · step {step}").wait_for(timeout=40_000)
+    opened.get_by_text(f"Attention · step {step}").wait_for(timeout=120_000)
     opened.get_by_role("link", name=f"Open step {step}").click()
     canvas(opened)
     assert f"step={step}" in address(opened)
@@ -228,7 +228,7 @@ def test_live_chart_then_a_marker_then_both_sides_of_it(house: Any, page: Any) -
     click_point(opened, "transition", 0)
     until(lambda: "marker=" in address(opened) and "focus=induction-demo" in address(opened), "the marker's address")
     pair = opened.locator(".st-key-around")
-    pair.get_by_text("after − before").first.wait_for(timeout=60_000)
+    pair.get_by_text("after − before").first.wait_for(timeout=120_000)
     titles = until(lambda: pair.evaluate("""e => [...e.querySelectorAll('.js-plotly-plot')].map(
         d => d.layout.annotations.map(a => a.text))"""), "the maps")  # fmt: skip
     assert all(len(t) == 3 and t[2] == "difference" for t in titles), titles
@@ -246,13 +246,13 @@ def test_new_points_are_visible_within_two_seconds(house: Any, page: Any) -> Non
     run.log(0, loss=4.0)
     until(lambda: house.api.get("/runs/by-hand").is_success, "the run to be seen")
     opened = page(f"{house.url}/training?runs=by-hand")
-    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=30_000)
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     delays = []
     for step in range(1, 6):
         start = time.monotonic()
         run.log(step, loss=4.0 - step / 10)
         seen = f"() => document.querySelector('.js-plotly-plot')?.calcdata[0].length >= {step + 1}"
-        opened.wait_for_function(seen, timeout=20_000, polling=50)
+        opened.wait_for_function(seen, timeout=120_000, polling=50)
         delays.append(time.monotonic() - start)
     run.finish()
     assert sorted(delays)[2] <= 2.0, delays
@@ -265,7 +265,7 @@ def test_open_a_local_folder(house: Any, page: Any) -> None:
     opened.get_by_role("textbox", name="Where").fill(str(folder))
     opened.get_by_role("textbox", name="Where").press("Enter")
     opened.get_by_test_id("stBaseButton-primary").click()
-    opened.get_by_text("hooked = plain within").wait_for(timeout=60_000)
+    opened.get_by_text("hooked = plain within").wait_for(timeout=120_000)
     assert opened.get_by_text("2 key-value").count()
     browser.screenshot(opened, "model-card")
     opened.locator('[data-testid="stMain"]').get_by_role("link", name="Attention").click()
@@ -288,7 +288,7 @@ def test_a_failing_job_tells_its_story_and_can_be_tried_again(house: Any, page: 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "n_embd": 48}))
     opened = page(f"{house.url}/models?model=dir:{folder}")
-    opened.locator(".ps-problem").first.wait_for(timeout=60_000)
+    opened.locator(".ps-problem").first.wait_for(timeout=120_000)
     assert "where the config says" in opened.locator(".ps-problem").first.inner_text()
     browser.screenshot(opened, "failed-job")
     failed = jobs(house, state="failed", kind="open")[0]
@@ -326,7 +326,7 @@ def test_reload_in_the_middle_of_a_job(house: Any, page: Any) -> None:
     opened.reload()
     browser.wait_ready(opened)
     until(lambda: opened.locator('[data-testid="stMain"]').get_by_text("reloaded").count(), "the run after the reload")
-    opened.get_by_role("button", name="Stop").wait_for(timeout=30_000)
+    opened.get_by_role("button", name="Stop").wait_for(timeout=120_000)
     assert jobs(house, kind="train", state="running") or jobs(house, kind="train", state="queued")
     opened.get_by_role("button", name="Stop").click()
     until(lambda: not jobs(house, kind="train", state="running"), "the run to stop")
@@ -342,9 +342,9 @@ def test_results_open_and_export(house: Any, page: Any, tmp_path: Path) -> None:
             house.api.get(f"/jobs/{answer['job']['id']}", params={"wait": 30})
     before = len(house.api.get("/jobs").json())
     opened = page(f"{house.url}/results?key={answer['key']}")
-    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=30_000)
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     for form in ("CSV", "PARQUET", "HTML", "SVG"):
-        with opened.expect_download(timeout=60_000) as download:
+        with opened.expect_download(timeout=120_000) as download:
             opened.get_by_role("button", name=form, exact=True).click()
         path = tmp_path / f"file.{form.lower()}"
         download.value.save_as(path)

@@ -30,7 +30,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
 def plot(page: Any) -> Any:
     """The diagram, drawn."""
     found = page.locator(".js-plotly-plot").first
-    found.locator(".barlayer .point").first.wait_for(timeout=40_000)
+    found.locator(".barlayer .point").first.wait_for(timeout=120_000)
     browser.wait_ready(page, 60)
     return found
 
@@ -43,9 +43,9 @@ def test_a_click_on_a_cell_shows_its_runs(house: Any, page: Any, width: int) -> 
     box = cell.bounding_box()
     opened.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 4)
     until(lambda: "cell=x1y0" in address(opened), "the cell in the address")
-    opened.get_by_text("lr = 0.2, weight_decay = 0").first.wait_for(timeout=20_000)
-    opened.get_by_text("seed 1, test accuracy").first.wait_for(timeout=20_000)
-    opened.locator(".js-plotly-plot").first.locator(".shapelayer path").first.wait_for(timeout=20_000)  # its outline
+    opened.get_by_text("lr = 0.2, weight_decay = 0").first.wait_for(timeout=120_000)
+    opened.get_by_text("seed 1, test accuracy").first.wait_for(timeout=120_000)
+    opened.locator(".js-plotly-plot").first.locator(".shapelayer path").first.wait_for(timeout=120_000)  # its outline
     faded = opened.locator(".js-plotly-plot").first.locator(".scatterlayer text").evaluate_all(
         "texts => texts.filter(t => getComputedStyle(t).fillOpacity < 1 || getComputedStyle(t).opacity < 1).length")
     assert faded == 0, "labels fade when a cell is chosen"
@@ -67,18 +67,18 @@ def test_start_cancel_and_continue(house: Any, page: Any) -> None:
     for param in ("steps", "d_in", "d_out", "n_rows"):
         fill(opened, param, SMALL[param])
     opened.get_by_role("button", name="Start 8 runs").click()
-    opened.get_by_role("button", name="Cancel").wait_for(timeout=40_000)
+    opened.get_by_role("button", name="Cancel").wait_for(timeout=120_000)
     until(lambda: len(ended(house.runs)) >= 2, "two finished runs", 90)
     plot(opened)
     browser.screenshot(opened, "phase-diagram-running", full=True)
     opened.get_by_role("button", name="Cancel").click()
     more = opened.get_by_role("button", name="that are missing")
-    more.wait_for(timeout=60_000)
+    more.wait_for(timeout=120_000)
     kept = ended(house.runs)
     assert 2 <= len(kept) < 8, "nothing was left to cancel"
     browser.screenshot(opened, "phase-diagram-cancelled", full=True)
     more.click()
-    opened.get_by_text("8 of 8 runs").first.wait_for(timeout=90_000)
+    opened.get_by_text("8 of 8 runs").first.wait_for(timeout=120_000)
     assert ended(house.runs).items() >= kept.items(), "what was done was trained again"
     plot(opened)
     browser.screenshot(opened, "phase-diagram-done", full=True)

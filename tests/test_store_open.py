@@ -66,13 +66,13 @@ def make(path, sql):
 
 def test_a_second_process_is_told_who_has_it(tmp_path):
     store = Store.open(tmp_path, ROOMY)
-    said = child(TRY, str(tmp_path)).communicate(timeout=60)[0]
+    said = child(TRY, str(tmp_path)).communicate(timeout=180)[0]
     assert f"open in process {os.getpid()}." in said and "PHASESCOPE_CACHE" in said
     with pytest.raises(Busy, match="this one"):
         Store.open(tmp_path, ROOMY)
     put(store, attention(), 1)  # the attempts took nothing from the owner
     store.close()
-    assert child(TRY, str(tmp_path)).communicate(timeout=60)[0] == "opened\n"
+    assert child(TRY, str(tmp_path)).communicate(timeout=180)[0] == "opened\n"
 
 
 def test_a_stranger_that_holds_the_file_is_named_too(tmp_path):
@@ -172,7 +172,7 @@ def test_the_log_of_a_file_set_aside_goes_with_it(tmp_path):
         "import duckdb, os, sys; con = duckdb.connect(sys.argv[1]); con.execute(sys.argv[2]); con.execute('CHECKPOINT');"  # noqa: E501
         "con.execute('CREATE TABLE later AS SELECT 7 AS x'); os.kill(os.getpid(), 9)"
     )
-    child(code, str(tmp_path / NAME), V1.replace("'schema', '1'", "'schema', '99'")).communicate(timeout=60)
+    child(code, str(tmp_path / NAME), V1.replace("'schema', '1'", "'schema', '99'")).communicate(timeout=180)
     files = {suffix: (tmp_path / f"{NAME}{suffix}").read_bytes() for suffix in ("", ".wal")}
     Store.open(tmp_path, ROOMY).close()
     for suffix, content in files.items():

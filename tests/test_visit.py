@@ -122,7 +122,7 @@ def test_training_starts_from_the_form_and_its_run_is_shown(backend: Backend) ->
     run = _one(at.query_params["runs"])
     job = backend.job_of_run(run)
     if job:
-        backend.wait(job["id"], 120)
+        backend.wait(job["id"], 180)
     backend.follower.poll()
     assert backend.run(run)["state"] == "finished" and backend.run(run)["last_step"] == 30
     check(visit("training", runs=run), "finished")
@@ -146,10 +146,10 @@ def stepless(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("hf") / "tiny"
     tiny_models.hugging_face("gpt2").save_pretrained(folder)
     opening = backend.open(f"dir:{folder}")
-    backend.wait(opening["job"]["id"], 60)
+    backend.wait(opening["job"]["id"], 180)
     card = backend.open(f"dir:{folder}")["card"]
     answer = backend.ask("attention", card, backend.prompt(card, ids="1 2 3 1 2"))
-    backend.wait(answer["job"]["id"], 60)
+    backend.wait(answer["job"]["id"], 180)
     return {"card": card, "key": answer["key"]}
 
 
@@ -182,7 +182,7 @@ def opened(backend: Backend, step: int) -> ModelCard:
     """The card of a checkpoint of the shipped run, opened where it was not yet."""
     opening = backend.open("run:induction-demo", step)
     if opening["job"]:
-        backend.wait(opening["job"]["id"], 60)
+        backend.wait(opening["job"]["id"], 180)
     card = backend.card("run:induction-demo", step)
     assert card is not None
     return card
@@ -233,7 +233,7 @@ def test_the_curve_through_training_is_the_chosen_heads(backend: Backend) -> Non
     card = opened(backend, 1200)
     for job in backend.sweep("head_scores", "run:induction-demo", [200, 1200], Weights())["job_id"]:
         if job:
-            backend.wait(job, 60)
+            backend.wait(job, 180)
     at = visit("attention", model="run:induction-demo", step="1200", layer="1", head="2")
     figure = json.loads(at.get("plotly_chart")[0].proto.spec)
     line = next(d for d in figure["data"] if d["name"] == "induction")

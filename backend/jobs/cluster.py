@@ -24,7 +24,7 @@ from backend.jobs.lifeline import PRIVATE
 from backend.settings import ROOT, Settings
 
 log = logging.getLogger(__name__)
-START_TIMEOUT = 60.0
+START_TIMEOUT = 180.0  # of a scheduler that lives: on a cold disk its imports alone may take a minute
 #: how Dask must behave for us: a death is told at once, memory ends a worker rather than pausing it for ever
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",

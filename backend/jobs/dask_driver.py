@@ -25,7 +25,7 @@ from backend.settings import Settings
 log = logging.getLogger(__name__)
 WATCH = 0.5  # seconds between two looks at the connection
 PATIENCE = 5.0  # seconds that one attempt to connect to a remote scheduler may take
-PATIENCE_HERE = 30.0  # to our own: it lives, or we know; on a busy machine giving up early would restart it for ever
+PATIENCE_HERE = 60.0  # to our own: it lives, or we know; on a busy machine giving up early would restart it for ever
 
 
 class DaskDriver:
