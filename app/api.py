@@ -253,7 +253,10 @@ def post_attached(backend: Any, request: Request, body: dict) -> Any:
 
 
 def post_submit(backend: Any, request: Request, body: dict) -> Any:
-    """Ask {analysis, model, step, text or ids, params}: kept, or a job; after `opening` wait for the job, ask again."""
+    """Ask {analysis, model, step, text or ids, params, about}: kept, or a job; after `opening` wait and ask again.
+
+    `about` words pairs ({task, n, seed} or {pairs: [{clean, corrupted, answer, distractor}]}) or a corpus ({source,
+    rows, length, seed})."""
     return backend.submit(
         _field(body, "analysis", (str,)),
         _field(body, "model", (str,)),
@@ -261,6 +264,7 @@ def post_submit(backend: Any, request: Request, body: dict) -> Any:
         _field(body, "text", (str,), ""),
         _field(body, "ids", (list, str), None),
         _field(body, "params", (dict,), {}),
+        _field(body, "about", (dict,), {}),
     )
 
 

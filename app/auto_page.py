@@ -9,7 +9,7 @@ import streamlit as st
 from app import asking, house, url, widgets
 from app.parts import part_pickers
 from app.subject import Bar, begin
-from backend.contract import Analysis, Weights
+from backend.contract import Analysis
 
 
 def page(one: Analysis) -> Any:
@@ -29,7 +29,7 @@ def render(backend: Any, name: str) -> None:
     with right:
         params = form(one)
     with left:
-        key = asking.answer(backend, one.name, bar.card, bar.subject or Weights(), params)
+        key = asking.answer(backend, one.name, bar.card, bar.subject, params)
         if key:
             figures(backend, one, key, bar)
     if key:

@@ -9,10 +9,10 @@ from typing import Any
 
 import streamlit as st
 
-from app import url, widgets
+from app import subject_sets, url, widgets
 from app.asking import finish
 from app.links import link
-from backend.contract import Prompt, parse_spec
+from backend.contract import Corpus, Pairs, Prompt, Subject, Weights, parse_spec
 from backend.errors import NotFound, PhasescopeError
 
 TEXTS = {
@@ -23,6 +23,10 @@ TEXTS = {
 }
 
 
+#: model, checkpoint, and what the question is about
+WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1]}
+
+
 @dataclass
 class Bar:
     """What the bar chose; `card` and `subject` are there, else the bar has stopped the page."""
@@ -30,7 +34,7 @@ class Bar:
     spec: str
     step: int | None
     card: dict[str, Any]
-    subject: Prompt | None
+    subject: Subject
     labels: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
 
@@ -40,7 +44,7 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
     one = house.analysis(analysis)
     st.markdown(f"### {one.title}")
     st.caption(caption)
-    bar = subject_bar(house, prompt=one.subject is Prompt)
+    bar = subject_bar(house, one.subject)
     reason = one.unfit(bar.card["capabilities"])
     if reason:
         widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
@@ -48,13 +52,13 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
     return bar
 
 
-def subject_bar(house: Any, prompt: bool = True) -> Bar:
+def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page."""
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
     runs = {spec: r for spec, r in known_runs.items() if r["checkpoints"]}
     spec = url.get("model") or default_model(runs, house)
     with st.container(key="subject-bar"):
-        left, middle, right = st.columns([4, 4, 5] if prompt else [4, 7, 1], vertical_alignment="top")
+        left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
         with left:
             _model_picker(house, runs, spec)
         steps = runs[spec]["checkpoints"] if spec in runs else []
@@ -63,9 +67,19 @@ def subject_bar(house: Any, prompt: bool = True) -> Bar:
             if not steps and (spec in known_runs or not spec.startswith("run:")):
                 _no_slider(spec)
         card = _opened(house, spec, step)
-        subject = _prompt_field(house, card, right) if prompt else None
-    labels = house.tokenizer(card).labels(list(subject.tokens)) if subject else []
+        subject = _subject(house, card, kind, right)
+    labels = house.tokenizer(card).labels(list(subject.tokens)) if isinstance(subject, Prompt) else []
+    if isinstance(subject, Pairs):
+        subject_sets.shown_pair(house, card, subject)
     return Bar(spec, step, card, subject, labels, steps)
+
+
+def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) -> Subject:
+    if kind is Prompt:
+        return _prompt_field(house, card, place)
+    if kind is Pairs:
+        return subject_sets.pairs_field(house, card, place)
+    return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
 
 
 def default_model(runs: dict[str, Any], house: Any) -> str:

@@ -120,8 +120,8 @@ def missing(
     for step in steps:
         card = house.card(f"run:{run}", step)
         for name in names:
-            subject = views.subject_of(house, name, prompt)
-            if subject is None:
+            subject = views.subject_of(house, name, prompt, card.model_dump()) if card else None
+            if card and subject is None:
                 continue
             told = views.params_of(name, card.model_dump(), prompt) if card else {}
             if card is None or house.kept(name, card, subject, told) is None:
@@ -169,7 +169,8 @@ def _sweep(
 ) -> None:
     try:
         for name in dict.fromkeys(n for n, _ in absent):
-            house.sweep(name, f"run:{run}", [s for n, s in absent if n == name], views.subject_of(house, name, prompt),
+            subject = views.subject_of(house, name, prompt, card)
+            house.sweep(name, f"run:{run}", [s for n, s in absent if n == name], subject,
                         views.params_of(name, card, prompt))  # fmt: skip
     except PhasescopeError as error:
         widgets.error_panel(error)

@@ -96,9 +96,17 @@ FIELDS: dict[str, Field] = {
     "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
     "recipe": Field(str),
     "state": Field(str),
+    "task": Field(str),
+    "n_pairs": Field(_int),
+    "pairs_seed": Field(_int),
+    "source": Field(str),
+    "n_rows": Field(_int),
+    "row_length": Field(_int),
+    "corpus_seed": Field(_int),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
-CARRIED = ("model", "step", "text", "tokens", "layer", "head")
+CARRIED = ("model", "step", "text", "tokens", "layer", "head", "task", "n_pairs", "pairs_seed", "source", "n_rows",
+           "row_length", "corpus_seed")  # fmt: skip
 #: pages that are not about a subject keep fields of their own
 OWN = {
     "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",
@@ -167,6 +175,8 @@ def bound(
     key = f"url:{name}"
     value = get(name)
     options = more.get("options")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = max(more.get("min_value", value), min(value, more.get("max_value", value)))
     st.session_state[key] = fallback if value is None or not _offered(value, options) else _among(value, options)
 
     def changed() -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from app import asking, theme, url, widgets
 from app.subject import presets
-from backend.contract import Prompt, Weights
+from backend.contract import Pairs, Prompt
 from backend.errors import PhasescopeError
 from backend.figures import label
 from backend.figures.compare import WORDY, compared, differences, share_limits
@@ -43,7 +43,9 @@ def opened(house: Any, run: str, step: int) -> dict[str, Any] | None:
 
 def fitting(house: Any, card: Mapping[str, Any]) -> dict[str, str]:
     """Return {name: title} of the analyses that this model can be asked."""
-    return {n: a.title for n, a in house.analyses().items() if not a.unfit(card["capabilities"])}
+    paired = any(not task["reason"] for task in house.tasks(card).values())
+    return {n: a.title for n, a in house.analyses().items()
+            if not a.unfit(card["capabilities"]) and (paired or a.subject is not Pairs)}
 
 
 def first_views(card: Mapping[str, Any], known: Sequence[str], n: int = 2) -> list[str]:
@@ -81,9 +83,13 @@ def _task_prompt(card: Mapping[str, Any]) -> tuple[str, str] | None:
     return "", f"{min(5, p - 1)} {min(7, p - 1)} {p}"
 
 
-def subject_of(house: Any, name: str, prompt: Prompt | None) -> Any:
-    """Return what an analysis is asked about, None where it wants a prompt and there is none."""
-    return prompt if house.analysis(name).subject is Prompt else Weights()
+def subject_of(house: Any, name: str, prompt: Prompt | None, card: Mapping[str, Any]) -> Any:
+    """Return what an analysis is asked about, None where it wants a prompt and there is none.
+
+    Pairs and corpora are those of a first visit to the analysis' own page.
+    """
+    kind = house.analysis(name).subject
+    return prompt if kind is Prompt else house.subject(kind, card, {})
 
 
 def params_of(name: str, card: Mapping[str, Any], prompt: Prompt | None) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def params_of(name: str, card: Mapping[str, Any], prompt: Prompt | None) -> dict
 
 def single(house: Any, name: str, card: dict[str, Any], prompt: Prompt | None) -> str | None:
     """Draw every figure of one analysis at one checkpoint, or how far it is; return the key where it is there."""
-    subject = subject_of(house, name, prompt)
+    subject = subject_of(house, name, prompt, card)
     if subject is None:
         return None
     key = asking.answer(house, name, card, subject, params_of(name, card, prompt), patience=PATIENCE)
@@ -143,7 +149,7 @@ def _part(house: Any, key: str, axes: Sequence[str], card: Mapping[str, Any]) ->
 
 def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt | None) -> None:
     """Draw before | after | difference of one analysis at two checkpoints of a run."""
-    subject = subject_of(house, name, prompt)
+    subject = subject_of(house, name, prompt, cards[0])
     if subject is None:
         return
     told = params_of(name, cards[0], prompt)

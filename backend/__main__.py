@@ -23,12 +23,13 @@ import pandas as pd
 from backend import analyses, diagram_cli, export
 from backend import settings as settings_room
 from backend.client import running_dashboard
-from backend.contract import Params, Prompt, parse_spec
+from backend.contract import Corpus, Pairs, Params, Prompt, parse_spec
 from backend.errors import BadInput, Broken, PhasescopeError, from_record
-from backend.models import registry
+from backend.models import prompts, registry
 from backend.runs import recipes
 
-TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume")
+TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume", "task", "pairs", "n_pairs",
+         "pairs_seed", "source", "file", "n_rows", "row_length", "corpus_seed")  # fmt: skip
 DEFECT = "This is a defect; `python -X dev -m backend ...` shows where it happened"
 ROWS = 200  # shown of a table; --out writes all
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -82,11 +83,57 @@ def _run_parser(commands: Any) -> None:
             help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
         )
         sub.add_argument("--step", help="checkpoint of a run: a number, or `all` for a sweep")
-        if one.subject is Prompt:
-            sub.add_argument("--text", default="", help="the prompt")
-            sub.add_argument("--tokens", default="", help="token ids instead of text: 5,17,3")
+        _subject_flags(sub, one.subject)
         sub.add_argument("--out", help="FILE.parquet, FILE.csv, FILE.json or FILE.arrow")
         _flags(sub, one.params)
+
+
+def _subject_flags(sub: argparse.ArgumentParser, subject: type) -> None:
+    """What an analysis is asked about: a prompt, pairs of prompts, a corpus; of the weights alone nothing."""
+    if subject is Prompt:
+        sub.add_argument("--text", default="", help="the prompt")
+        sub.add_argument("--tokens", default="", help="token ids instead of text: 5,17,3")
+    if subject is Pairs:
+        sub.add_argument("--task", default=None,
+                         help=f"a task of pairs: {', '.join(prompts.TASKS)}; default: one that fits")
+        sub.add_argument("--pairs", default=None, metavar="FILE",
+                         help="JSON rows {clean, corrupted, answer, distractor}")
+        sub.add_argument("--n-pairs", default="16", help="how many pairs of the task (default 16)")
+        sub.add_argument("--pairs-seed", default="0", help="seed of the task's pairs (default 0)")
+    if subject is Corpus:
+        sources = "training, python, random or file; default: the first that the model can read"
+        sub.add_argument("--source", default=None, help=sources)
+        sub.add_argument("--file", default=None, metavar="PATH", help="the text file of the source `file`")
+        sub.add_argument("--n-rows", default="64", help="rows of tokens (default 64)")
+        sub.add_argument("--row-length", default="64", help="tokens of a row, cut to n_ctx (default 64)")
+        sub.add_argument("--corpus-seed", default="0", help="seed of the rows (default 0)")
+
+
+def _about_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the words of a subject that is no prompt; see `Asking.submit`."""
+    if hasattr(args, "pairs"):
+        if args.pairs:
+            return {"pairs": _json_file(args.pairs)}
+        n, seed = _whole(args.n_pairs, "--n-pairs"), _whole(args.pairs_seed, "--pairs-seed")
+        return {"task": args.task, "n": n, "seed": seed}
+    if hasattr(args, "row_length"):
+        told: dict[str, Any] = {"rows": _whole(args.n_rows, "--n-rows"),
+                                "length": _whole(args.row_length, "--row-length"),
+                                "seed": _whole(args.corpus_seed, "--corpus-seed")}  # fmt: skip
+        told |= {"path": str(Path(args.file).expanduser().absolute()), "source": "file"} if args.file else {}
+        return told | ({"source": args.source} if args.source else {})
+    return {}
+
+
+def _json_file(path: str) -> list[dict[str, Any]]:
+    asked, todo = f"Pairs {path!r}", "Give rows of clean, corrupted, answer, distractor"
+    try:
+        rows = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(asked, f"no JSON file ({error})", todo) from None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise BadInput(asked, "it holds no list of objects", todo)
+    return rows
 
 
 def _train_parser(commands: Any) -> None:
@@ -230,7 +277,8 @@ def _about(house: Any, told: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _ask(house: Any, args: argparse.Namespace, step: int | None) -> dict[str, Any]:
     start = time.monotonic()
-    ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args)}
+    ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args),
+           "about": _about_of(args)}  # fmt: skip
     answer = house.submit(args.analysis, args.model, step, **ask)
     while answer["state"] == "opening":  # again where the files change meanwhile
         _finish(house, answer["job"])
@@ -331,11 +379,12 @@ class _connection:
         self.house.close()
 
 
-def _whole(text: str | None) -> int | None:
+def _whole(text: str | None, flag: str = "--step") -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise BadInput(f"--step {text!r}", "not a whole number", "Give a step of the run, or `all`")
+        todo = "Give a step of the run, or `all`" if flag == "--step" else "Give a whole number"
+        raise BadInput(f"{flag} {text!r}", "not a whole number", todo)
     return int(text)
 
 

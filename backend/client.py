@@ -96,10 +96,12 @@ class Remote:
         return self._call("POST", "/models", json={"spec": spec, "step": step}).json()
 
     def submit(
-        self, analysis: str, model: str, step: int | None = None, text: str = "", ids: Any = None, params: Any = None
+        self, analysis: str, model: str, step: int | None = None, text: str = "", ids: Any = None, params: Any = None,
+        about: Any = None,
     ) -> dict[str, Any]:
         """POST /submit."""
-        body = {"analysis": analysis, "model": model, "step": step, "text": text, "ids": ids, "params": params or {}}
+        body = {"analysis": analysis, "model": model, "step": step, "text": text, "ids": ids, "params": params or {},
+                "about": about or {}}  # fmt: skip
         return self._call("POST", "/submit", json=body).json()
 
     def train(

@@ -11,11 +11,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.errors import BadInput
+from backend.subjects import Corpus, Pair, Pairs, Prompt, Rows, Subject, Weights, subject_from
+
+__all__ = ["Corpus", "Pair", "Pairs", "Prompt", "Rows", "Subject", "Weights", "subject_from"]
 
 # ---------------------------------------------------------------- params and subjects
 
@@ -24,50 +27,6 @@ class Params(BaseModel):
     """Frozen knobs of one analysis or recipe; every field has a range, a default and a sentence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Prompt(BaseModel):
-    """One sequence of token ids; `text` is for people and is no part of the identity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["prompt"] = "prompt"
-    tokens: tuple[int, ...] = Field(min_length=1)
-    text: str = ""
-    asks_for_text: ClassVar[bool] = True
-
-    @field_validator("tokens")
-    @classmethod
-    def _no_negative_ids(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        if any(t < 0 for t in tokens):
-            raise ValueError("token ids are 0 or larger")
-        return tokens
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the key depends on."""
-        return {"kind": self.kind, "tokens": list(self.tokens)}
-
-
-class Weights(BaseModel):
-    """The model itself, without a prompt: the analysis makes its own inputs from its params."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["weights"] = "weights"
-    asks_for_text: ClassVar[bool] = False
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the key depends on."""
-        return {"kind": self.kind}
-
-
-Subject = Prompt | Weights
-
-
-def subject_from(data: Mapping[str, Any]) -> Subject:
-    """Read a subject from its JSON form. Raises BadInput for an unknown kind."""
-    kinds = {"prompt": Prompt, "weights": Weights}
-    if data.get("kind") not in kinds:
-        raise BadInput(f"Subject {data.get('kind')!r}", "no such kind of subject", f"Use one of {sorted(kinds)}")
-    return kinds[data["kind"]](**data)
 
 
 # ---------------------------------------------------------------- what a table holds
@@ -138,7 +97,7 @@ class Analysis:
     version: int
     title: str
     asks: str
-    subject: type[Prompt] | type[Weights]
+    subject: type[Subject]
     params: type[Params]
     axes: tuple[Axis, ...]
     values: tuple[Value, ...]
@@ -353,6 +312,21 @@ class Model(Protocol):
         logits [batch, pos, d_vocab_out]. Nothing of it stays."""
         ...
 
+    def gradients(
+        self, tokens: Any, metric: Callable[[Any], Any], places: Sequence[tuple[str, int]],
+        edits: Mapping[tuple[str, int], Callable[[Any], Any]] | None = None,
+    ) -> tuple[Any, dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
+        """Run with autograd (and with `edits`, as `run_with`); `metric(logits)` is a number or one per row.
+
+        Returns (metric detached, {place: its tensor}, {place: gradient of the metric's sum there}); tensors of rows
+        that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
+        ...
+
+    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What was trained for this model in a run of its own (a tuned lens, an SAE): (run.json, tensors of a
+        checkpoint, the last without `step`)."""
+        ...
+
     def weights(self) -> dict[str, Any]:
         """The bare module's weights by glossary name: W_E [d_vocab, d_model], W_pos, W_U [d_model, d_vocab_out], and
         per layer a list: W_Q W_K W_V [head, d_model, d_head], W_O [head, d_head, d_model], W_in, W_out, b_in, b_out.
@@ -489,6 +463,7 @@ class Recipe:
     presets: tuple[Preset, ...] = ()
     metrics: tuple[Metric, ...] = ()
     seconds: Callable[[Any], float] | None = None
+    sample: Callable[[Any, int, int], Any] | None = None
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON form that the API and the command line show."""
@@ -505,11 +480,12 @@ class Recipe:
 
 def recipe(
     *, title: str, asks: str, params: type[Params], presets: Sequence[Preset] = (), metrics: Sequence[Metric] = (),
-    seconds: Callable[[Any], float] | None = None,
+    seconds: Callable[[Any], float] | None = None, sample: Callable[[Any, int, int], Any] | None = None,
 ) -> Callable[[Callable], Recipe]:
     """Declare a training function as a recipe; name and documentation come from its module.
 
-    `metrics` declares what it logs beside the shared monitors; `seconds(params)` estimates its time on one CPU core.
+    `metrics` declares what it logs beside the shared monitors; `seconds(params)` estimates its time on one CPU core;
+    `sample(params, rows, seed)` draws fresh rows of its training distribution, long [row, pos] on the CPU.
     """
 
     def wrap(train: Callable) -> Recipe:
@@ -517,6 +493,6 @@ def recipe(
 
         module = sys.modules[train.__module__]
         name, doc = train.__module__.rsplit(".", 1)[-1], (module.__doc__ or "").strip()
-        return Recipe(name, title, asks, params, train, doc, tuple(presets), tuple(metrics), seconds)
+        return Recipe(name, title, asks, params, train, doc, tuple(presets), tuple(metrics), seconds, sample)
 
     return wrap

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "transformer_lens")
-CONTRACT = {"backend.contract", "backend.errors"}
+CONTRACT = {"backend.contract", "backend.errors", "backend.subjects"}
 SETTINGS = {"backend.settings"}
 ARRAYS = {"numpy", "pandas", "pyarrow"}
 
@@ -42,7 +42,8 @@ ROOMS = [
          {"streamlit", "starlette", "uvicorn", "plotly", "pydantic", "numpy", "pandas", "pyarrow"}),
     room("backend/__init__.py", {"backend.facade"}),
     room("backend/errors.py"),
-    room("backend/contract.py", {"backend.errors"}, {"pydantic"}),
+    room("backend/subjects.py", {"backend.errors"}, {"pydantic"}),
+    room("backend/contract.py", {"backend.errors", "backend.subjects"}, {"pydantic"}),
     room("backend/settings.py", {"backend.errors"}, {"pydantic"}),
     room("backend/tables.py", CONTRACT, ARRAYS),
     room("backend/export.py", CONTRACT | {"backend.tables"}, ARRAYS | {"plotly"}),
@@ -51,6 +52,7 @@ ROOMS = [
     room("backend/facade/",
          CONTRACT | SETTINGS | {"backend.facade", "backend.tables", "backend.export", "backend.analyses",
                                 "backend.store", "backend.jobs", "backend.models.registry", "backend.models.tokens",
+                                "backend.models.prompts", "backend.runs.corpora",
                                 "backend.models.fingerprints", "backend.runs.follow", "backend.runs.recipes",
                                 "backend.runs.folder", "backend.runs.layout", "backend.runs.attached",
                                 "backend.runs.diagrams",
@@ -61,7 +63,8 @@ ROOMS = [
     room("backend/__main__.py",
          CONTRACT | SETTINGS | {"backend", "backend.diagram_cli", "backend.analyses", "backend.export",
                                 "backend.client", "backend.doctor",
-                                "backend.facade", "backend.runs.recipes", "backend.models.registry"},
+                                "backend.facade", "backend.runs.recipes", "backend.models.registry",
+                                "backend.models.prompts"},
          {"pandas", "pydantic"}),
     room("backend/analyses/", CONTRACT | {"backend.analyses", "backend.figures", "backend.maths", "backend.monitors"},
          {"numpy", "pandas", "pydantic"}, late={"torch"}),

@@ -100,4 +100,5 @@ def test_a_link_carries_the_subject_with_changes(query: Query) -> None:
 
 
 def test_the_whole_subject_is_carried() -> None:
-    assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head"}
+    assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head", "task", "n_pairs", "pairs_seed",
+                                "source", "n_rows", "row_length", "corpus_seed"}  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import ModelCard, Prompt, Request, Weights
+from backend.contract import ModelCard, Request, Subject
 from backend.errors import BadInput, Unfit
 from backend.facade.base import validated
 from backend.facade.models import Models
@@ -18,7 +18,7 @@ class Asking(Models, Results):
     """The part of the facade that asks."""
 
     def request(
-        self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Prompt | Weights, params: Mapping[str, Any]
+        self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Subject, params: Mapping[str, Any]
     ) -> Request:
         """Name everything the number depends on. Raises BadInput (params) or Unfit (the model cannot)."""
         asked = self.analysis(analysis)
@@ -42,7 +42,7 @@ class Asking(Models, Results):
         self,
         analysis: str,
         card: ModelCard | Mapping[str, Any],
-        subject: Prompt | Weights,
+        subject: Subject,
         params: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Return the key of the result where it is kept, else None; starts nothing."""
@@ -58,7 +58,7 @@ class Asking(Models, Results):
         self,
         analysis: str,
         card: ModelCard | Mapping[str, Any],
-        subject: Prompt | Weights,
+        subject: Subject,
         params: Mapping[str, Any] | None = None,
         recompute: bool = False,
     ) -> dict[str, Any]:
@@ -84,13 +84,17 @@ class Asking(Models, Results):
         text: str = "",
         ids: Sequence[int] | str | None = None,
         params: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Ask by words alone. An unopened model answers {state: "opening", job}: wait for it and ask again."""
+        """Ask by words alone. An unopened model answers {state: "opening", job}: wait for it and ask again.
+
+        `about` words a subject that is no prompt: {task, n, seed} or {pairs} for pairs, Corpus' fields for a corpus.
+        """
         opened = self.open(model, step)
         if opened["card"] is None:
             return {"state": "opening", "key": "", "job": opened["job"]}
-        asked = self.analysis(analysis)
-        subject = self.prompt(opened["card"], text, ids) if asked.subject is Prompt else Weights()
+        given = {**({"text": text} if text else {}), **({} if ids is None else {"ids": ids}), **(about or {})}
+        subject = self.subject(self.analysis(analysis).subject, opened["card"], given)
         return self.ask(analysis, opened["card"], subject, params)
 
     def sweep(
@@ -98,7 +102,7 @@ class Asking(Models, Results):
         analysis: str,
         run: str,
         steps: Sequence[int],
-        subject: Prompt | Weights,
+        subject: Subject,
         params: Mapping[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Ask the same at many checkpoints of a run; each is cached by itself. Returns [step, key, state, job_id]."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from backend import analyses as analyses_room
-from backend.contract import Analysis, Params, Recipe
+from backend.contract import Analysis, Recipe
 from backend.errors import BadInput, NotFound
 from backend.jobs.engine import Engine
 from backend.runs import follow, recipes
 from backend.settings import Settings
 from backend.store.store import Store
 
+M = TypeVar("M", bound=BaseModel)
 UNFINISHED = ("queued", "running")
 
 
@@ -50,7 +51,7 @@ class Base:
         return self._job_record(live) if live is not None else {**record, "position": None}
 
 
-def validated(model: type[Params], given: Mapping[str, Any], what: str) -> Params:
+def validated(model: type[M], given: Mapping[str, Any], what: str) -> M:
     """Return frozen params. Raises BadInput that names the first wrong field and its range."""
     try:
         return model(**given)

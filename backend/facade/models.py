@@ -10,10 +10,22 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import ModelCard, ModelSpec, Prompt, canonical_hash, parse_spec
-from backend.errors import BadInput
-from backend.facade.base import Base
-from backend.models import fingerprints, registry, tokens
+from backend.contract import (
+    Corpus,
+    ModelCard,
+    ModelSpec,
+    Pairs,
+    Prompt,
+    Subject,
+    Weights,
+    canonical_hash,
+    parse_spec,
+)
+from backend.errors import BadInput, Unfit
+from backend.facade.base import Base, validated
+from backend.models import fingerprints, prompts, registry, tokens
+from backend.runs import corpora, recipes
+from backend.subjects import MOST_PAIRS
 
 TOUCH_EVERY = 60.0
 
@@ -128,6 +140,59 @@ class Models(Base):
             found = self.tokenizer(card).encode(text)
         tokens.check_length(found, card["n_ctx"])
         return Prompt(tokens=tuple(found), text=text)
+
+
+    def tasks(self, card: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """Return {task: {title, help, reason}} of prompt pairs; `reason` says why this model cannot be asked, or ''."""
+        reasons = prompts.fitting(card)
+        return {n: {"title": t.title, "help": t.help, "reason": reasons[n]} for n, t in prompts.TASKS.items()}
+
+    def pairs(self, card: Mapping[str, Any], task: str, n: int = 16, seed: int = 0) -> Pairs:
+        """Make n pairs of a task for this model. Raises BadInput for an unknown task, Unfit with the reason."""
+        if not 1 <= n <= MOST_PAIRS:
+            raise BadInput(f"{n} pairs", f"from 1 to {MOST_PAIRS} can be made", "Ask for fewer or more")
+        return prompts.make(card, task, n, seed)
+
+    def own_pairs(self, card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Pairs:
+        """Make pairs of the user's rows {clean, corrupted, answer, distractor}. Raises BadInput that names the row."""
+        return prompts.own(card, rows)
+
+    def sources(self, card: Mapping[str, Any]) -> dict[str, str]:
+        """Return {source of a corpus: '' or the reason why this model cannot read it}, the most telling first."""
+        recipe = recipes.registry().get(card.get("training", {}).get("recipe", ""))
+        has_text = card["tokenizer"].get("kind", "ids") != "ids"
+        return {"training": "" if recipe and recipe.sample else "the model is no run whose recipe draws token rows",
+                "python": "" if has_text else "the model has no tokenizer", "random": "",
+                "file": "" if has_text else "the model has no tokenizer"}  # fmt: skip
+
+    def corpus(self, card: Mapping[str, Any], **given: Any) -> Corpus:
+        """Make a Corpus; the source, where none is given, is the first that this model can read.
+
+        Raises BadInput for a wrong field or an unreadable file, Unfit where the model cannot read the source.
+        """
+        reasons = self.sources(card)
+        asked = validated(Corpus, {"source": next(s for s, why in reasons.items() if not why), **given}, "The corpus")
+        if reasons[asked.source]:
+            raise Unfit(f"Source {asked.source} for {card['spec']}", reasons[asked.source], "Choose another source")
+        if asked.source == "file":
+            return asked.model_copy(update={"digest": corpora.digest_of(asked.path)})
+        return asked
+
+    def subject(self, kind: type[Subject], card: Mapping[str, Any], given: Mapping[str, Any]) -> Subject:
+        """Make a subject of `kind` from words: {text} or {ids}; {task, n, seed} or {pairs}; a corpus' fields."""
+        if kind is Prompt:
+            return self.prompt(card, given.get("text", ""), given.get("ids"))
+        if kind is Pairs:
+            return self._pairs_of(card, given)
+        return self.corpus(card, **given) if kind is Corpus else Weights()
+
+    def _pairs_of(self, card: Mapping[str, Any], given: Mapping[str, Any]) -> Pairs:
+        if given.get("pairs"):
+            return self.own_pairs(card, given["pairs"])
+        task = given.get("task") or next((n for n, t in self.tasks(card).items() if not t["reason"]), None)
+        if task is None:
+            raise Unfit(f"Pairs for {card['spec']}", "no task fits this model", "Give pairs of your own")
+        return self.pairs(card, task, int(given.get("n", 16)), int(given.get("seed", 0)))
 
 
 def _spaced(ids: Sequence[int]) -> str:

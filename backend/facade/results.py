@@ -86,7 +86,8 @@ class Results(Base):
     def _view(self, record: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> View:
         card = record["card"]
         words = tokens.tokenizer_from(card["tokenizer"])
-        ids = record["subject"].get("tokens", [])
+        pairs = record["subject"].get("pairs")
+        ids = pairs[0]["clean"] if pairs else record["subject"].get("tokens", [])
         return View(
             tokens=words.labels(ids), vocab=words.label, params=record["params"], chosen=dict(chosen or {}), card=card
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backend.contract import Analysis, Progress, Request, Result, parse_spec, subject_from
+from backend.contract import Analysis, Corpus, Progress, Request, Result, parse_spec, subject_from
 from backend.errors import BadInput, NotFound
 from backend.jobs.task import peak_memory
 from backend.settings import Settings
@@ -144,7 +144,17 @@ def _compute(analysis: Analysis, model: Any, request: Request, params: Any, prog
     devices = list(range(torch.cuda.device_count())) if model.card.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(request.params.get("seed", 0))
-        return analysis.compute(model, subject_from(request.subject), params, progress)
+        return analysis.compute(model, _subject(model, request), params, progress)
+
+
+def _subject(model: Any, request: Request) -> Any:
+    """Return the subject as the analysis takes it: a corpus as the rows of tokens that it names."""
+    subject = subject_from(request.subject)
+    if not isinstance(subject, Corpus):
+        return subject
+    from backend.runs import corpora
+
+    return corpora.rows_of(model.card, subject)
 
 
 def _provenance(model: Any, request: Request, spent: dict[str, Any]) -> dict[str, Any]:

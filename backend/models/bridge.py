@@ -231,6 +231,12 @@ def run_edited(view: TransformerBridge, tokens: torch.Tensor, edits: Any) -> tor
     return view.run_with_hooks(tokens, fwd_hooks=edits)
 
 
+def run_graph(view: TransformerBridge, tokens: torch.Tensor, edits: Any) -> torch.Tensor:
+    """As `run_edited`, with autograd: what an edit returns stays in the graph."""
+    with torch.enable_grad():
+        return view.run_with_hooks(tokens, fwd_hooks=edits)
+
+
 def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
     """Read a residual stream [..., d_model] through the final norm, W_U and b_U."""
     flat = resid.reshape(1, -1, resid.shape[-1])

@@ -46,6 +46,7 @@ def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = 
         opened.bare.to(device(settings))  # not its dtype: that would round the rotary tables, which stay float32
         tell(0.9, "Comparing the hooked with the plain forward")
         model = LoadedModel(opened.bare)
+        model.settings = settings
         model.card = _card(model, located, opened, began)
     tell(1.0, "Open")
     return model

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from backend import settings
 from backend.contract import ModelCard, Observation
 from backend.errors import BadInput, Unfit
-from backend.models import bridge, observe
+from backend.models import bridge, companions, observe
 
 
 class LoadedModel:
@@ -24,6 +25,7 @@ class LoadedModel:
 
     def __init__(self, bare: nn.Module):
         self.bare = bare.eval()
+        self.settings = settings.load()  # where runs lie; `open_model` gives its own
 
     @cached_property
     def view(self) -> Any:
@@ -92,6 +94,28 @@ class LoadedModel:
                 hooks.append((bridge.edit_hook(self.view, point, n), _kept_shape(change, point, n)))
         return bridge.run_edited(self.view, ids, hooks)
 
+    def gradients(
+        self, tokens: Any, metric: Callable[[torch.Tensor], torch.Tensor], places: Sequence[tuple[str, int]],
+        edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]] | None = None,
+    ) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor], dict[tuple[str, int], torch.Tensor]]:
+        """Run once with autograd and return (metric, {place: tensor}, {place: gradient of the metric's sum}).
+
+        `metric` takes the logits [batch, pos, d_vocab_out]. An edit of a place comes before it is read, so what is
+        returned is the edited tensor and the gradient at it. No gradient reaches the weights' `.grad`.
+        Raises as `run_with` does.
+        """
+        ids, hooks = self.tokens(tokens), []
+        seen: dict[tuple[str, int], torch.Tensor] = {}
+        for point, layer in dict.fromkeys([*(edits or {}), *places]):
+            change = (edits or {}).get((point, layer))
+            for n in self._layers(point, [layer]):
+                keep = seen if (point, layer) in places else None
+                hooks.append((bridge.edit_hook(self.view, point, n), _watched(change, point, n, keep)))
+        value = metric(bridge.run_graph(self.view, ids, hooks))
+        found = torch.autograd.grad(value.sum(), [seen[p] for p in places], allow_unused=True)
+        grads = [torch.zeros_like(seen[p]) if g is None else g for p, g in zip(places, found, strict=True)]
+        return value.detach(), {p: seen[p].detach() for p in places}, dict(zip(places, grads, strict=True))
+
     def _layers(self, point: str, layers: Sequence[int] | None) -> list[int]:
         n_layers = self.sizes["n_layers"]
         if point == "embed":
@@ -139,11 +163,40 @@ class LoadedModel:
             found = f"the weights of {type(self.bare).__name__} are not known by name here"
             raise Unfit("The model's weights", found, "Use a native or GPT-2 model") from None
 
+    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return (run.json, tensors on the model's device) of a run that was trained for this model.
+
+        Its run.json says so: {"companion": {"kind": ..., "fingerprint": the model's}}. Raises NotFound for no such run
+        or step, Unfit where it was made for other weights.
+        """
+        record, tensors = companions.read(run, step, self.settings)
+        made = record["companion"]
+        if made.get("fingerprint") != self.card.fingerprint:
+            found = f"it was trained for {made.get('spec', 'another model')}, step {made.get('step')}"
+            raise Unfit(f"{run} for {self.card.spec}", found, "Choose that model, or train one for this")
+        return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
     def memory_bytes(self) -> int:
         """Bytes of all tensors, those of the view that are not shared included."""
         modules = [self.bare, *([self.view] if "view" in self.__dict__ else [])]
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _watched(
+    change: Callable[[torch.Tensor], torch.Tensor] | None, point: str, layer: int, seen: dict | None
+) -> Callable[..., torch.Tensor]:
+    """Wrap a hook that edits, where there is an edit, and keeps the tensor in `seen` as a node of the graph."""
+    edit = _kept_shape(change, point, layer) if change else None
+
+    def applied(tensor: torch.Tensor, hook: Any = None) -> torch.Tensor:
+        new = edit(tensor) if edit else tensor
+        if seen is not None:
+            new = new if new.requires_grad else new.detach().requires_grad_()
+            seen[point, layer] = new = new.view_as(new)  # a node of its own: what reads it reads this one
+        return new
+
+    return applied
 
 
 def _kept_shape(change: Callable[[torch.Tensor], torch.Tensor], point: str, layer: int) -> Callable[..., torch.Tensor]:

@@ -45,14 +45,23 @@ def load(text: str, max_characters: int) -> Corpus:
 
     Raises BadInput for a file that is missing, no text, shorter than 2,000 characters or above 200 MB.
     """
-    words, source = _file(text) if text else _library(max_characters)
-    words = words[:max_characters]
+    words, source = _words(text, max_characters)
     if len(words) < LEAST_CHARACTERS:
         raise BadInput(f"Text {source['text']}", f"it has only {len(words)} characters",
                        f"Give at least {LEAST_CHARACTERS}")  # fmt: skip
     symbols = vocabulary(words)
     digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
     return Corpus(encode(words, symbols), symbols, {**source, "characters": len(words), "sha256": digest})
+
+
+def read(text: str, max_characters: int) -> str:
+    """Return the standard library's source ("") or a text file, at most `max_characters`. Raises as `load` does."""
+    return _words(text, max_characters)[0]
+
+
+def _words(text: str, max_characters: int) -> tuple[str, dict[str, Any]]:
+    words, source = _file(text) if text else _library(max_characters)
+    return words[:max_characters], source
 
 
 def vocabulary(words: str) -> list[str]:

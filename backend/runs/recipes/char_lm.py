@@ -100,6 +100,16 @@ METRICS = (
 )  # fmt: skip
 
 
+def sample(params: Any, rows: int, seed: int) -> Tensor:
+    """Draw windows of the held-out tenth of its text: [rows, n_ctx]."""
+    import torch
+
+    from backend.runs import corpus
+
+    held_out = torch.from_numpy(corpus.load(params.text, params.max_characters).parts[1])
+    return windows(held_out, params.n_ctx, rows, torch.Generator().manual_seed(seed))[:, :-1]
+
+
 @recipe(
     title="Characters",
     asks="How does a small language model learn to write, and what changes with its size?",
@@ -114,7 +124,7 @@ METRICS = (
         Preset("learning-rate drop", "a decoy: its kink comes from the schedule", ({"lr_drop_at": 600},)),
     ),
     metrics=METRICS,
-    seconds=seconds,
+    seconds=seconds, sample=sample,
 )  # fmt: skip
 def char_lm(params: CharParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one model into the run folder."""

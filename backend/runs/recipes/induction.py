@@ -69,6 +69,13 @@ def seconds(params: Params) -> float:
     return p.steps * (2e-3 + p.n_layers * layer + tokens * p.d_vocab * p.d_model * 6 / 40e9)
 
 
+def sample(params: Any, rows: int, seed: int) -> Tensor:
+    """Draw fresh rows of the training distribution: [rows, n_ctx]."""
+    import torch
+
+    return tiled_rows(params, rows, torch.Generator().manual_seed(seed))
+
+
 @recipe(
     title="Induction heads",
     asks="When does a small transformer learn to continue a repeated sequence, and which heads do it?",
@@ -79,6 +86,7 @@ def seconds(params: Params) -> float:
         Preset("five seeds", "the same change from five seeds", tuple({"seed": s} for s in range(5))),
     ),
     seconds=seconds,
+    sample=sample,
 )
 def induction(params: InductionParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one model into the run folder."""

@@ -76,6 +76,13 @@ METRICS = (
 )  # fmt: skip
 
 
+def sample(params: Any, rows: int, seed: int) -> Tensor:
+    """Draw fresh rows of the training distribution: [rows, n_ctx]."""
+    import torch
+
+    return draw(params, rows, torch.Generator().manual_seed(seed))
+
+
 @recipe(
     title="Markov chains in context",
     asks="When does a small transformer stop counting states and begin to count transitions?",
@@ -87,6 +94,7 @@ METRICS = (
     ),
     metrics=METRICS,
     seconds=seconds,
+    sample=sample,
 )
 def markov_icl(params: MarkovParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one model into the run folder."""

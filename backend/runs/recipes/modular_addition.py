@@ -101,10 +101,23 @@ def seconds(params: Any) -> float:
     return 2 + params.steps * (2e-3 + pace * params.train_fraction * params.p**2 * products)
 
 
+def sample(params: Any, rows: int, seed: int) -> Tensor:
+    """Draw inputs (a, b, '=') among all p^2, without replacement where there are enough: [rows, 3]."""
+    import torch
+
+    from backend.maths import modular_addition as task
+
+    dice, every = torch.Generator().manual_seed(seed), task.all_inputs(params.p)
+    if rows > len(every):
+        return every[torch.randint(len(every), (rows,), generator=dice)]
+    return every[torch.randperm(len(every), generator=dice)[:rows]]
+
+
 @recipe(
     title="Modular addition (grokking)",
     asks="When does a transformer that knows its training pairs by heart learn to add modulo p?",
     params=ModularAdditionParams, presets=PRESETS, metrics=METRICS, seconds=seconds,
+    sample=sample,
 )  # fmt: skip
 def modular_addition(params: Any, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one model into the run folder."""

@@ -1,0 +1,87 @@
+"""The subject bar's right side where the question is about pairs of prompts, or about a corpus."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from app import url, widgets
+from backend.contract import Corpus, Pairs
+from backend.errors import PhasescopeError
+
+SOURCES = {"training": "what it was trained on", "python": "Python's standard library", "random": "random tokens",
+           "file": "a text file"}  # fmt: skip
+
+
+def pairs_field(house: Any, card: dict[str, Any], place: Any) -> Pairs:
+    """Draw task, number and seed of pairs and the first pair; stops the page with the reason where none fits."""
+    tasks = house.tasks(card)
+    fitting = [name for name, task in tasks.items() if not task["reason"]]
+    with place:
+        if not fitting:
+            reasons = "; ".join(f"{t['title']}: {t['reason']}" for t in tasks.values())
+            widgets.empty_state("No pairs of prompts fit this model", f"{reasons}. Choose another model.")
+            st.stop()
+        left, middle, right = st.columns([5, 2, 2], vertical_alignment="bottom", gap="small")
+        with left:
+            name = url.bound(st.selectbox, "Pairs of prompts", "task", fallback=fitting[0], options=fitting,
+                             format_func=lambda t: tasks[t]["title"], help=_help(tasks))  # fmt: skip
+        with middle:
+            n = url.bound(st.number_input, "Pairs", "n_pairs", fallback=16, min_value=1, max_value=512, step=1)
+        with right:
+            seed = url.bound(st.number_input, "Seed", "pairs_seed", fallback=0, min_value=0, step=1)
+        try:
+            subject = house.pairs(card, name, int(n), int(seed))
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            st.stop()
+    return subject
+
+
+def _help(tasks: dict[str, dict[str, str]]) -> str:
+    lines = [f"**{t['title']}**: " + (f"not for this model, {t['reason']}" if t["reason"] else t["help"])
+             for t in tasks.values()]  # fmt: skip
+    return "\n\n".join(lines)
+
+
+def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
+    """Show the first pair: what differs is underlined, and the two answers behind it."""
+    words, pair = house.tokenizer(card), subject.pairs[0]
+    lines = []
+    for title, ids, other in (("clean", pair.clean, pair.corrupted), ("corrupted", pair.corrupted, pair.clean)):
+        chips = "".join(f'<span class="ps-chip{"" if a == b else " ps-differs"}">{html.escape(words.label(a))}</span>'
+                        for a, b in zip(ids, other, strict=True))  # fmt: skip
+        lines.append(f'<div class="ps-pair"><span class="ps-what">{title}</span>{chips}</div>')
+    answer, distractor = (html.escape(words.label(t)) for t in (pair.answer, pair.distractor))
+    lengths = sorted(subject.by_length())
+    most = f" to {lengths[-1]}" if len(lengths) > 1 else ""
+    told = f"{len(subject.pairs)} pairs of {lengths[0]}{most} tokens"
+    st.html("".join(lines) + f'<div class="ps-row"><span class="ps-num">{told}; answer <b>{answer}</b>, distractor '
+            f"<b>{distractor}</b>; logit_diff = answer − distractor at the last token</span></div>")  # fmt: skip
+
+
+def corpus_field(house: Any, card: dict[str, Any], place: Any) -> Corpus:
+    """Draw source, rows, length and seed of a corpus; stops the page with the reason where it cannot be read."""
+    reasons = house.sources(card)
+    fitting = [s for s, why in reasons.items() if not why and s != "file"]
+    with place:
+        left, rows, length, seed = st.columns([5, 2, 2, 2], vertical_alignment="bottom", gap="small")
+        with left:
+            source = url.bound(st.selectbox, "Corpus", "source", fallback=fitting[0], options=fitting,
+                               format_func=lambda s: SOURCES[s].capitalize(),
+                               help="\n\n".join(f"{SOURCES[s]}: {why}" for s, why in reasons.items() if why) or None)
+        with rows:
+            n = url.bound(st.number_input, "Rows", "n_rows", fallback=64, min_value=1, max_value=65_536, step=1)
+        with length:
+            most = url.bound(st.number_input, "Tokens a row", "row_length", fallback=min(64, card["n_ctx"]),
+                             min_value=1, max_value=card["n_ctx"], step=1)  # fmt: skip
+        with seed:
+            dice = url.bound(st.number_input, "Seed", "corpus_seed", fallback=0, min_value=0, step=1)
+        try:
+            return house.corpus(card, source=source, rows=int(n), length=int(most), seed=int(dice))
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            st.stop()
+    raise AssertionError
