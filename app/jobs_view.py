@@ -26,7 +26,7 @@ def job_table(house: Any) -> None:
         columns = st.columns([5, 3, 2], vertical_alignment="center")
         columns[0].progress(min(job["progress"], 1.0), text=asking.words(job))
         columns[1].caption(_where(job))
-        columns[2].button("Cancel", key=f"cancel:{job['id']}", on_click=house.cancel, args=(job["id"],))
+        columns[2].button("Cancel", key=f"cancel:{job['id']}", on_click=widgets.act, args=(house.cancel, job["id"]))
     if len(unfinished) > 20:
         st.caption(f"20 of {len(unfinished)} unfinished jobs")
     wanted = url.bound(st.segmented_control, "Ended jobs", "state", options=list(STATES[2:]))

@@ -50,6 +50,7 @@ theme.style()
 url.carry(chosen.url_path)
 for notice in house.backend().notices:
     st.warning(notice, icon=":material/info:")
+widgets.problem_of_callback()
 try:
     chosen.run()
 except PhasescopeError as error:

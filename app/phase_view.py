@@ -92,6 +92,9 @@ def _thresholds(steps: int) -> dict[str, Any]:
 
 def _steps(house: Any, name: str) -> int:
     made = house.diagram(name)
+    for axis in ("x", "y"):
+        if made[axis] == "steps":  # a shorter run ends before the budget, which its phase then says
+            return int(max(made[f"{axis}s"]))
     declared = house.recipes().get(made["recipe"])
     default = declared.params.model_fields["steps"].default if declared else 1000
     return int(made["params"].get("steps", default))
@@ -117,7 +120,7 @@ def _head(house: Any, made: Mapping[str, Any]) -> None:
     theme.badges(words)
     if made["state"] == "running":
         st.progress(min(share, 1.0), text=f"{share:.0%} of all steps")
-        st.button("Cancel", icon=":material/stop:", on_click=house.cancel_diagram, args=(made["name"],),
+        st.button("Cancel", icon=":material/stop:", on_click=widgets.act, args=(house.cancel_diagram, made["name"]),
                   help="What is finished stays; what runs is kept at the step it reached")  # fmt: skip
     elif made["state"] == "unfinished" and not made["shipped"] and widgets.pressed(
         st.button, f"Compute the {total - made['done']} that are missing", f"continue:{made['name']}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -194,7 +195,8 @@ def transitions_of(house: Any, run: Mapping[str, Any] | None) -> list[dict[str, 
     now = (run.get("created"), run["last_step"], run["state"])
     if asked is None and stamp != now and (run["state"] not in LIVE or time.monotonic() - at > LOOK):
         stamp, at, asked = now, time.monotonic(), _LOOKING.submit(house.transitions, run["name"])
-    if asked is not None and not wait([asked], timeout=0.5).not_done:
+    patience = 0.5 / max(len(kept), 1) if time.monotonic() - at < 1.0 else 0.0  # s; all runs of a page share it
+    if asked is not None and not wait([asked], timeout=patience).not_done:
         found, asked = _answer(asked, found), None
     kept[run["name"]] = (stamp, at, found, asked)
     return found
@@ -204,6 +206,9 @@ def _answer(asked: Any, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     try:
         return list(asked.result())
     except PhasescopeError:  # the run was deleted meanwhile
+        return before
+    except Exception:  # a defect of the search must not take the charts with it
+        logging.getLogger(__name__).exception("The search for transitions failed")
         return before
 
 
@@ -228,7 +233,9 @@ def _custom(point: Mapping[str, Any]) -> list[Any]:
 def _pick(picked: list[tuple[list[Any], Any]], found: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
     mark = next((c for c, _ in picked if c[0] == "mark" and c[1] in found), None)
     if mark is not None:
-        choose(next(t for t in found[mark[1]] if float(t["step"]) == float(mark[2])))
+        near = min(found[mark[1]], key=lambda t: abs(float(t["step"]) - float(mark[2])), default=None)
+        if near is not None:  # of a live run it may have moved, or gone, since it was drawn
+            choose(near)
     (_, name, *_), x = picked[0]
     if name in runs and runs[name]["checkpoints"]:
         url.put(focus=name, at=nearest(runs[name]["checkpoints"], float(x)))

@@ -92,6 +92,7 @@ def _plain(name: str) -> str:
 
 def _toggle(name: str, chosen: list[str]) -> None:
     on = st.session_state[f"run:{name}"]
+    chosen = url.get("runs") or chosen  # another tick may have come since these were drawn
     url.put(runs=[*chosen, name][:COMPARED] if on else [n for n in chosen if n != name] or chosen)
     st.session_state["runs-changed"] = True
 

@@ -138,11 +138,14 @@ def _ready(
     if not absent:
         st.session_state.pop("sweep-left", None)
         return
-    if not waiting and widgets.pressed(st.button, f"Compute all {len(absent)} missing", "sweep",
-                                       icon=":material/play_arrow:", help=_estimate(house, absent)):  # fmt: skip
+    asked = widgets.unpress("sweep") if waiting else widgets.pressed(
+        st.button, f"Compute all {len(absent)} missing", "sweep", icon=":material/play_arrow:",
+        help=_estimate(house, absent))  # fmt: skip
+    if asked:
         with st.empty():  # asking for many takes a second or two
             st.progress(0.0, text=f"Starting {len(absent)} computations; they can be cancelled in a moment")
             _sweep(house, run, absent, card, prompt)
+        widgets.unpress("sweep")  # a second click while it started
         waiting = _sweep_jobs(house, run, names)
     if waiting:
         _progress(house, run, list(names), len(absent))

@@ -128,5 +128,6 @@ def _attach(house: Any) -> None:
         row, button = st.columns([5, 2], vertical_alignment="center")
         row.caption(f":material/folder_open: {place['path']} · " + (f"{len(place['runs'])} runs" if place["there"] else
                     "not there now"))  # fmt: skip
-        button.button("Detach", key=f"detach:{place['name']}", on_click=house.detach, args=(place["name"],),
-                      type="tertiary", help="Takes it off the list; its files stay as they are.")  # fmt: skip
+        button.button("Detach", key=f"detach:{place['name']}", on_click=widgets.act,
+                      args=(house.detach, place["name"]), type="tertiary",
+                      help="Takes it off the list; its files stay as they are.")  # fmt: skip

@@ -9,6 +9,7 @@ import streamlit as st
 
 from app import theme
 from app.training_data import whole
+from backend.errors import NotFound
 
 LIVE = ("running", "queued")
 
@@ -21,8 +22,12 @@ def together(house: Any, chosen: Sequence[str], runs: Mapping[str, Any]) -> None
         if run.get("recipe") and run.get("state") not in LIVE:
             groups.setdefault(run["recipe"], []).append(name)
     for recipe, names in groups.items():
-        if len(names) > 1:
+        if len(names) < 2:
+            continue
+        try:
             st.caption(f"**{recipe}, {len(names)} runs together.** {words(house.verdict(names))}")
+        except NotFound:  # one was deleted meanwhile: the next look is without it
+            continue
 
 
 def words(said: Mapping[str, Any]) -> str:
@@ -31,4 +36,12 @@ def words(said: Mapping[str, Any]) -> str:
         return "None of them changed."
     step, low, high = (theme.count(whole(said[k])) for k in ("step", "step_low", "step_high"))
     over = f"Median step {step}, 90 % over runs {low} to {high}" if len(said["runs"]) > 1 else f"Step {step}"
-    return f"{over}: {said['verdict']}. {said['words']}"
+    return f"{over}: {said['verdict']}. {said['words']}{offline(said)}"
+
+
+def offline(said: Mapping[str, Any]) -> str:
+    """Return what the segmentation of the whole curves says beside it, '' where it finds no change."""
+    if said.get("offline") is None:
+        return ""
+    step, low, high = (theme.count(whole(said[k])) for k in ("offline", "offline_low", "offline_high"))
+    return f" Offline, by segments of the whole curves: {step}, 90 % over runs {low} to {high}."

@@ -7,7 +7,7 @@ what identifies the subject is carried from page to page.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -163,6 +163,15 @@ def _among(value: Any, options: Any) -> Any:
     return [v for v in value if v in options] if isinstance(value, list) and options is not None else value
 
 
+def _within(value: Any, limits: Mapping[str, Any]) -> Any:
+    """Return a list cut to `max_selections`, a number brought between `min_value` and `max_value`."""
+    if isinstance(value, list):
+        return value[: limits.get("max_selections") or len(value)]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return max(limits.get("min_value", value), min(value, limits.get("max_value", value)))
+    return value
+
+
 def bound(
     widget: Callable[..., Any],
     label: str,
@@ -173,11 +182,13 @@ def bound(
 ) -> Any:
     """Draw a widget whose value is the URL field `name`; `also(value)` gives further fields to write with it."""
     key = f"url:{name}"
-    value = get(name)
-    options = more.get("options")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = max(more.get("min_value", value), min(value, more.get("max_value", value)))
-    st.session_state[key] = fallback if value is None or not _offered(value, options) else _among(value, options)
+    value, options = get(name), more.get("options")
+    if value is None or not _offered(value, options):
+        st.session_state[key] = fallback
+    else:
+        st.session_state[key] = allowed = _within(_among(value, options), more)
+        if allowed != value:
+            put(**{name: allowed})  # the address says what is shown
 
     def changed() -> None:
         chosen = [NONE] if st.session_state[key] == [] else st.session_state[key]

@@ -145,6 +145,27 @@ def scroll_to(where: str, now: bool = False) -> None:
             else if (left--) setTimeout(go, 150); }}; go(); }})()</script>""", unsafe_allow_javascript=True)
 
 
+def act(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function from a button's callback; what is wrong is said at the top of the page that follows."""
+    try:
+        function(*args)
+    except PhasescopeError as error:
+        st.session_state["callback-problem"] = error.record()
+
+
+def problem_of_callback() -> None:
+    """Say what `act` could not do, once."""
+    problem = st.session_state.pop("callback-problem", None)
+    if problem:
+        error_panel(problem)
+
+
+def unpress(key: str) -> bool:
+    """Forget a press of a button that is not drawn now, or it would count when the button comes back; returns False."""
+    st.session_state.pop(f"pressed:{key}", None)
+    return False
+
+
 def pressed(button: Callable[..., Any], label: str, key: str, **kwargs: Any) -> bool:
     """Draw a button by `button` (st.button, st.form_submit_button) and return True once for each press of it.
 

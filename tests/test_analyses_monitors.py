@@ -14,7 +14,7 @@ from backend.models.open import open_model
 from backend.runs.folder import RunFolder
 from backend.runs.recipes import induction
 from backend.runs.train import train
-from backend.settings import Settings
+from backend.settings import SHIPPED_RUNS, Settings
 from tests.wired import config, wired_induction, wired_run
 
 SMALL = {"steps": 12, "seed": 2, "log_every": 4, "monitor_every": 4, "n_checkpoints": 4, "batch_size": 4, "d_model": 16,
@@ -94,3 +94,21 @@ def test_same_seed_same_numbers_and_figures_draw(run):
     assert heads(one, View(chosen={"metric": "ov_norm"})).data
     with pytest.raises(BadInput, match="no monitor of heads"):
         heads(one, View(chosen={"metric": "loss"}))
+
+
+def test_a_model_of_modular_addition_is_judged_by_the_sum():
+    """The shipped run: weights as logged live to the bit of a float32, answers right at the end, by chance before."""
+    shipped = RunFolder(SHIPPED_RUNS / "grokking-demo")
+    last = max(shipped.checkpoints())
+    rows = shipped.read().rows
+    model = open_model(parse_spec("run:grokking-demo", last), Settings(device="cpu"))
+    table = table_of(model, rows=64).set_index(["metric", "layer", "head"])
+    live = rows[(rows.step == last) & rows.metric.str.startswith(("weight_norm", "qk_norm", "ov_norm"))]
+    assert len(live) > 8
+    for r in live.astype(object).where(rows.notna(), None).itertuples():
+        place = (r.metric, *(-1 if x is None else int(x) for x in (r.layer, r.head)))
+        assert table.loc[place, "value"] == pytest.approx(r.value, rel=1e-5), place
+    assert table.loc[("accuracy", -1, -1), "value"] > 0.98 and table.loc[("accuracy", -1, -1), "null"] < 0.2
+    assert "second_copy_accuracy" not in table.index.get_level_values(0)
+    first = open_model(parse_spec("run:grokking-demo", 0), Settings(device="cpu"))
+    assert table_of(first, rows=64).set_index("metric").loc["accuracy", "value"] < 0.2

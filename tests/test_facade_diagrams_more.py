@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from backend import Backend
+from backend.errors import BadInput
 from backend.runs import diagrams
 from backend.runs.diagrams import Diagram
 from backend.runs.recorder import Recorder
@@ -31,5 +33,15 @@ def test_curves_are_whole_and_a_single_point_above_the_threshold_is_found(tmp_pa
         (row,) = house.diagram_outcomes("d", accuracy=0.9, delay=100).to_dict("records")
         assert (row["phase"], row["train_step"], row["test_step"], row["delay"]) == ("grokking", 11, 237, 226)
         assert (row["train_before"], row["test_before"]) == (10, 236)
+    finally:
+        house.close()
+
+
+def test_a_name_too_long_for_its_runs_leaves_nothing_behind(tmp_path: Path) -> None:
+    house = Backend(Settings(cache=tmp_path / "cache", runs=tmp_path / "runs", device="cpu"), inline=True)
+    try:
+        with pytest.raises(BadInput, match="too long by .*Use at most 7[0-9] characters"):
+            house.start_diagram("linear_control", "lr", [0.1], "weight_decay", [0.0], 1, {"steps": 2}, name="a" * 78)
+        assert house.diagrams() == [d for d in house.diagrams() if d["shipped"]]
     finally:
         house.close()

@@ -57,3 +57,17 @@ def test_the_command_line_asks(tmp_path, monkeypatch, capsys):
     assert '"run": "mine"' in capsys.readouterr().out
     assert main(["checkpoint", "nobody"]) == 2
     assert "no such name" in capsys.readouterr().err
+
+
+def test_event_files_are_only_read(house, tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "logs")) as writer:
+        writer.add_scalar("loss", 1.0, 1)
+        writer.flush()
+        name = house.attach(str(tmp_path / "logs"))["runs"][0]
+        house.follower.poll()
+        before = sorted(p.name for p in (tmp_path / "logs").iterdir())
+        with pytest.raises(BadInput, match="event files|is finished|is stopped|interrupted"):
+            house.checkpoint_now(name)
+        assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == before

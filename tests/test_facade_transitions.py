@@ -159,9 +159,9 @@ def test_a_jump_in_accuracy_alone_is_metric_induced() -> None:
     assert untold["artefact"] == ""  # no twin was measured: nothing is claimed
 
 
-def test_training_set_metrics_and_single_frequencies_are_no_channels() -> None:
+def test_pace_and_schedule_are_no_channels_even_alone() -> None:
     jump = noisy(1, ramp(U, 6.5, 0.2))
-    for name in ("train_loss", "update_norm", "explained_w14", "learning_rate"):
+    for name in ("steps_per_second", "update_norm", "learning_rate"):
         assert detected.records("r", {name: (STEPS, jump)}, {}) == []
     assert len(detected.records("r", {"gini/L0": (STEPS, jump)}, {})) == 1
     assert [detected.base(n) for n in ("a/L1H2", "a/L1", "a_w14", "a")] == ["a"] * 4
@@ -235,3 +235,33 @@ def test_several_runs_have_a_median_step_and_an_interval_over_them(house):
     (low, high), runs = (said["step_low"], said["step_high"]), said["runs"]
     assert said["step"] == low == high == pytest.approx(runs[0]["step"])
     assert house.verdict(["induction-1layer"])["step"] is None
+
+
+@pytest.mark.parametrize("name", ["train_loss", "acc_w1", "reward", "loss"])
+def test_what_is_logged_alone_is_searched(house: Backend, tmp_path: Path, name: str) -> None:
+    """A metric of the training set, a name that only looks like a frequency's, a loss below 0."""
+    rise = noisy(5, 3 * ramp(U, 6.5, 0.2)) - (5 if name == "loss" else 0)
+    write(tmp_path, "alone", {name: rise})
+    caught_up(house)
+    (found,) = house.transitions("alone")
+    assert found["channels"] == [name] and found["low"] <= np.exp(6.5) <= found["high"]
+
+
+def test_training_metrics_and_spectra_are_no_channels_beside_others() -> None:
+    words: dict[str, Metric] = {}
+    series = {n: (STEPS.astype(float), U) for n in ("train_loss", "test_loss", "fve_w1", "fve_w2", "lr")}
+    assert set(detected.channels(series, words)) == {"test_loss"}
+
+
+def test_several_runs_have_an_offline_step_with_its_interval(house: Backend, tmp_path: Path) -> None:
+    """The segmentation of the whole curves, on the very channel that carried the alarm most."""
+    for seed in range(3):
+        write(tmp_path, f"seed{seed}", changing(10 * seed, centre=6.4 + 0.1 * seed), recipe="induction",
+              params={"seed": seed})  # fmt: skip
+    caught_up(house)
+    said = house.verdict([f"seed{seed}" for seed in range(3)])
+    assert said["offline"] == pytest.approx(np.exp(6.5), rel=0.15)
+    assert said["offline_low"] <= said["offline"] <= said["offline_high"] and said["offline_low"] < said["offline_high"]
+    write(tmp_path, "flat", {"loss": noisy(3, 3 * np.exp(-0.1 * U))})
+    caught_up(house)
+    assert house.verdict(["flat"])["offline"] is None

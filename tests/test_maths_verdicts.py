@@ -75,6 +75,21 @@ def test_a_dropped_learning_rate_within_the_interval_is_said():
     assert verdicts.learning_rate_jumps(STEPS, 1e-3 * 0.999**STEPS + 1e-5) == []
 
 
+@pytest.mark.parametrize("rates", [
+    np.minimum(STEPS / 300, 1.0),  # a warm-up
+    1 - (STEPS - STEPS[0]) / (STEPS[-1] - STEPS[0]),  # a linear decay, to 0
+    0.5 * (1 + np.cos(np.pi * STEPS / STEPS[-1])), np.full(len(STEPS), 1e-3),
+])  # fmt: skip
+def test_a_schedule_without_a_drop_has_none(rates):
+    assert verdicts.learning_rate_jumps(STEPS, rates) == []
+
+
+def test_each_drop_of_several_is_one():
+    rates = np.select([STEPS < 500, STEPS < 1500], [1e-3, 1e-4], 1e-5)
+    firsts = [float(STEPS[np.searchsorted(STEPS, at)]) for at in (500, 1500)]
+    assert verdicts.learning_rate_jumps(STEPS, rates) == firsts
+
+
 def test_a_jump_that_its_continuous_twin_does_not_show_is_metric_induced():
     words = {"acc": "Accuracy", "log_prob": "Log-probability"}
     said = verdicts.artefact(["acc"], {"acc": "log_prob"}, [], words)

@@ -183,3 +183,19 @@ def test_start_and_end_of_a_path_that_lie_together_can_both_be_read() -> None:
     frame = pd.DataFrame({"step": [0, 1, 2], "x": [0.0, 1.0, 0.0], "y": [0.0, 1.0, 0.0]})
     drawn = path_figure.path({"r": frame}, x_title="x", y_title="y")
     assert {t.text[0]: t.textposition for t in drawn.data if t.text} == {"start": "top center", "end": "bottom center"}
+
+
+def test_the_budget_of_a_diagram_over_steps_is_its_longest_run(backend: Backend) -> None:
+    from app import phase_view
+
+    for name, x, params in (("over-steps", "steps", {}), ("of-70", "n_checkpoints", {"steps": 70})):
+        made = Diagram(name=name, recipe="linear_control", x=x, xs=(500, 5000), y="lr", ys=(0.1,), seeds=(0,),
+                       params=params)  # fmt: skip
+        diagrams.write(backend.settings.runs, made)
+    assert phase_view._steps(backend, "over-steps") == 5000 and phase_view._steps(backend, "of-70") == 70
+
+
+def test_ten_runs_in_the_address_are_eight_paths(backend: Backend) -> None:
+    names = [r["name"] for r in backend.runs()][:10]
+    assert len(names) == 10
+    visit(tab="paths", runs=",".join(names))

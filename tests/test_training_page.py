@@ -411,3 +411,34 @@ def test_a_run_in_none_of_the_charts_is_named(backend: Backend) -> None:
     assert any("in none of these charts: induction-demo" in c.value for c in at.caption)
     at = visit(runs="induction-demo,many", views="-")
     assert not any("in none of these charts" in c.value for c in at.caption), "by itself every run is shown"
+
+
+def test_ten_charts_in_the_address_are_eight(backend: Backend) -> None:
+    run = next(r["name"] for r in backend.runs() if len(backend.metric_names(r["name"])) > 20)
+    at = visit(runs=run, charts=",".join(backend.metric_names(run)[:10]))
+    assert not [h for h in at.get("html") if 'class="ps-problem"' in h.proto.body]
+
+
+def test_detaching_what_is_gone_is_said(backend: Backend, tmp_path: Path) -> None:
+    """Another tab was quicker: a sentence at the top of the page, no exception."""
+    from backend.runs.recorder import Recorder
+
+    with Recorder(tmp_path / "far" / "away") as run:
+        run.log(1, loss=1.0)
+    name = backend.attach(str(tmp_path / "far"))["name"]
+    at = visit()
+    button = next(b for b in at.button if b.key == f"detach:{name}")
+    backend.detach(name)
+    button.click().run()
+    assert not at.exception and "ps-problem" in pages_html(at)
+
+
+def test_a_marker_that_moved_since_it_was_drawn_opens_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from app import training_charts
+
+    chosen: list[float] = []
+    monkeypatch.setattr(training_charts, "choose", lambda found: chosen.append(found["step"]))
+    found = {"r": [{"step": 100.0}, {"step": 201.3}]}
+    training_charts._pick([(["mark", "r", 200.1], 200.1)], found, {})
+    training_charts._pick([(["mark", "r", 200.1], 200.1)], {"r": []}, {})
+    assert chosen == [201.3]

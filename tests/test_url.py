@@ -102,3 +102,18 @@ def test_a_link_carries_the_subject_with_changes(query: Query) -> None:
 def test_the_whole_subject_is_carried() -> None:
     assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head", "task", "n_pairs", "pairs_seed",
                                 "source", "n_rows", "row_length", "corpus_seed"}  # fmt: skip
+
+
+def test_what_is_out_of_a_widget_s_limits_is_cut_and_the_address_says_so(query: Query) -> None:
+    drawn: dict[str, Any] = {}
+
+    def widget(label: str, key: str, **more: Any) -> Any:
+        drawn[label] = st.session_state[key]
+        return drawn[label]
+
+    query.update(runs=",".join("abcdefghij"), reach="5", late="-7")
+    url.bound(widget, "Runs", "runs", options=list("abcdefghij"), max_selections=8)
+    url.bound(widget, "Reach", "reach", min_value=0.01, max_value=1.0)
+    url.bound(widget, "Late", "late", min_value=0)
+    assert drawn == {"Runs": list("abcdefgh"), "Reach": 1.0, "Late": 0}
+    assert query["runs"] == "a,b,c,d,e,f,g,h" and query["reach"] == "1.0" and query["late"] == "0"

@@ -4,7 +4,8 @@ The very functions that a training loop logs (backend/monitors), taken of any ch
 A of n random tokens (uniform over the vocabulary). `se` is the jackknife over rows (leaving out one row at a time; for
 a mean it is the usual standard error), NULL where nothing is estimated (weights). `null` is the same monitor where the
 link it looks for is cut: predictions judged on another row's tokens, every query's visible keys shuffled, W_E's tokens
-shuffled for the copying score; NULL where there is no such link.
+shuffled for the copying score; NULL where there is no such link. A checkpoint of modular addition is shown inputs
+(a, b, '=') instead, drawn among all p^2, and judged by (a + b) mod p; what asks for a repeated block is left out.
 
 Layer and head are -1 where a number is of the whole model or the whole layer. Exact given the sequences; numbers in a
 run's curves come from its own held-out rows, so they agree within the errors, not bit for bit.
@@ -22,6 +23,7 @@ import pandas as pd
 from pydantic import Field
 
 from backend import monitors as room
+from backend.analyses._modular import own_params
 from backend.contract import Axis, Model, Observation, Params, Progress, Value, View, Weights, analysis
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars
@@ -44,7 +46,7 @@ class MonitorsParams(Params):
 
 
 @analysis(
-    version=1, title="Monitors", asks="What do the training monitors say of this model?",
+    version=2, title="Monitors", asks="What do the training monitors say of this model?",
     subject=Weights, params=MonitorsParams, needs=["next_token"],
     axes=[Axis("metric", "which monitor; the Glossary has its words", kind="str"),
           Axis("layer", "layer, 0-based; -1: the whole model"), Axis("head", "head, 0-based; -1: the whole layer")],
@@ -56,19 +58,39 @@ def monitors(model: Model, subject: Weights, params: MonitorsParams, progress: P
     """Return one row per (metric, layer, head)."""
     import torch
 
-    n = min(params.block_length, model.card.n_ctx // 2)
-    if n < 2:
-        raise BadInput("Monitors", f"{model.card.spec} reads {model.card.n_ctx} tokens, [A; A] needs 4",
-                       "Choose a model with a longer context")
     dice = torch.Generator().manual_seed(params.seed)
-    block = torch.randint(model.card.d_vocab, (params.rows, n), generator=dice)
     progress(0.05, "Forward")
-    seen = seen_of(model, torch.cat([block, block], 1).to(model.card.device), n)
+    p = own_params(model).get("p")
+    seen = _sums(model, int(p), params.rows, dice) if p else _repeated(model, params, dice)
     values = room.measure((*PREDICTIONS, *PATTERNS, *PLAIN, *OF_WEIGHTS), seen)
     errors = _jackknife(seen, progress)
     null = room.measure((*PREDICTIONS, *PATTERNS, "copying_score"), _cut(seen, dice))
     return pd.DataFrame([(*_place(k), v, errors.get(k), null.get(k)) for k, v in values.items()],
                         columns=["metric", "layer", "head", "value", "se", "null"])
+
+
+def _repeated(model: Model, params: MonitorsParams, dice: Any) -> Observation:
+    """Observe the model on random rows [A; A]."""
+    import torch
+
+    n = min(params.block_length, model.card.n_ctx // 2)
+    if n < 2:
+        raise BadInput("Monitors", f"{model.card.spec} reads {model.card.n_ctx} tokens, [A; A] needs 4",
+                       "Choose a model with a longer context")
+    block = torch.randint(model.card.d_vocab, (params.rows, n), generator=dice)
+    return seen_of(model, torch.cat([block, block], 1).to(model.card.device), n)
+
+
+def _sums(model: Model, p: int, rows: int, dice: Any) -> Observation:
+    """Observe the model on inputs (a, b, '=') of modular addition, with their sums as the right answers."""
+    import torch
+
+    from backend.maths import modular_addition as task
+
+    pairs = torch.randint(p, (rows, 2), generator=dice)
+    seen = seen_of(model, torch.nn.functional.pad(pairs, (0, 1), value=p).to(model.card.device), 0)
+    seen.targets = task.answers(pairs, p).to(seen.tokens.device)
+    return seen
 
 
 def seen_of(model: Model, tokens: Any, block: int) -> Observation:
@@ -90,7 +112,9 @@ def _jackknife(seen: Observation, progress: Progress) -> dict[str, float]:
 
 
 def _only(seen: Observation, rows: list[int]) -> Observation:
-    return replace(seen, tokens=seen.tokens[rows], logits=seen.logits[rows], patterns=[p[rows] for p in seen.patterns],
+    targets = None if seen.targets is None else seen.targets[rows]
+    return replace(seen, tokens=seen.tokens[rows], targets=targets, logits=seen.logits[rows],
+                   patterns=[p[rows] for p in seen.patterns],
                    resid=None if seen.resid is None else seen.resid[rows])
 
 
@@ -107,7 +131,8 @@ def _cut(seen: Observation, dice: Any) -> Observation:
         order = torch.randperm(len(weights["W_E"]), generator=dice).to(seen.tokens.device)
         weights["W_E"] = weights["W_E"][order]
     shuffled = [p.gather(-1, keys[:, None].expand_as(p)) for p in seen.patterns]
-    return replace(seen, tokens=seen.tokens.roll(1, 0), patterns=shuffled, weights=weights)
+    targets = None if seen.targets is None else seen.targets.roll(1, 0)
+    return replace(seen, tokens=seen.tokens.roll(1, 0), targets=targets, patterns=shuffled, weights=weights)
 
 
 def _place(name: str) -> tuple[str, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ import pandas as pd
 from backend.contract import Metric
 from backend.maths import transitions, verdicts
 
-#: what says how a run goes, not what its model does; memorising the training set is no transition asked for
-LEFT_OUT = re.compile(r"(steps_per_second|update_norm|lr|learning_rate|predicted_loss|bayes_loss|train_.*)$")
+#: what says how a run goes, not what its model does
+LEFT_OUT = re.compile(r"(steps_per_second|update_norm|lr|learning_rate|predicted_loss|bayes_loss)$")
+TRAIN = "train_"  # memorising the training set is no transition asked for
 RATES = ("lr", "learning_rate")
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -38,14 +40,21 @@ def records(
     An alarm is withdrawn where, once enough points lie behind it or the run has ended, all its channels' curves turn
     out smooth there; `withdrawn`: return those too, each record saying so.
     """
-    used = {n: s for n, s in series.items()
-            if not LEFT_OUT.fullmatch(base(n)) and words_for(n, words).per != "frequency"}  # fmt: skip
-    logs = {n for n in used if "loss" in base(n)}
+    used = channels(series, words)
+    logs = {n for n in used if "loss" in base(n) and not (used[n][1] <= 0).any()}  # a negative one has no logarithm
     spans = {n: words_for(n, words).span for n in used if n not in logs}
     found = transitions.detect(used, logs, spans=spans, ended=ended, keep_withdrawn=True)
     told = [_record(run, alarm, used, logs, words, drops, ended) for alarm in found]
     kept = [r for r in told if withdrawn or not r["withdrawn"]]
     return kept if withdrawn else [{k: v for k, v in r.items() if k != "withdrawn"} for r in kept]
+
+
+def channels(series: Series, words: Mapping[str, Metric]) -> Series:
+    """Return the series that are searched; what is logged of the training set counts where there is nothing else."""
+    alike = Counter(base(n) for n in series)  # one x_w1 without words is a name, several are a spectrum
+    able = {n: s for n, s in series.items() if not LEFT_OUT.fullmatch(base(n)) and not (
+            words_for(n, words).per == "frequency" and (base(n) in words or alike[base(n)] > 1))}  # fmt: skip
+    return {n: s for n, s in able.items() if not base(n).startswith(TRAIN)} or able
 
 
 def _record(

@@ -10,6 +10,7 @@ from backend.contract import Recipe
 from backend.errors import BadInput, Broken
 from backend.facade.base import validated
 from backend.facade.diagram_curves import LIVE, DiagramCurves
+from backend.facade.work import LONGEST_NAME
 from backend.runs import diagrams
 from backend.runs.diagrams import Diagram
 from backend.settings import SHIPPED_RUNS
@@ -40,7 +41,9 @@ class Diagrams(DiagramCurves):
         for all runs and `wall` with the workers there are, by the recipe's own estimate (None where it has none)."""
         declared = self.recipe(recipe)
         made = self._defined(declared, x, xs, y, ys, seeds, dict(params or {}), name, command)
-        checked = [validated(declared.params, m.params, declared.title) for m in made.members()]
+        members = made.members()
+        self._name_with_room(made.name, max((m.run for m in members), key=len))
+        checked = [validated(declared.params, m.params, declared.title) for m in members]
         seconds = sum(declared.seconds(p) for p in checked) if declared.seconds else None
         workers = max(len(self.workers()) - 1, 1)  # training leaves one to the views
         wall = None if seconds is None else seconds / min(workers, len(checked))
@@ -118,6 +121,13 @@ class Diagrams(DiagramCurves):
         named = self._run_name(name or self._free_diagram(declared.name))
         return Diagram(name=named, recipe=declared.name, x=x, xs=at[0], y=y, ys=at[1], seeds=tuple(listed),
                        params=base, created=time.time(), command=command)  # fmt: skip
+
+    def _name_with_room(self, name: str, longest: str) -> None:
+        """Refuse a name that leaves no room for what its runs add to it."""
+        over = len(longest) - LONGEST_NAME
+        if over > 0:
+            raise BadInput(f"Diagram {name!r}", f"its runs' names, such as {longest!r}, are too long by {over}",
+                           f"Use at most {len(name) - over} characters")  # fmt: skip
 
     def _axis(
         self, declared: Recipe, base: Mapping[str, Any], axis: str, values: Sequence[float], other: Mapping[str, Any]

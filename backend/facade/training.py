@@ -30,6 +30,9 @@ class Training(Work):
         record = self.run(run)
         if record["state"] != "running":
             raise BadInput(f"A checkpoint of {run} now", f"the run is {record['state']}", "Resume it first")
+        if not (Path(record["folder"]) / layout.RUN).is_file():
+            raise BadInput(f"A checkpoint of {run} now", "its program writes event files and would not hear of it",
+                           "Use the Recorder in that program to keep weights")  # fmt: skip
         try:
             layout.write_whole(Path(record["folder"]) / layout.REQUEST, b"")
         except OSError as error:

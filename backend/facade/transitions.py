@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import BadInput
-from backend.facade.detected import drops_of, parameters, records, series_of
+from backend.facade.detected import base, drops_of, parameters, records, series_of
 from backend.facade.training import Training
 from backend.maths import transitions, verdicts
 
@@ -47,8 +47,10 @@ class Transitions(Training):
         return self.store.transitions(limit=limit)
 
     def verdict(self, runs: Sequence[str]) -> dict[str, Any]:
-        """Return what several runs say together: {verdict, transition_like, words, step, step_low, step_high, slope,
-        low, high, sizes, runs}; `step` is the median over runs with a 90 % bootstrap interval over them.
+        """Return what several runs say together: {verdict, transition_like, words, step, step_low, step_high, offline,
+        offline_low, offline_high, slope, low, high, sizes, runs}; `step` is the median over runs with a 90 % bootstrap
+        interval over them, `offline` the same of the steps that a piecewise-linear segmentation of each run's whole
+        curve (of the channel that carried its alarm most) gives.
 
         Of each run the widest-reaching alarm (highest score over threshold) counts. Only a width that shrinks with
         n_params over three sizes or more is a size-sharpening crossover, and only that is transition-like.
@@ -63,9 +65,10 @@ class Transitions(Training):
         whole = len(met) == len(rows)
         like = fit.transition_like and whole and all(r["verdict"] == verdicts.CROSSOVER for r in sized)
         found = verdicts.SHARPENING if like else verdicts.commonest([r["verdict"] for r in rows])
-        middle = verdicts.over_seeds(np.array([r["step"] for r in met])) if met else (None, None, None)
+        middle, offline = (_over([r[k] for r in met if r[k] is not None]) for k in ("step", "offline"))
         return {"verdict": found, "transition_like": like, "words": _words(rows, fit, like), "sizes": fit.sizes,
                 "step": middle[0], "step_low": middle[1], "step_high": middle[2],
+                "offline": offline[0], "offline_low": offline[1], "offline_high": offline[2],
                 "slope": _or_none(fit.slope), "low": _or_none(fit.low), "high": _or_none(fit.high),
                 "runs": rows}  # fmt: skip
 
@@ -83,9 +86,19 @@ class Transitions(Training):
     def _main(self, name: str) -> dict[str, Any]:
         found, info = self.transitions(name), self.run(name)
         best = max(found, key=lambda r: r["score"] / r["threshold"], default=None)
-        said = {"run": name, "n_params": self._size(name, info), "step": None, "width": None,
+        said = {"run": name, "n_params": self._size(name, info), "step": None, "width": None, "offline": None,
                 "verdict": verdicts.SMOOTH}  # fmt: skip
-        return said if best is None else {**said, **{k: best[k] for k in ("step", "low", "high", "width", "verdict")}}
+        if best is None:
+            return said
+        told = {k: best[k] for k in ("step", "low", "high", "width", "verdict")}
+        return {**said, **told, "offline": self._offline(name, best["channels"][0])}
+
+    def _offline(self, name: str, channel: str) -> float | None:
+        """Return the step of a channel's main transition by segmentation of its whole curve."""
+        from backend.maths import segmentation  # ruptures: half a second that most visits never need
+
+        steps, values = series_of(self.store.metrics(name, [channel.split("/L")[0]], points=POINTS))[channel]
+        return segmentation.reference_step(steps, values, "loss" in base(channel) and not (values <= 0).any())
 
     def _size(self, name: str, info: Mapping[str, Any]) -> int:
         """Return the run's number of parameters: what it says, its opened model's, or its native config's; else 0."""
@@ -105,6 +118,10 @@ def _words(rows: Sequence[Mapping[str, Any]], fit: verdicts.Sharpening, like: bo
         return f"{said} Fewer than three sizes: no claim of a transition."
     sharp = f"Width ~ n_params^{fit.slope:.2f} (95 %: {fit.low:.2f} to {fit.high:.2f}) over {fit.sizes} sizes"
     return f"{said} {sharp}: " + ("transition-like." if like else "no claim of a transition.")
+
+
+def _over(steps: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    return verdicts.over_seeds(np.array(steps)) if steps else (None, None, None)
 
 
 def _or_none(value: float) -> float | None:

@@ -13,6 +13,8 @@ from backend.contract import Request, canonical_hash
 from backend.errors import BadInput, NotFound
 from backend.facade.base import Base, pick, validated
 
+LONGEST_NAME = 80  # characters of a run's folder
+
 
 class Work(Base):
     """The part of the facade that watches jobs and runs."""
@@ -123,7 +125,7 @@ class Work(Base):
         return [name for i in range(n + len(taken)) if (name := f"{group}.{i}") not in taken][:n]
 
     def _run_name(self, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        if len(name) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise BadInput(
                 f"Run name {name!r}", "not a plain folder name", "Use letters, digits, dot, dash, underscore"
             )

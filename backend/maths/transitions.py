@@ -27,7 +27,7 @@ from backend.maths import gates, glr, verdicts
 from backend.maths.locate import Place, locate
 from backend.maths.logstep import Array, Clock, clocks
 
-VERSION = 4
+VERSION = 5
 FALSE_ALARMS = 0.05
 #: cells after the alarm during which the estimate is refined
 REFINE = 16

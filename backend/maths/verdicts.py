@@ -24,7 +24,7 @@ SMOOTH, KINK, CROSSOVER, SHARPENING = "smooth", "kink", "rapid crossover", "size
 #: ln-step to either side of the change that is looked at, beyond its width
 REACH = 1.2
 WIDTHS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)
-#: a learning rate that moves by more than this share between two points has jumped
+#: a learning rate that falls by more than this share between two points, and below its trend, has dropped
 LR_JUMP = 0.3
 
 
@@ -154,10 +154,15 @@ def _redrawn(rng: np.random.Generator, x: Array, y: Array, sizes: Array) -> Arra
 
 
 def learning_rate_jumps(steps: Array, rates: Array) -> list[float]:
-    """Return the steps at which a logged learning rate has moved by more than LR_JUMP since the point before."""
+    """Return the steps at which a logged learning rate has dropped: by more than LR_JUMP of the point before, and by
+    as much below where its last slope would have carried it, so neither a warm-up nor a steady decay is one."""
     steps, rates = clean(steps, rates)
-    change = np.abs(np.diff(rates)) > LR_JUMP * np.maximum(np.abs(rates[:-1]), 1e-300)
-    return [float(s) for s in steps[1:][change]]
+    if len(steps) < 2:
+        return []
+    slope = np.diff(rates) / np.diff(steps)
+    carried = rates[:-1] + np.concatenate([[0.0], slope[:-1]]) * np.diff(steps)
+    least = LR_JUMP * np.abs(rates[:-1])
+    return [float(s) for s in steps[1:][(rates[1:] < rates[:-1] - least) & (rates[1:] < carried - least)]]
 
 
 #: ln-steps by which a change may follow its cause, or seem to come before it

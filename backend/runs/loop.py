@@ -79,6 +79,8 @@ class Training:
 
     def log(self, run: Recorder, step: int) -> dict[str, float]:
         """Measure what is due, add the pace since the last log, and write one line."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was asked of a GPU so far belongs to the steps, not to the reading
         now, (then, since) = time.monotonic(), self.clock
         values = {**self.measure(), **self.update_norm()}
         if self.observe is not None and self.monitor_at(step):
