@@ -46,13 +46,17 @@ def _help(tasks: dict[str, dict[str, str]]) -> str:
     return "\n\n".join(lines)
 
 
+def chip(label: str, differs: bool) -> str:
+    """Return one token as HTML, marked where it differs from its counterpart."""
+    return f'<span class="ps-chip{" ps-differs" if differs else ""}">{html.escape(label)}</span>'
+
+
 def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
     """Show the first pair: what differs is underlined, and the two answers behind it."""
     words, pair = house.tokenizer(card), subject.pairs[0]
     lines = []
     for title, ids, other in (("clean", pair.clean, pair.corrupted), ("corrupted", pair.corrupted, pair.clean)):
-        chips = "".join(f'<span class="ps-chip{"" if a == b else " ps-differs"}">{html.escape(words.label(a))}</span>'
-                        for a, b in zip(ids, other, strict=True))  # fmt: skip
+        chips = "".join(chip(words.label(a), a != b) for a, b in zip(ids, other, strict=True))
         lines.append(f'<div class="ps-pair"><span class="ps-what">{title}</span>{chips}</div>')
     answer, distractor = (html.escape(words.label(t)) for t in (pair.answer, pair.distractor))
     lengths = sorted(subject.by_length())

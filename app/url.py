@@ -96,6 +96,7 @@ FIELDS: dict[str, Field] = {
     "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
     "recipe": Field(str),
     "state": Field(str),
+    "edits": Field(str),
     "task": Field(str),
     "n_pairs": Field(_int),
     "pairs_seed": Field(_int),
@@ -105,8 +106,8 @@ FIELDS: dict[str, Field] = {
     "corpus_seed": Field(_int),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
-CARRIED = ("model", "step", "text", "tokens", "layer", "head", "task", "n_pairs", "pairs_seed", "source", "n_rows",
-           "row_length", "corpus_seed")  # fmt: skip
+CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
+           "n_rows", "row_length", "corpus_seed")  # fmt: skip
 #: pages that are not about a subject keep fields of their own
 OWN = {
     "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",

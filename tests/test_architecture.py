@@ -58,7 +58,7 @@ ROOMS = [
                                 "backend.runs.diagrams",
                                 "backend.monitors", "backend.maths.transitions",
                                 "backend.maths.segmentation", "backend.maths.verdicts",
-                                "backend.maths.phases"},
+                                "backend.maths.phases", "backend.maths.interventions", "backend.runs.saved"},
          ARRAYS | {"pydantic"}),
     room("backend/diagram_cli.py", CONTRACT | SETTINGS | {"backend", "backend.client", "backend.runs.recipes"}),
     room("backend/__main__.py",

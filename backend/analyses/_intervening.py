@@ -1,0 +1,75 @@
+"""What the analyses of interventions share: the list as params, directions, and a model run with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from backend.contract import Model, Params
+from backend.errors import BadInput
+from backend.maths import interventions as language
+from backend.maths.interventions import Intervention
+
+
+class InterventionParams(Params):
+    """The list of interventions, one line each (`backend/maths/interventions.py`)."""
+
+    edits: str = Field("", max_length=4000, description="interventions, `;` between them: zero L1H2; scale L0.attn_out "
+                       "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; patch L1H2 (pairs)")  # fmt: skip
+
+    @field_validator("edits")
+    @classmethod
+    def _readable(cls, edits: str) -> str:
+        return "; ".join(map(str, language.parse(edits)))
+
+
+def run(model: Model, tokens: Any, edits: str, corrupted: Any = None) -> Any:
+    """Return the logits [row, pos, d_vocab_out] with the list applied; without any those of the plain forward.
+
+    Raises BadInput for a place that the model does not have, or a patch without corrupted prompts.
+    """
+    chain: dict[tuple[str, int], list[Any]] = {}
+    for one in language.parse(edits):
+        chain.setdefault((one.point, one.layer), []).append(_function(model, one, tokens, corrupted))
+    return model.run_with(tokens, {place: _in_turn(steps) for place, steps in chain.items()}) if chain else (
+        model.logits(tokens))  # fmt: skip
+
+
+def _in_turn(steps: list[Any]) -> Any:
+    def apply(tensor: Any) -> Any:
+        for step in steps:
+            tensor = step(tensor)
+        return tensor
+
+    return apply
+
+
+def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> Any:
+    if one.op == "patch" and corrupted is None:
+        raise BadInput(f"Intervention {one}", "there is no corrupted prompt to patch from", "Ask it of pairs")
+    other = model.capture(corrupted, [one.point], [one.layer])[one.point, one.layer] if one.op == "patch" else None
+    step = language.change(one, other, _direction(model, one) if one.op == "add" else None)
+
+    def told(tensor: Any) -> Any:
+        try:
+            return step(tensor)
+        except (IndexError, RuntimeError) as error:
+            raise BadInput(f"Intervention {one}", str(error), "Correct the line") from None
+
+    return told
+
+
+def _direction(model: Model, one: Intervention) -> Any:
+    """Return the unit vector that `add` follows: W_U's column of a token, or the decoder row of an SAE's feature."""
+    if one.token is not None:
+        columns = model.weights()["W_U"]
+        if one.token >= columns.shape[1]:
+            raise BadInput(f"Intervention {one}", f"there are {columns.shape[1]} tokens", "Correct the token")
+        vector = columns[:, one.token]
+    else:
+        rows = model.companion(one.sae)[1]["W_dec"]
+        if one.feature is None or one.feature >= len(rows):
+            raise BadInput(f"Intervention {one}", f"{one.sae} has {len(rows)} features", "Correct the feature")
+        vector = rows[one.feature]
+    return vector / vector.norm()

@@ -1,0 +1,95 @@
+"""What does the model say, and write, when it is interfered with?
+
+The prompt is run as it is and with a list of interventions: the `top_k` most probable next tokens after the last one
+(by either run) with their probability and rank in both, and a continuation of `continue_by` tokens, greedily, the
+interventions acting at every step of it (positions counted from the end move with the end). kl = KL(before || after) in
+nats at the last position is the size of the change.
+
+Exact. Truth: without interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by
+forwards.
+Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Activation addition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from backend.analyses import _intervening as intervening
+from backend.analyses._asking import prompt_tokens
+from backend.contract import Axis, Model, Progress, Prompt, Value, View, analysis
+from backend.figures import bars
+
+
+class InterveneParams(intervening.InterventionParams):
+    """The list, and how much of the answer is shown."""
+
+    top_k: int = Field(10, ge=1, le=50, description="most probable next tokens shown, of either run")
+    continue_by: int = Field(12, ge=0, le=64, description="tokens written on, greedily, before and after")
+
+
+@analysis(
+    version=1, title="Intervene", asks="What does the model say, and write, when it is interfered with?",
+    subject=Prompt, params=InterveneParams, needs=["next_token"],
+    axes=[Axis("what", "next: a possible next token; written: a token of the continuation", kind="str"),
+          Axis("number", "next: place by the larger probability; written: place in the continuation")],
+    values=[Value("token_before", "token: of `next` the same as after", kind="int"),
+            Value("token_after", "token of the continuation with interventions", kind="int"),
+            Value("prob_before", "probability without interventions"),
+            Value("prob_after", "probability with interventions"),
+            Value("rank_before", "rank without, 0-based; -1 for written tokens", kind="int"),
+            Value("rank_after", "rank with, 0-based; -1 for written tokens", kind="int"),
+            Value("kl", "KL(before || after) at the last position", "nats")],
+)  # fmt: skip
+def intervene(model: Model, subject: Prompt, params: InterveneParams, progress: Progress) -> pd.DataFrame:
+    """Return the next tokens and the continuation, before and after."""
+    tokens = prompt_tokens(model, subject)
+    progress(0.1, "Forward without and with interventions")
+    before, after = (_log_probs(model, tokens, edits) for edits in ("", params.edits))
+    kl = float((before.exp() * (before - after)).sum())
+    rows = _next(before.cpu().numpy(), after.cpu().numpy(), params.top_k)
+    written = [_written(model, tokens, edits, params.continue_by, progress) for edits in ("", params.edits)]
+    rows += [("written", i, a, b, p, q, -1, -1) for i, ((a, p), (b, q)) in enumerate(zip(*written, strict=True))]
+    names = ["what", "number", "token_before", "token_after", "prob_before", "prob_after", "rank_before", "rank_after"]
+    return pd.DataFrame(rows, columns=names).assign(kl=kl)
+
+
+def _log_probs(model: Model, tokens: Any, edits: str) -> Any:
+    """Return the log-probabilities after the last token: [d_vocab_out], float64."""
+    return intervening.run(model, tokens, edits)[0, -1].double().log_softmax(-1)
+
+
+def _next(before: np.ndarray, after: np.ndarray, top_k: int) -> list[tuple]:
+    best = np.argsort(-np.maximum(before, after), kind="stable")[:top_k]
+    ranks = [np.argsort(np.argsort(-x, kind="stable"), kind="stable") for x in (before, after)]
+    return [("next", i, int(t), int(t), float(np.exp(before[t])), float(np.exp(after[t])), int(ranks[0][t]),
+             int(ranks[1][t])) for i, t in enumerate(best)]  # fmt: skip
+
+
+def _written(model: Model, tokens: Any, edits: str, n: int, progress: Progress) -> list[tuple[int, float]]:
+    """Write on greedily; past n_ctx the first tokens are dropped, which the interventions' positions follow."""
+    import torch
+
+    found = []
+    for i in range(n):
+        progress(0.2 + 0.8 * i / n, f"Writing on, {i + 1} of {n}")
+        log_probs = _log_probs(model, tokens[:, -model.card.n_ctx :], edits)
+        token = int(log_probs.argmax())
+        found.append((token, float(log_probs[token].exp())))
+        tokens = torch.cat([tokens, tokens.new_tensor([[token]])], 1)
+    return found
+
+
+@intervene.figure("Next token, before and after")
+def next_token(table: pd.DataFrame, view: View) -> Any:
+    """Bars of the probability with interventions; without them in grey beside."""
+    rows = table[table["what"] == "next"]
+    words = [f"{view.vocab(int(t))}" for t in rows["token_before"]]
+    names = [f"{i + 1} {w}" for i, w in enumerate(words)]
+    hover = [f"{w}<br>before {b:.3g} (rank {r}), after {a:.3g} (rank {s})" for w, b, a, r, s in
+             zip(words, rows["prob_before"], rows["prob_after"], rows["rank_before"], rows["rank_after"], strict=True)]
+    return bars(names, rows["prob_after"], null=rows["prob_before"], hover=hover, x_title="next token",
+                y_title="probability (grey: before)")  # fmt: skip

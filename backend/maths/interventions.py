@@ -1,0 +1,134 @@
+"""Interventions as text and as functions of a tensor: ablate, scale, set, add, patch, at a layer, head and positions.
+
+One line each, `;` or a new line between them:
+    zero L1H2                     the head's output z is 0 everywhere
+    mean L0.mlp_out at 3,-1       its mean over rows (or over positions, of a single row) at positions 3 and last
+    scale L0.attn_out 0.5         multiplied
+    set L0N17 4                   neuron 17 of the layer's MLP (mlp_post) has the value 4
+    add L1.resid_pre 3 token 5    3 times the unit vector of W_U's column of token 5 is added
+    add L1.resid_pre 2 feature my-sae 12     2 times the unit decoder direction of a feature of a trained SAE
+    patch L1H2 at -1              the value that it has on the corrupted prompt (pairs only)
+A point is one of POINTS; L1H2 is z of that head, L1N7 mlp_post of that neuron. Positions count from 0, negative ones
+from the end; without `at` all are meant. Where several name one place they act in turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+POINTS = ("resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
+OPERATIONS = ("zero", "mean", "scale", "set", "add", "patch")
+NEEDS_AMOUNT = ("scale", "set", "add")
+_PLACE = re.compile(r"L(\d{1,3})(?:H(\d{1,4})|N(\d{1,6})|\.([a-z_]+))$")
+_LINE = re.compile(
+    r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?))?"
+    r"(?:\s+token\s+(?P<token>\d+)|\s+feature\s+(?P<sae>[A-Za-z0-9._-]+)\s+(?P<feature>\d+))?"
+    r"(?:\s+at\s+(?P<at>-?\d+(?:\s*,\s*-?\d+)*))?$"
+)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One change: `op` on (point, layer), of one head or neuron where it is not None, at `positions` (all: ())."""
+
+    op: str
+    point: str
+    layer: int
+    head: int | None = None
+    neuron: int | None = None
+    amount: float | None = None
+    token: int | None = None
+    sae: str = ""
+    feature: int | None = None
+    positions: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        place = (f"L{self.layer}H{self.head}" if self.head is not None else
+                 f"L{self.layer}N{self.neuron}" if self.neuron is not None else f"L{self.layer}.{self.point}")
+        parts = [self.op, place, *([f"{self.amount:g}"] if self.amount is not None else [])]
+        parts += ["token", str(self.token)] if self.token is not None else []
+        parts += ["feature", self.sae, str(self.feature)] if self.sae else []
+        return " ".join([*parts, *(["at", ",".join(map(str, self.positions))] if self.positions else [])])
+
+
+def parse(text: str) -> list[Intervention]:
+    """Read interventions. Raises ValueError that names the line and what is wrong with it; "" gives none."""
+    lines = [line.strip() for line in re.split(r"[;\n]", text)]
+    return [_one(line) for line in lines if line]
+
+
+def _one(line: str) -> Intervention:
+    found = _LINE.match(line)
+    place = _PLACE.match(found["place"]) if found else None
+    if found is None or place is None:
+        raise ValueError(f"{line!r} is no intervention: write such as `zero L1H2`, `scale L0.attn_out 0.5`")
+    op, (layer, head, neuron, point) = found["op"], place.groups()
+    if op not in OPERATIONS:
+        raise ValueError(f"{line!r}: {op!r} is none of {', '.join(OPERATIONS)}")
+    point = "z" if head else "mlp_post" if neuron else point
+    if point not in POINTS:
+        raise ValueError(f"{line!r}: {point!r} is none of {', '.join(POINTS)}")
+    directed = found["token"] is not None or found["sae"] is not None
+    if (op in NEEDS_AMOUNT) != (found["amount"] is not None):
+        raise ValueError(f"{line!r}: {op} takes {'an amount' if op in NEEDS_AMOUNT else 'no amount'}")
+    if directed != (op == "add" and neuron is None and head is None):
+        raise ValueError(f"{line!r}: `add` takes a direction, `token 5` or `feature NAME 12`, on a point; others none")
+    at = tuple(int(p) for p in (found["at"] or "").replace(" ", "").split(",") if p)
+    return Intervention(op, point, int(layer), _int(head), _int(neuron), _float(found["amount"]), _int(found["token"]),
+                        found["sae"] or "", _int(found["feature"]), at)  # fmt: skip
+
+
+def _int(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _float(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def change(one: Intervention, other: Any = None, direction: Any = None) -> Callable[[Any], Any]:
+    """Return the function of the point's tensor [row, pos, ...] that makes the change.
+
+    `other` is the tensor on the corrupted prompts (patch), `direction` a unit vector [d_model] (add).
+    Raises IndexError for a position, head or neuron that the tensor does not have.
+    """
+
+    def apply(tensor: Any) -> Any:
+        part, there = _part(one, tensor), _part(one, other) if other is not None else None
+        rows = _rows(one.positions, tensor.shape[1])
+        part[:, rows] = _changed(one, part, there, direction)[:, rows]
+        return tensor
+
+    return apply
+
+
+def _part(one: Intervention, tensor: Any) -> Any:
+    """Return a view of what is changed: a head of z [row, pos, head, d_head], a neuron as [row, pos, 1], or all."""
+    for name, index in (("head", one.head), ("neuron", one.neuron)):
+        if index is not None and index >= tensor.shape[2]:
+            raise IndexError(f"{name} {index}: there are {tensor.shape[2]}")
+    if one.head is not None:
+        return tensor[:, :, one.head]
+    return tensor[:, :, one.neuron : one.neuron + 1] if one.neuron is not None else tensor
+
+
+def _rows(positions: Sequence[int], length: int) -> list[int]:
+    wrong = [p for p in positions if not -length <= p < length]
+    if wrong:
+        raise IndexError(f"position {wrong[0]}: the prompt has {length} tokens")
+    return [p % length for p in positions] if positions else list(range(length))
+
+
+def _changed(one: Intervention, part: Any, other: Any, direction: Any) -> Any:
+    if one.op == "zero":
+        return part * 0
+    if one.op == "mean":  # over rows, position by position; of a single row over its positions
+        return part.mean(0 if len(part) > 1 else 1, keepdim=True).expand_as(part)
+    if one.op == "scale":
+        return part * one.amount
+    if one.op == "set":
+        return part * 0 + one.amount
+    return part + one.amount * direction if one.op == "add" else other

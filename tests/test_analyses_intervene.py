@@ -1,0 +1,144 @@
+"""Interventions on models: nothing changes nothing, everything patched is the other prompt, a wired circuit breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backend.analyses._intervening import run
+from backend.analyses.intervene import intervene
+from backend.analyses.intervention_effect import elsewhere, intervention_effect, logit_diffs
+from backend.contract import Pair, Pairs, Prompt, parse_spec
+from backend.errors import BadInput
+from backend.models import prompts
+from backend.models.open import open_model
+from tests import tiny_models
+from tests.wired import config, wired_induction, wired_run
+
+KINDS = ("gpt2", "neox", "llama", "native")
+
+
+def quiet(fraction: float, words: str = "") -> None:
+    assert 0 <= fraction <= 1
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def wired(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return wired_run(tmp_path_factory.mktemp("wired") / "w", wired_induction(), config())
+
+
+def pairs(model: Any, n: int = 6) -> Pairs:
+    return prompts.make(model.card.model_dump(), "induction", n, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changes_nothing_and_what_changes_all(models: dict[str, Any], kind: str) -> None:
+    model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    plain, other = model.logits(tokens), torch.tensor([[2, 7, 1, 8, 2], [8, 1, 8, 2, 8]])
+    same = "scale L0.attn_out 1; add L1.resid_pre 0 token 3" if kind in ("gpt2", "native") else "scale L0.attn_out 1"
+    assert torch.equal(run(model, tokens, ""), plain)
+    assert torch.allclose(run(model, tokens, same), plain, atol=1e-5)
+    assert torch.allclose(run(model, tokens, "patch L0.resid_pre", other), model.logits(other), atol=1e-5)
+    assert not torch.allclose(run(model, tokens, "zero L1H0"), plain, atol=1e-4)
+    heads = "; ".join(f"zero L0H{h}" for h in range(model.card.n_heads))
+    bias = model.capture(tokens, ["attn_out"], [0])["attn_out", 0] - _written_by_heads(model, tokens)
+    whole = model.run_with(tokens, {("attn_out", 0): lambda x: bias})
+    assert torch.allclose(run(model, tokens, heads), whole, atol=1e-4), "all heads at 0 leave the output bias"
+
+
+def _written_by_heads(model: Any, tokens: Any) -> Any:
+    """What the heads of layer 0 write: attn_out minus attn_out with z at 0."""
+    seen: dict[str, Any] = {}
+
+    def zero(z: Any) -> Any:
+        return z * 0
+
+    def keep(x: Any) -> Any:
+        seen["bias"] = x.clone()
+        return x
+
+    model.run_with(tokens, {("z", 0): zero, ("attn_out", 0): keep})
+    return model.capture(tokens, ["attn_out"], [0])["attn_out", 0] - seen["bias"]
+
+
+def test_breaking_a_wired_circuit_and_its_control(wired: Any) -> None:
+    subject = pairs(wired)
+    table = intervention_effect.compute(wired, subject, intervention_effect.params(edits="zero L1H0"), quiet)
+    mean = table.set_index("pair").loc[-1]
+    assert mean["before"] > 20 and abs(mean["after"]) < 1e-6 and mean["effect"] == pytest.approx(-mean["before"])
+    assert mean["effect_low"] <= mean["effect"] <= mean["effect_high"] and abs(mean["control"]) < 1e-6
+    whole = "patch L0H0; patch L1H0"
+    table = intervention_effect.compute(wired, subject, intervention_effect.params(edits=whole), quiet)
+    assert table.set_index("pair").loc[-1, "after"] < -20, "with the corrupted prompt's heads it says the distractor"
+    assert list(table["pair"]) == [-1, *range(6)]
+    rows = table[table["pair"] >= 0]
+    assert rows["effect"].mean() == pytest.approx(table["effect"][0])
+
+
+def test_the_control_names_other_heads_of_the_same_layers(wired: Any) -> None:
+    dice = np.random.default_rng(0)
+    assert {elsewhere(wired, "zero L1H0; scale L0H1 2 at -1", dice) for _ in range(9)} == {"zero L1H1; scale L0H0 2 at -1"}
+    assert elsewhere(wired, "zero L1.attn_out", dice) == "" and elsewhere(wired, "zero L1H0; zero L1H1", dice) == ""
+
+
+def test_pairs_of_different_length_are_each_run_at_their_own(wired: Any) -> None:
+    long, short = pairs(wired, 2).pairs
+    cut = Pair(clean=short.clean[-5:], corrupted=short.corrupted[-5:], answer=short.answer, distractor=short.distractor)
+    mixed = logit_diffs(wired, Pairs(pairs=(long, cut)), "zero L0H1")
+    alone = [logit_diffs(wired, Pairs(pairs=(p,)), "zero L0H1")[0] for p in (long, cut)]
+    assert mixed.tolist() == pytest.approx(alone)
+
+
+def test_the_answer_before_and_after(wired: Any) -> None:
+    pair = pairs(wired, 1).pairs[0]
+    params = intervene.params(edits="zero L1H0", top_k=4, continue_by=3)
+    table = intervene.compute(wired, Prompt(tokens=pair.clean), params, quiet)
+    best = table[table["what"] == "next"].iloc[0]
+    assert best["token_before"] == pair.answer and best["rank_before"] == 0 and best["prob_before"] > 0.9
+    assert best["prob_after"] == pytest.approx(best["prob_after"]) and best["prob_after"] < 0.5
+    assert table["kl"].iloc[0] > 0.1 and len(table[table["what"] == "written"]) == 3
+    first = table[table["what"] == "written"].iloc[0]
+    assert first["token_before"] == pair.answer
+    same = intervene.compute(wired, Prompt(tokens=pair.clean), intervene.params(), quiet)
+    assert same["kl"].iloc[0] == pytest.approx(0.0, abs=1e-12)
+    assert (same["prob_before"] == same["prob_after"]).all() and (same["token_before"] == same["token_after"]).all()
+
+
+@pytest.mark.parametrize(("edits", "words"), [
+    ("zero L9H0", "Layer 9"), ("zero L0H9", "head 9"), ("zero L0.attn_out at 99", "position 99"),
+    ("add L0.resid_pre 1 token 4000", "40 tokens"), ("patch L0H0", "no corrupted prompt"),
+    ("set L0N3 1", "no such part")])
+def test_a_place_that_the_model_lacks_is_said(wired: Any, edits: str, words: str) -> None:
+    from backend.errors import PhasescopeError
+
+    with pytest.raises(PhasescopeError, match=words):
+        intervene.compute(wired, Prompt(tokens=(1, 2, 3)), intervene.params(edits=edits), quiet)
+
+
+def test_lists_are_kept_by_name(tmp_path: Path) -> None:
+    from backend import Backend
+
+    house = Backend(tiny_models.settings(tmp_path), inline=True)
+    try:
+        house.keep_interventions("no copying", "zero L1H0 ;\n scale L0.attn_out 0.50")
+        assert house.kept_interventions() == {"no copying": "zero L1H0; scale L0.attn_out 0.5"}
+        for name, edits in (("../x", "zero L1H0"), ("x", ""), ("x", "nonsense")):
+            with pytest.raises(BadInput):
+                house.keep_interventions(name, edits)
+        house.forget_interventions("no copying")
+        assert house.kept_interventions() == {}
+    finally:
+        house.close()
+
+
+def test_opening_is_by_the_registry(wired: Any) -> None:
+    assert parse_spec(wired.card.spec).scheme == "run"

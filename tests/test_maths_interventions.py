@@ -1,0 +1,64 @@
+"""The language of interventions: what is read is what is written, and each operation does what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backend.maths.interventions import change, parse
+
+LINES = ["zero L1H2", "mean L0.mlp_out at 3,-1", "scale L0.attn_out 0.5", "set L0N17 4", "add L1.resid_pre 3 token 5",
+         "add L1.resid_post -2 feature my-sae.1 12 at -1", "patch L1H2 at -1"]
+
+
+def test_what_is_written_is_read_back() -> None:
+    found = parse(";\n".join(LINES))
+    assert [str(one) for one in found] == LINES and parse("; \n ;") == []
+    assert (found[0].point, found[0].layer, found[0].head) == ("z", 1, 2)
+    assert (found[3].point, found[3].neuron, found[3].amount) == ("mlp_post", 17, 4.0)
+    assert found[1].positions == (3, -1) and (found[5].sae, found[5].feature) == ("my-sae.1", 12)
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("nought L1H2", "none of zero"), ("zero", "no intervention"), ("zero L1.resid_mid", "none of resid_pre"),
+    ("scale L1H2", "takes an amount"), ("zero L1H2 3", "takes no amount"), ("add L1.resid_pre 3", "direction"),
+    ("zero L1.resid_pre token 3", "direction"), ("add L1H2 3 token 4", "direction"), ("zero L1H2 at x", "no intervention"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_with_its_line(line: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        parse(f"zero L0H0; {line}")
+    assert line in str(error.value)
+
+
+def applied(line: str, tensor: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+    return change(parse(line)[0], **more)(tensor.clone())
+
+
+def test_each_operation_on_its_place_alone() -> None:
+    z = torch.arange(2 * 3 * 2 * 2, dtype=torch.float64).reshape(2, 3, 2, 2) + 1  # row, pos, head, d_head
+    other = -z
+    for line, expected in {"zero L0H1": 0 * z[:, :, 1], "scale L0H1 0.5": 0.5 * z[:, :, 1], "set L0H1 7": 0 * z[:, :, 1] + 7,
+                           "patch L0H1": other[:, :, 1], "mean L0H1": z[:, :, 1].mean(0).expand(2, 3, 2)}.items():
+        new = applied(line, z, other=other)
+        assert torch.equal(new[:, :, 1], expected) and torch.equal(new[:, :, 0], z[:, :, 0]), line
+    at_last = applied("zero L0H1 at -1", z)
+    assert not at_last[:, 2, 1].any() and torch.equal(at_last[:, :2], z[:, :2])
+
+
+def test_the_mean_of_a_single_row_is_over_its_positions() -> None:
+    x = torch.arange(6, dtype=torch.float64).reshape(1, 3, 2)
+    assert torch.equal(applied("mean L0.mlp_out", x), x.mean(1, keepdim=True).expand(1, 3, 2))
+
+
+def test_a_neuron_and_a_direction() -> None:
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    new = applied("set L0N2 5", x)
+    assert (new[:, :, 2] == 5).all() and torch.equal(new[:, :, [0, 1, 3]], x[:, :, [0, 1, 3]])
+    unit = torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
+    assert torch.equal(applied("add L0.resid_pre 3 token 1 at 0", x, direction=unit)[:, 0] - x[:, 0], 3 * unit.expand(2, 4))
+
+
+@pytest.mark.parametrize("line", ["zero L0H9", "zero L0N9", "zero L0.mlp_out at 9", "zero L0.mlp_out at -9"])
+def test_a_place_that_is_not_there_is_an_index_error(line: str) -> None:
+    with pytest.raises(IndexError, match="9"):
+        applied(line, torch.zeros(1, 3, 2, 2) if "H" in line else torch.zeros(1, 3, 4))
