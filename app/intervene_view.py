@@ -102,7 +102,7 @@ def _amount(op: str, card: Mapping[str, Any]) -> str:
     if op != "add":
         return f" {amount:g}"
     token = st.number_input("Along the direction of token (id)", 0, card["d_vocab_out"] - 1, 0, key="iv-token",
-                            help="The unit vector of its column of W_U. A feature of an SAE: write the line.")  # fmt: skip
+                            help="Its column of W_U, of length 1. For a feature of an SAE write the line.")
     return f" {amount:g} token {token}"
 
 

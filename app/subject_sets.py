@@ -62,8 +62,8 @@ def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
     lengths = sorted(subject.by_length())
     most = f" to {lengths[-1]}" if len(lengths) > 1 else ""
     told = f"{len(subject.pairs)} pairs of {lengths[0]}{most} tokens"
-    st.html("".join(lines) + f'<div class="ps-row"><span class="ps-num">{told}; answer <b>{answer}</b>, distractor '
-            f"<b>{distractor}</b>; logit_diff = answer − distractor at the last token</span></div>")  # fmt: skip
+    st.html("".join(lines) + f'<div class="ps-pair">{told}; answer <b>&nbsp;{answer}</b>, distractor '
+            f"<b>&nbsp;{distractor}</b>; logit_diff = answer − distractor at the last token</div>")  # fmt: skip
 
 
 def corpus_field(house: Any, card: dict[str, Any], place: Any) -> Corpus:

@@ -15,7 +15,6 @@ from backend.analyses.intervention_effect import elsewhere, intervention_effect,
 from backend.contract import Pair, Pairs, Prompt, parse_spec
 from backend.errors import BadInput
 from backend.models import prompts
-from backend.models.open import open_model
 from tests import tiny_models
 from tests.wired import config, wired_induction, wired_run
 
@@ -86,7 +85,8 @@ def test_breaking_a_wired_circuit_and_its_control(wired: Any) -> None:
 
 def test_the_control_names_other_heads_of_the_same_layers(wired: Any) -> None:
     dice = np.random.default_rng(0)
-    assert {elsewhere(wired, "zero L1H0; scale L0H1 2 at -1", dice) for _ in range(9)} == {"zero L1H1; scale L0H0 2 at -1"}
+    told = {elsewhere(wired, "zero L1H0; scale L0H1 2 at -1", dice) for _ in range(9)}
+    assert told == {"zero L1H1; scale L0H0 2 at -1"}
     assert elsewhere(wired, "zero L1.attn_out", dice) == "" and elsewhere(wired, "zero L1H0; zero L1H1", dice) == ""
 
 

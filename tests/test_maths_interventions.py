@@ -22,7 +22,8 @@ def test_what_is_written_is_read_back() -> None:
 @pytest.mark.parametrize(("line", "words"), [
     ("nought L1H2", "none of zero"), ("zero", "no intervention"), ("zero L1.resid_mid", "none of resid_pre"),
     ("scale L1H2", "takes an amount"), ("zero L1H2 3", "takes no amount"), ("add L1.resid_pre 3", "direction"),
-    ("zero L1.resid_pre token 3", "direction"), ("add L1H2 3 token 4", "direction"), ("zero L1H2 at x", "no intervention"),
+    ("zero L1.resid_pre token 3", "direction"), ("add L1H2 3 token 4", "direction"),
+    ("zero L1H2 at x", "no intervention"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_with_its_line(line: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
@@ -35,10 +36,11 @@ def applied(line: str, tensor: torch.Tensor, **more: torch.Tensor) -> torch.Tens
 
 
 def test_each_operation_on_its_place_alone() -> None:
-    z = torch.arange(2 * 3 * 2 * 2, dtype=torch.float64).reshape(2, 3, 2, 2) + 1  # row, pos, head, d_head
+    z = torch.arange(24, dtype=torch.float64).reshape(2, 3, 2, 2) + 1  # row, pos, head, d_head
     other = -z
-    for line, expected in {"zero L0H1": 0 * z[:, :, 1], "scale L0H1 0.5": 0.5 * z[:, :, 1], "set L0H1 7": 0 * z[:, :, 1] + 7,
-                           "patch L0H1": other[:, :, 1], "mean L0H1": z[:, :, 1].mean(0).expand(2, 3, 2)}.items():
+    head = z[:, :, 1]
+    for line, expected in {"zero L0H1": 0 * head, "scale L0H1 0.5": 0.5 * head, "set L0H1 7": 0 * head + 7,
+                           "patch L0H1": other[:, :, 1], "mean L0H1": head.mean(0).expand(2, 3, 2)}.items():
         new = applied(line, z, other=other)
         assert torch.equal(new[:, :, 1], expected) and torch.equal(new[:, :, 0], z[:, :, 0]), line
     at_last = applied("zero L0H1 at -1", z)
@@ -55,7 +57,8 @@ def test_a_neuron_and_a_direction() -> None:
     new = applied("set L0N2 5", x)
     assert (new[:, :, 2] == 5).all() and torch.equal(new[:, :, [0, 1, 3]], x[:, :, [0, 1, 3]])
     unit = torch.tensor([0.0, 1, 0, 0], dtype=torch.float64)
-    assert torch.equal(applied("add L0.resid_pre 3 token 1 at 0", x, direction=unit)[:, 0] - x[:, 0], 3 * unit.expand(2, 4))
+    steered = applied("add L0.resid_pre 3 token 1 at 0", x, direction=unit)
+    assert torch.allclose(steered[:, 0] - x[:, 0], 3 * unit.expand(2, 4)) and torch.equal(steered[:, 1:], x[:, 1:])
 
 
 @pytest.mark.parametrize("line", ["zero L0H9", "zero L0N9", "zero L0.mlp_out at 9", "zero L0.mlp_out at -9"])

@@ -92,4 +92,4 @@ def next_token(table: pd.DataFrame, view: View) -> Any:
     hover = [f"{w}<br>before {b:.3g} (rank {r}), after {a:.3g} (rank {s})" for w, b, a, r, s in
              zip(words, rows["prob_before"], rows["prob_after"], rows["rank_before"], rows["rank_after"], strict=True)]
     return bars(names, rows["prob_after"], null=rows["prob_before"], hover=hover, x_title="next token",
-                y_title="probability (grey: before)")  # fmt: skip
+                y_title="probability", names_of=("after", "before"))  # fmt: skip

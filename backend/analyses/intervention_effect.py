@@ -58,7 +58,8 @@ def intervention_effect(
     control = _control(model, subject, params, before, progress)
     table = pd.DataFrame({"pair": range(len(before)), "before": before, "after": after, "effect": after - before,
                           "control": control})  # fmt: skip
-    return pd.concat([_mean(table, params.seed), table], ignore_index=True)
+    both = pd.concat([_mean(table, params.seed), table], ignore_index=True)
+    return both[[c.name for c in intervention_effect.scalars]]
 
 
 def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
@@ -109,7 +110,8 @@ def elsewhere(model: Model, edits: str, dice: np.random.Generator) -> str:
 def _moved(one: language.Intervention, moved: list[tuple[str, int, dict[int, int]]]) -> language.Intervention:
     for kind, layer, places in moved:
         if one.layer == layer and getattr(one, kind) is not None:
-            return replace(one, **{kind: places[getattr(one, kind)]})
+            at = places[getattr(one, kind)]
+            return replace(one, head=at) if kind == "head" else replace(one, neuron=at)
     return one
 
 
@@ -131,5 +133,5 @@ def before_and_after(table: pd.DataFrame, view: View) -> Any:
     if np.isfinite(mean["control"]):
         names, values = [*names, "control: elsewhere"], [*values, mean["before"] + mean["control"]]
         errors, colours = [*errors, 0.0], [*colours, NULL_GREY]
-    return bars(names, values, errors=np.nan_to_num(errors), colours=colours, x_title="",
+    return bars(names, values, errors=np.nan_to_num(errors), colours=colours, x_title="clean prompts",
                 y_title="logit_diff (answer − distractor; error: 95 %)")  # fmt: skip

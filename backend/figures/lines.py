@@ -70,14 +70,15 @@ def _traces(line: Line, index: int) -> list[go.Scatter]:
 def bars(
     names: Sequence[str], values: Any, *, errors: Any = None, null: Any = None, colours: Sequence[str] | None = None,
     x_title: str, y_title: str, hover: Sequence[str] | None = None, height: int = 340,
+    names_of: tuple[str, str] = ("measured", "null"),
 ) -> go.Figure:
-    """Draw bars with error bars; the null stands in grey behind each."""
+    """Draw bars with error bars; the null stands in grey behind each. `names_of` calls the two in the legend."""
     figure = go.Figure()
     if null is not None:
-        figure.add_trace(go.Bar(x=list(names), y=plain(null), name="null", marker={"color": NULL_GREY}, width=0.85,
-                                opacity=0.6, hovertemplate="null: %{y:.3g}<extra></extra>"))
+        figure.add_trace(go.Bar(x=list(names), y=plain(null), name=names_of[1], marker={"color": NULL_GREY}, width=0.85,
+                                opacity=0.6, hovertemplate=names_of[1] + ": %{y:.3g}<extra></extra>"))
     figure.add_trace(go.Bar(
-        x=list(names), y=plain(values), name="measured", width=0.5,
+        x=list(names), y=plain(values), name=names_of[0], width=0.5,
         marker={"color": list(colours or [CATEGORIES[0]] * len(names))},
         error_y=None if errors is None else {"type": "data", "array": plain(errors), "thickness": 1, "width": 3},
         text=list(hover) if hover is not None else None, textposition="none",

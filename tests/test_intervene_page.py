@@ -1,0 +1,96 @@
+"""The page Intervene by AppTest: build a list, see what it does, keep it, replay it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import house
+from backend import Backend
+from backend.settings import ROOT
+from tests import tiny_models
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    one = Backend(tiny_models.settings(tmp_path_factory.mktemp("intervene"), dtype="float32"), inline=True)
+    house.settle(one)
+    one.follower.poll()
+    yield one
+    house.settle(None)
+    one.close()
+
+
+def visit(**query: str) -> AppTest:
+    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=90)
+    at.run()
+    at.switch_page("../pages/intervene.py")
+    at.query_params.update({"model": "run:induction-demo", "n_pairs": "4", **query})
+    return settle(at.run())
+
+
+def settle(at: AppTest) -> AppTest:
+    for _ in range(8):
+        assert not at.exception, [e.value for e in at.exception]
+        waiting = house.backend().jobs(states=["queued", "running"])
+        if not waiting:
+            return at.run()
+        for job in waiting:
+            house.backend().wait(job["id"], 120)
+        at.run()
+    raise AssertionError("jobs go on")
+
+
+def said(at: AppTest) -> str:
+    return " ".join([h.proto.body for h in at.get("html")] + [c.value for c in at.caption])
+
+
+def test_an_empty_list_says_what_to_do_and_a_line_is_added(backend: Backend) -> None:
+    at = visit()
+    assert "Nothing is changed yet" in said(at) and "0 nats" in said(at)
+    next(b for b in at.button if b.label == "Add").click()
+    at.run()
+    at = settle(at)
+    assert [c.value for c in at.code][:1] == ["zero L0H0"] and "Nothing is changed yet" not in said(at)
+    assert "Effect" in said(at) and "4 pairs" in said(at)
+
+
+def test_the_same_list_over_all_checkpoints(backend: Backend) -> None:
+    at = visit(edits="zero L1H0; zero L1H1")
+    next(b for b in at.button if b.label.startswith("Replay at all 30")).click()
+    at = settle(at.run())
+    assert "30 of 30 checkpoints are computed." in said(at)
+
+
+def test_what_cannot_be_read_or_is_not_there_is_said(backend: Backend) -> None:
+    assert "no intervention" in said(visit(edits="nonsense")) and "Layer 7" in said(visit(edits="zero L7H0"))
+
+
+def test_a_list_is_kept_opened_and_dropped(backend: Backend) -> None:
+    at = visit(edits="zero L1H2")
+    next(t for t in at.text_input if t.label == "Name").set_value("two").run()
+    next(b for b in at.button if b.label == "Keep this list").click()
+    at = settle(at.run())
+    assert backend.kept_interventions() == {"two": "zero L1H2"}
+    next(b for b in at.button if b.key == "drop-list:two").click()
+    at.run()
+    assert backend.kept_interventions() == {} and not at.exception
+
+
+def test_the_builder_offers_what_the_model_has(backend: Backend) -> None:
+    from app.intervene_view import _places
+
+    none, mlp = {"d_mlp": 0}, {"d_mlp": 8}
+    told: dict[str, Any] = {op: (_places(op, none), _places(op, mlp)) for op in ("zero", "set", "add")}
+    assert "neuron" not in told["zero"][0] and "neuron" in told["zero"][1] and "mlp_out" not in told["zero"][0]
+    assert told["set"] == (["head"], ["neuron"]) and "head" not in told["add"][1]
+
+
+def test_files_are_where_runs_are(backend: Backend) -> None:
+    backend.keep_interventions("x", "zero L0H0")
+    assert (Path(backend.settings.runs) / "interventions.json").is_file()
+    backend.forget_interventions("x")
