@@ -29,6 +29,7 @@ explore = [
     _page("attention", "Attention", "grid_on"),
     _page("logit_lens", "Logit lens", "layers"),
     _page("intervene", "Intervene", "tune"),
+    _page("compare", "Compare", "compare"),
 ]
 explore += [auto_page.page(a) for a in house.backend().analyses().values() if not (PAGES / f"{a.name}.py").exists()]
 chosen = st.navigation(

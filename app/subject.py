@@ -60,13 +60,13 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     with st.container(key="subject-bar"):
         left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
         with left:
-            _model_picker(house, runs, spec)
+            model_picker(house, runs, spec)
         steps = runs[spec]["checkpoints"] if spec in runs else []
         with middle:
-            step = checkpoint_slider(steps) if steps else None
+            step = checkpoint_of(steps) if steps else None
             if not steps and (spec in known_runs or not spec.startswith("run:")):
                 _no_slider(spec)
-        card = _opened(house, spec, step)
+        card = opened(house, spec, step)
         subject = _subject(house, card, kind, right)
     labels = house.tokenizer(card).labels(list(subject.tokens)) if isinstance(subject, Prompt) else []
     if isinstance(subject, Pairs):
@@ -94,7 +94,10 @@ def default_model(runs: dict[str, Any], house: Any) -> str:
     return found
 
 
-def _model_picker(house: Any, runs: dict[str, Any], spec: str) -> None:
+def model_picker(
+    house: Any, runs: dict[str, Any], spec: str, label: str = "Model", name: str = "model", step: str = "step"
+) -> None:
+    """Draw the picker of a model, bound to the URL field `name`; another model lets go of what belonged to the last."""
     opened = house.models()
     facts = {
         r.spec: f"{r.n_layers} x {r.n_heads} heads"
@@ -103,12 +106,12 @@ def _model_picker(house: Any, runs: dict[str, Any], spec: str) -> None:
     options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))
     url.bound(
         st.selectbox,
-        "Model",
-        "model",
+        label,
+        name,
         fallback=spec,
         options=options,
         format_func=lambda s: short_name(s) + (f"  ·  {facts[s]}" if s in facts else ""),
-        also=lambda _: {"step": None, "layer": None, "head": None, "query": None, "pos": None, "target": None},
+        also=lambda _: {step: None, "layer": None, "head": None, "query": None, "pos": None, "target": None},
         help="Runs and models opened so far. Open another on the Models page.",
     )
 
@@ -120,21 +123,24 @@ def short_name(spec: str) -> str:
     return f"{name} ({scheme})"
 
 
-def checkpoint_slider(steps: Sequence[int]) -> int:
-    """Draw the checkpoint slider with its previous/next keys and return the step."""
-    now = url.get("step")
+def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False) -> int:
+    """Draw the checkpoint slider with its previous/next keys, bound to the URL field `name`, and return the step.
+
+    Without one in the URL it stands at the last checkpoint, or at the `first`.
+    """
+    now = url.get(name)
     if now not in steps:
-        now = steps[-1] if now is None else min(steps, key=lambda s: abs(s - now))
-        url.put(step=now if url.get("step") is not None else None)
+        now = steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
+        url.put(**{name: now if url.get(name) is not None else None})
     at = list(steps).index(now)
     back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
     back.button(
         "",
         icon=":material/chevron_left:",
-        key="step-back",
+        key=f"{name}-back",
         help="Previous checkpoint",
         disabled=at == 0,
-        on_click=lambda: url.put(step=steps[max(at - 1, 0)]),
+        on_click=lambda: url.put(**{name: steps[max(at - 1, 0)]}),
         type="tertiary",
     )
     with slider:
@@ -142,7 +148,7 @@ def checkpoint_slider(steps: Sequence[int]) -> int:
             url.bound(
                 st.select_slider,
                 f"Checkpoint (step, {at + 1} of {len(steps)})",
-                "step",
+                name,
                 fallback=now,
                 options=list(steps),
             )
@@ -151,10 +157,10 @@ def checkpoint_slider(steps: Sequence[int]) -> int:
     on.button(
         "",
         icon=":material/chevron_right:",
-        key="step-on",
+        key=f"{name}-on",
         help="Next checkpoint",
         disabled=at == len(steps) - 1,
-        on_click=lambda: url.put(step=steps[min(at + 1, len(steps) - 1)]),
+        on_click=lambda: url.put(**{name: steps[min(at + 1, len(steps) - 1)]}),
         type="tertiary",
     )
     return now
@@ -168,7 +174,7 @@ def _no_slider(spec: str) -> None:
     )
 
 
-def _opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
+def opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
     """Return the card, opening the model by a job where needed; stops the page until it is open."""
     try:
         parse_spec(spec, step)

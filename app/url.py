@@ -96,6 +96,8 @@ FIELDS: dict[str, Field] = {
     "picture": Field(_choice("heat map", "CircuitsVis"), default="heat map"),
     "recipe": Field(str),
     "state": Field(str),
+    "model_b": Field(str),
+    "step_b": Field(_int),
     "edits": Field(str),
     "task": Field(str),
     "n_pairs": Field(_int),
@@ -114,6 +116,7 @@ OWN = {
                  "tokens", "text"),
     "phase_diagram": ("diagram", "tab", "cell", "shade", "reach", "late", "budget", "train_metric", "test_metric",
                       "final_metric", "runs", "across", "up", "logs"),
+    "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from app import asking, theme, url, widgets
-from app.subject import presets
+from app.subject import presets, short_name
 from backend.contract import Pairs, Prompt
 from backend.errors import PhasescopeError
 from backend.figures import label
@@ -156,13 +156,23 @@ def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt |
     keys = [asking.answer(house, name, card, subject, told, patience=PATIENCE) for card in cards]
     if None in keys:
         return
-    titles = (f"step {cards[0]['step']}", f"step {cards[1]['step']}")
+    titles = titles_of(cards)
+    alike = cards[0]["n_layers"] == cards[1]["n_layers"]
     if name == "attention":
         _attention(house, keys, cards, prompt, titles)
-    elif name == "logit_lens":
+    elif name == "logit_lens" and alike:
         _lens(house, keys, cards, prompt, titles)
     else:
         _any(house, name, keys, cards, titles)
+
+
+def titles_of(cards: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return what tells the two apart: the step, and the model where it differs."""
+    one, two = (f"step {c['step']}" if c["step"] is not None else "" for c in cards)
+    if cards[0]["spec"] == cards[1]["spec"]:
+        return one, two
+    names = [short_name(c["spec"]) for c in cards]
+    return f"{names[0]} {one}".strip(), f"{names[1]} {two}".strip()
 
 
 def _attention(house: Any, keys: Any, cards: Any, prompt: Any, titles: tuple[str, str]) -> None:
