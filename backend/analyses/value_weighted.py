@@ -5,7 +5,8 @@ each term: attention weighted by what the value writes. A key that draws much at
 the first token) counts little. Terms are vectors: they may cancel, so their norms do not sum to the output's norm.
 `output_norm` = |z W_O|; `coherence` = output_norm / sum of contributions (1: all terms point one way, 0: they cancel);
 `value_norm` = |v W_O| of this position as a key; `head_share` = projection of the head's output on attn_out over
-|attn_out|^2: over heads it sums to 1 less the share of the output bias; `largest` = largest contribution of the row.
+|attn_out|^2: over heads it sums to 1 less the share of the output bias; `largest`, `layer_largest` = largest
+contribution of the row, of the layer.
 `difference` = total variation distance between attention and contributions, each row scaled to sum 1: 0 where all
 values write alike. `difference_null` is the same with the value norms of the visible keys shuffled (mean over
 `shuffles`), `difference_z` the distance from it in standard deviations over shuffles: beyond chance above, the head
@@ -15,7 +16,8 @@ Exact up to rounding (kept rows are float16: relative error at most 2^-11). W_O 
 name, else it is read off the model: attn_out of unit vectors put in the place of z, less that of zero. Either way the
 terms, summed over keys and heads, plus the bias must be attn_out; where they are not (a norm after attention), the
 model is refused.
-Cost: one forward with pattern, v, z and attn_out per layer; where W_O is read off, another of about d_model positions.
+Cost: one forward with pattern, v, z and attn_out per layer; for the bias another of one position, where W_O is
+read off of d_model.
 Source: Kobayashi et al. (2020), Attention is Not Only a Weight, section 3; Elhage et al. (2021), A Mathematical
 Framework for Transformer Circuits ("value-weighted attention").
 """
@@ -55,6 +57,7 @@ class ValueWeightedParams(Params):
         Value("coherence", "output_norm over the sum of contributions; NULL where nothing is written"),
         Value("head_share", "projection of the head's output on attn_out over |attn_out|^2; NULL where attn_out is 0"),
         Value("largest", "largest contribution of the row", "norm"),
+        Value("layer_largest", "largest contribution of the layer, the end of its colour scale", "norm"),
         Value("difference", "total variation distance between attention and scaled contributions (0 to 1); NULL where "
               "nothing is written"),
         Value("difference_null", "difference with the value norms of the visible keys shuffled"),
@@ -124,6 +127,7 @@ def _rows(layer: int, pattern: Any, value_norm: Any, heads: Any, out: Any) -> di
     columns: dict[str, Any] = {"layer": np.full(n_heads * length, layer), "head": np.repeat(range(n_heads), length),
                                "query_pos": np.tile(np.arange(length), n_heads)}
     columns |= {name: _finite(values) for name, values in scalars.items()}
+    columns["layer_largest"] = float(contribution.max())
     for name, block in (("contribution", contribution), ("pattern", pattern)):
         columns[name] = list(block.half().cpu().numpy().reshape(-1, length))
     return columns
@@ -162,14 +166,15 @@ def _difference(pattern: Any, norms: Any) -> Any:
 
 @value_weighted.figure("Attention beside what it moves", choose=("layer", "head"))
 def head(table: pd.DataFrame, view: View) -> Any:
-    """Left the pattern (0 to 1), right the contributions on one scale for all heads and layers."""
+    """Left the pattern (0 to 1), right the contributions on one scale for all heads of the layer."""
     rows = table[table["contribution"].notna()] if "contribution" in table else table[:0]
     layer, number = (int(view.chosen.get(axis, rows[axis].iloc[0])) for axis in ("layer", "head"))
     rows = rows[(rows["layer"] == layer) & (rows["head"] == number)].sort_values("query_pos")
     left, right = (np.stack(list(rows[name])).astype(np.float32) for name in ("pattern", "contribution"))
     words = view.tokens or [str(i) for i in range(len(left))]
-    maps = {f"attention of L{layer}H{number}": (left, (0.0, 1.0), "probability"),
-            f"what L{layer}H{number} moves": (right, (0.0, float(table["largest"].max()) or 1.0), "norm")}
+    limits = (0.0, float(rows["layer_largest"].iloc[0]) or 1.0)
+    maps = {f"L{layer}H{number}: attention (probability)": (left, (0.0, 1.0), "probability"),
+            f"what it moves (norm; scale of layer {layer})": (right, limits, "norm")}
     return beside(maps, x=words, y=words, x_title="key position (token)", y_title="query position (token)")
 
 
