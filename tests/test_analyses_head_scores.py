@@ -124,7 +124,7 @@ def test_random_models_have_no_labels_and_seeds_decide(tmp_path):
 def test_rows_in_batches_change_no_score(tmp_path, monkeypatch):
     model = opened("native", tmp_path)
     whole = ask(model, rows=6)
-    monkeypatch.setattr("backend.analyses.head_scores.CAPTURE_BYTES", 4 * 8 * 24**2 * 4)  # four rows, then two
+    monkeypatch.setattr("backend.analyses._asking.CAPTURE_BYTES", 4 * 8 * 24**2 * 4)  # four rows, then two
     split = ask(model, rows=6)
     kept = [c for c in whole if not c.endswith(("_null", "_z"))]
     np.testing.assert_allclose(whole[kept].drop(columns="label"), split[kept].drop(columns="label"), atol=1e-12)

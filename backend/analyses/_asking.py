@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from backend.contract import Model, Prompt
+from backend.errors import Broken
 
 CAPTURE_BYTES = 256 * 2**20  # what one capture of patterns may hold
 
@@ -20,7 +21,8 @@ def prompt_tokens(model: Model, subject: Prompt) -> Any:
 def patterns(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
     """Yield (layer, pattern [batch, head, query_pos, key_pos]), at least float32, for every layer.
 
-    Captures as many layers per forward as CAPTURE_BYTES holds, so a long prompt costs forwards, not memory.
+    Captures as many layers per forward as CAPTURE_BYTES holds, so a long prompt costs forwards, not memory. Rows that
+    are no distribution are refused.
     """
     import torch
 
@@ -33,4 +35,22 @@ def patterns(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
             kept = model.capture(tokens, ["pattern"], layers)
         for layer in layers:
             pattern = kept.pop(("pattern", layer))
-            yield layer, pattern.to(torch.promote_types(pattern.dtype, torch.float32))
+            pattern = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
+            _check_sums(layer, pattern)
+            yield layer, pattern
+
+
+def _check_sums(layer: int, pattern: Any, tolerance: float = 0.02) -> None:
+    """Refuse rows that are no distribution; the tolerance admits bfloat16 models."""
+    off = float((pattern.sum(-1) - 1).abs().max())
+    if not off <= tolerance:
+        raise Broken(f"Attention of layer {layer}", f"a row sums to 1 with an error of {off:.3g}",
+                     "Try float32; a model with attention sinks outside the keys cannot be shown")
+
+
+def row_batches(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
+    """Yield (first row, tokens [batch, pos] on the model's device), as many rows as CAPTURE_BYTES of patterns hold."""
+    per_row = 4 * model.card.n_layers * model.card.n_heads * tokens.shape[1] ** 2
+    step = max(1, CAPTURE_BYTES // per_row)
+    for start in range(0, len(tokens), step):
+        yield start, tokens[start : start + step].to(model.card.device)

@@ -22,7 +22,6 @@ import pandas as pd
 
 from backend.analyses._asking import patterns, prompt_tokens
 from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
-from backend.errors import Broken
 from backend.figures import grid, pixels
 
 
@@ -68,7 +67,6 @@ def _rows(layer: int, pattern: Any, after: Any, causal: bool) -> pd.DataFrame:
     from backend.maths import divergence
 
     n_heads, length, _ = pattern.shape
-    _check_sums(layer, pattern)
     visible = torch.full((length,), length, device=pattern.device)
     if causal:
         visible = torch.arange(1, length + 1, device=pattern.device)
@@ -84,14 +82,6 @@ def _rows(layer: int, pattern: Any, after: Any, causal: bool) -> pd.DataFrame:
     columns |= {name: score.flatten().double().cpu().numpy() for name, score in scores.items()}
     columns["pattern"] = list(pattern.half().cpu().numpy().reshape(-1, length))
     return pd.DataFrame(columns)
-
-
-def _check_sums(layer: int, pattern: Any, tolerance: float = 0.02) -> None:
-    """Refuse rows that are no distribution; the tolerance admits bfloat16 models."""
-    off = float((pattern.sum(-1) - 1).abs().max())
-    if not off <= tolerance:
-        raise Broken(f"Attention of layer {layer}", f"a row sums to 1 with an error of {off:.3g}",
-                     "Try float32; a model with attention sinks outside the keys cannot be shown")
 
 
 # ---------------------------------------------------------------- figures

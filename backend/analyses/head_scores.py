@@ -17,14 +17,13 @@ Source: Olsson et al. (2022), In-context Learning and Induction Heads, "Head act
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._asking import CAPTURE_BYTES, patterns
+from backend.analyses._asking import patterns, row_batches
 from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars
@@ -79,7 +78,7 @@ def head_scores(model: Model, subject: Weights, params: HeadScoresParams, progre
     dice = torch.Generator().manual_seed(params.seed)
     block = torch.randint(model.card.d_vocab, (params.rows, n), generator=dice)
     scores: dict[str, list] = {}  # name -> per batch [layer, row, head]
-    for start, batch in _batches(model, torch.cat([block, block], 1)):
+    for start, batch in row_batches(model, torch.cat([block, block], 1)):
         measured = _measure(model, batch, n, dice)
         for name, values in measured.items():
             scores.setdefault(name, []).append(values)
@@ -87,22 +86,14 @@ def head_scores(model: Model, subject: Weights, params: HeadScoresParams, progre
     return _table({name: np.concatenate(parts, 1) for name, parts in scores.items()}, params.threshold)
 
 
-def _batches(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
-    """Yield (first row, tokens [batch, pos] on the model's device), as many rows as CAPTURE_BYTES of patterns hold."""
-    per_row = 4 * model.card.n_layers * model.card.n_heads * tokens.shape[1] ** 2
-    step = max(1, CAPTURE_BYTES // per_row)
-    for start in range(0, len(tokens), step):
-        yield start, tokens[start : start + step].to(model.card.device)
-
-
 def _measure(model: Model, tokens: Any, n: int, dice: Any) -> dict[str, np.ndarray]:
     """Return {score: [layer, row, head]} of the patterns, `<score>_null` of the shuffled ones, and the entropy."""
     import torch
 
-    from backend.maths import heads
+    from backend.maths import attending, heads
 
     rows, length = tokens.shape
-    shuffle = _shuffled_keys(rows, length, "causal" in model.card.capabilities, dice).to(tokens.device)
+    shuffle = attending.shuffled_keys(rows, length, "causal" in model.card.capabilities, dice).to(tokens.device)
     found: dict[str, list] = {}
     for _, pattern in patterns(model, tokens):
         shuffled = pattern.gather(-1, shuffle[:, None].expand_as(pattern))
@@ -113,17 +104,6 @@ def _measure(model: Model, tokens: Any, n: int, dice: Any) -> dict[str, np.ndarr
             found.setdefault("first_token" + suffix, []).append(p[..., 1:, 0].mean(-1))
         found.setdefault("entropy", []).append(heads.attention_entropy(pattern).mean(-1))
     return {name: torch.stack(layers).double().cpu().numpy() for name, layers in found.items()}
-
-
-def _shuffled_keys(rows: int, length: int, causal: bool, dice: Any) -> Any:
-    """Return a random permutation of the visible keys for every query: key index [row, query_pos, key_pos]."""
-    import torch
-
-    chance = torch.rand(rows, length, length, generator=dice, dtype=torch.float64)
-    if causal:
-        hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-        chance = torch.where(hidden, 1.0 + torch.arange(length, dtype=torch.float64), chance)  # stay where they are
-    return chance.argsort(-1)
 
 
 def _table(scores: dict[str, np.ndarray], threshold: float) -> pd.DataFrame:

@@ -122,10 +122,10 @@ def _cut(seen: Observation, dice: Any) -> Observation:
     """Judge every row by the next row's tokens; shuffle the visible keys of every query, and the tokens of W_E."""
     import torch
 
-    from backend.analyses.head_scores import _shuffled_keys
+    from backend.maths.attending import shuffled_keys
 
     rows, length = seen.tokens.shape
-    keys = _shuffled_keys(rows, length, seen.extra["causal"], dice).to(seen.tokens.device)
+    keys = shuffled_keys(rows, length, seen.extra["causal"], dice).to(seen.tokens.device)
     weights = dict(seen.weights)
     if "W_E" in weights:
         order = torch.randperm(len(weights["W_E"]), generator=dice).to(seen.tokens.device)

@@ -2,7 +2,9 @@
 
 from backend.figures.lines import Line, bars, level, lines, stacked_lines
 from backend.figures.maps import grid, pixels
+from backend.figures.panels import Panel, beside, panels
+from backend.figures.points import scatter
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 
-__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "bars", "grid", "label", "level",
-           "lines", "pixels", "rgba", "stacked_lines", "tick_positions"]
+__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "bars", "beside", "grid",
+           "label", "level", "lines", "panels", "pixels", "rgba", "scatter", "stacked_lines", "tick_positions"]

@@ -1,0 +1,110 @@
+"""Small maps in several rows: one per quantity, each with colours and limits of its own, or all on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain
+
+
+@dataclass
+class Panel:
+    """One map z [row, column]: limits None for its own range; marks stand in the cells, hover replaces the words."""
+
+    z: Any
+    limits: tuple[float, float] | None = None
+    diverging: bool = False
+    marks: Any = None
+    hover: Any = None
+
+
+def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: int = 4, value: str = "") -> go.Figure:
+    """Draw the maps in rows of `columns`, numbered axes. With `value` all share the first one's scale and one bar."""
+    rows = -(-len(maps) // columns)
+    height = _height(maps, rows)
+    figure = make_subplots(rows, min(columns, len(maps)), subplot_titles=[label(w, 34).replace("·", " ") for w in maps],
+                           horizontal_spacing=0.02 if value else 0.08, vertical_spacing=min(0.9 / rows, 84 / height))
+    for i, (words, panel) in enumerate(maps.items()):
+        row, column = i // columns + 1, i % columns + 1
+        z = plain(panel.z)
+        across, x_axis = category_axis([str(c) for c in range(z.shape[1])], x_title)
+        down, y_axis = category_axis([str(r) for r in range(z.shape[0])], y_title if column == 1 else "", reverse=True)
+        below = i + columns >= len(maps)  # nothing stands under it: it names the axis
+        figure.update_xaxes(x_axis | ({} if below else {"title": {"text": ""}}), row=row, col=column)
+        figure.update_yaxes(y_axis, row=row, col=column)
+        figure.add_trace(_map(z, across, down, words, panel, (x_title, y_title)), row, column)
+        _scale(figure, panel, z, value, (row, column))
+    if value:
+        first = next(iter(maps.values()))
+        figure.update_layout(coloraxis=_colours(first, plain(first.z), "c") | {"colorbar": _bar(value)})
+    figure.update_annotations(font_size=12)
+    return finish(figure, height).update_layout(margin={"t": 34})
+
+
+def beside(
+    maps: Mapping[str, tuple[Any, tuple[float, float], str]], *, x: Sequence[str], y: Sequence[str], x_title: str,
+    y_title: str,
+) -> go.Figure:  # fmt: skip
+    """Draw maps of the same tokens side by side, {title: (z, limits, unit)}: each on a scale of its own."""
+    n = len(maps)
+    figure = make_subplots(1, n, subplot_titles=[label(w, 40).replace("·", " ") for w in maps], shared_yaxes=True,
+                           horizontal_spacing=0.12)  # fmt: skip
+    for i, (z, limits, unit) in enumerate(maps.values(), start=1):
+        across, x_axis = category_axis(x, x_title)
+        down, y_axis = category_axis(y, y_title if i == 1 else "", reverse=True)
+        figure.update_xaxes(x_axis, row=1, col=i)
+        figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
+        panel = Panel(plain(z), limits)
+        figure.add_trace(_map(panel.z, across, down, unit, panel, ("key", "query")), 1, i)
+        _scale(figure, panel, panel.z, "", (1, i))
+    figure.update_annotations(font_size=12)
+    return finish(figure, int(np.clip(140 + 18 * len(y), 320, 640))).update_layout(margin={"t": 34})
+
+
+def _height(maps: Mapping[str, Panel], rows: int) -> int:
+    tallest = max(len(p.z) for p in maps.values())
+    return int(rows * np.clip(70 + 22 * tallest, 150, 330) + 50)
+
+
+def _map(z: np.ndarray, across: list[str], down: list[str], words: str, panel: Panel,
+         titles: tuple[str, str]) -> go.Heatmap:  # fmt: skip
+    last = f"{words}: %{{z:.3g}}" if panel.hover is None else "%{customdata}"
+    return go.Heatmap(
+        z=z, x=across, y=down, text=panel.marks, texttemplate=None if panel.marks is None else "%{text}",
+        customdata=panel.hover, name=words,
+        hovertemplate=f"{titles[1]} %{{y}}<br>{titles[0]} %{{x}}<br>{last}<extra></extra>",
+    )  # fmt: skip
+
+
+def _scale(figure: go.Figure, panel: Panel, z: np.ndarray, value: str, place: tuple[int, int]) -> None:
+    """Give the newest map the shared scale, or one of its own with a bar at its right edge."""
+    if value:
+        figure.data[-1].coloraxis = "coloraxis"
+        return
+    sub = figure.get_subplot(*place)
+    (_, right), (low, high) = sub.xaxis.domain, sub.yaxis.domain
+    bar = _bar("") | {"x": right + 0.004, "xanchor": "left", "y": (low + high) / 2, "len": high - low, "nticks": 4,
+                      "tickfont": {"size": 10}, "xpad": 0, "ypad": 0}  # fmt: skip
+    figure.data[-1].update(_colours(panel, z, "z") | {"colorbar": bar})
+
+
+def _bar(value: str) -> dict[str, Any]:
+    return {"title": {"text": value, "side": "right"}, "thickness": 8 if not value else 12, "outlinewidth": 0}
+
+
+def _colours(panel: Panel, z: np.ndarray, letter: str) -> dict[str, Any]:
+    """Return colour scale and limits, as a trace ("z") or a shared axis ("c") words them."""
+    finite = z[np.isfinite(z)]
+    low, high = panel.limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
+    if panel.diverging:
+        high = max(abs(low), abs(high))
+        low = -high
+    if low == high:  # a constant map is drawn in one colour, not left white
+        high = low + 1.0
+    return {"colorscale": DIVERGING if panel.diverging else SEQUENTIAL, f"{letter}min": low, f"{letter}max": high}
