@@ -1,8 +1,8 @@
 """Shared plotly builders: numbers in, figure out. Deterministic; transparent; fonts come from the page."""
 
-from backend.figures.lines import Line, bars, level, lines, stacked_lines
+from backend.figures.lines import Line, bars, level, lines, scatter, stacked_lines
 from backend.figures.maps import grid, pixels
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 
 __all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "bars", "grid", "label", "level",
-           "lines", "pixels", "rgba", "stacked_lines", "tick_positions"]
+           "lines", "pixels", "rgba", "scatter", "stacked_lines", "tick_positions"]
