@@ -97,6 +97,10 @@ def test_batches_give_what_the_whole_corpus_gives(kind, tiny, monkeypatch):
     np.fill_diagonal(r, 0)
     np.testing.assert_allclose(table["max_corr"], r.max(1), atol=1e-9)
     known = kind in ("gpt2", "native")  # weights by name
+    if known:
+        weights = model.weights()
+        written = weights["W_out"][1] @ weights["W_U"]
+        assert [t.split()[0] for t in table["lowers"]] == [str(t) for t in written.argmin(1).tolist()]
     assert (table["raises"] != "").all() == known and table["effect"].notna().all() == known
 
 

@@ -37,7 +37,7 @@ class Sae(nn.Module):
         self.k, self.kind = k, kind
         directions = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         directions = (directions / directions.norm(dim=1, keepdim=True)).to(dtype)
-        self.W_enc, self.b_enc = nn.Parameter(directions.T.clone()), nn.Parameter(torch.zeros(d_sae, dtype=dtype))
+        self.W_enc, self.b_enc = nn.Parameter(directions.T.contiguous()), nn.Parameter(torch.zeros(d_sae, dtype=dtype))
         self.W_dec, self.b_dec = nn.Parameter(directions), nn.Parameter(torch.zeros(d_in, dtype=dtype))
         if kind == "batch_topk":
             self.register_buffer("threshold", torch.zeros(d_sae, dtype=dtype))

@@ -140,8 +140,12 @@ def shuffled(batch: Tensor, dice: torch.Generator) -> Tensor:
 
 def strongest_other(correlation: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest |r| with another unit [unit], and which one it is [unit]; 0 where there is no other."""
-    size = correlation.abs()
-    if len(size) < 2:
-        return torch.zeros(len(size)), torch.zeros(len(size), dtype=torch.long)
-    size = size - 2 * torch.eye(len(size), dtype=size.dtype, device=size.device)  # below all others: never chosen
-    return size.max(1).values, size.max(1).indices
+    return closest_other(correlation.abs())
+
+
+def closest_other(likeness: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest entry of each row off the diagonal of [unit, unit], and where; 0 where there is no other."""
+    if len(likeness) < 2:
+        return torch.zeros(len(likeness)), torch.zeros(len(likeness), dtype=torch.long)
+    others = likeness.masked_fill(torch.eye(len(likeness), dtype=torch.bool, device=likeness.device), -torch.inf)
+    return others.max(1).values, others.max(1).indices
