@@ -30,7 +30,7 @@ from backend.analyses._asking import CAPTURE_BYTES
 from backend.analyses._scores import names, places
 from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, bars, scatter
+from backend.figures import CATEGORIES, bars, paired
 
 MOST_BARS = 24
 
@@ -227,7 +227,7 @@ def agreement(table: pd.DataFrame, view: View) -> Any:
         f"rank correlation of sizes {one['rank_correlation']:.2f} "
         f"({one['rank_correlation_low']:.2f} to {one['rank_correlation_high']:.2f}), {one['n']:.0f} prompts")
     spans = {axis: (table[f"{name}_low"], table[f"{name}_high"]) for axis, name in (("x", "gradient"), ("y", "effect"))}
-    return scatter(table["gradient"], table["effect"], names=who, hover=hover, x_span=spans["x"], y_span=spans["y"],
+    return paired(table["gradient"], table["effect"], names=who, hover=hover, x_span=spans["x"], y_span=spans["y"],
                    groups=[f"layer {n}" for n in table["layer"]] if table["layer"].nunique() <= 8 else None,
                    x_title="gradient estimate (logits)", y_title="exact effect of mean-ablation (logits)", title=said)
 

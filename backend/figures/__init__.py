@@ -1,10 +1,10 @@
 """Shared plotly builders: numbers in, figure out. Deterministic; transparent; fonts come from the page."""
 
-from backend.figures.lines import Line, bars, level, lines, stacked_lines
+from backend.figures.lines import Line, bars, level, lines, scatter, stacked_lines
 from backend.figures.maps import grid, pixels
 from backend.figures.panels import Panel, beside, panels
-from backend.figures.points import scatter
+from backend.figures.points import paired
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 
 __all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "bars", "beside", "grid",
-           "label", "level", "lines", "panels", "pixels", "rgba", "scatter", "stacked_lines", "tick_positions"]
+           "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "stacked_lines", "tick_positions"]

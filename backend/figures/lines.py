@@ -69,10 +69,13 @@ def _traces(line: Line, index: int) -> list[go.Scatter]:
 
 def bars(
     names: Sequence[str], values: Any, *, errors: Any = None, null: Any = None, colours: Sequence[str] | None = None,
-    x_title: str, y_title: str, hover: Sequence[str] | None = None, height: int = 340,
+    x_title: str, y_title: str, hover: Sequence[str] | None = None, height: int = 340, errors_below: Any = None,
     names_of: tuple[str, str] = ("measured", "null"),
 ) -> go.Figure:
-    """Draw bars with error bars; the null stands in grey behind each. `names_of` calls the two in the legend."""
+    """Draw bars with error bars (`errors_below` where the interval is lopsided); the null is grey behind each.
+
+    `names_of` calls the two in the legend.
+    """
     figure = go.Figure()
     if null is not None:
         figure.add_trace(go.Bar(x=list(names), y=plain(null), name=names_of[1], marker={"color": NULL_GREY}, width=0.85,
@@ -80,7 +83,9 @@ def bars(
     figure.add_trace(go.Bar(
         x=list(names), y=plain(values), name=names_of[0], width=0.5,
         marker={"color": list(colours or [CATEGORIES[0]] * len(names))},
-        error_y=None if errors is None else {"type": "data", "array": plain(errors), "thickness": 1, "width": 3},
+        error_y=None if errors is None else {
+            "type": "data", "array": plain(errors), "thickness": 1, "width": 3,
+            **({} if errors_below is None else {"arrayminus": plain(errors_below), "symmetric": False})},
         text=list(hover) if hover is not None else None, textposition="none",
         hovertemplate=("%{text}" if hover is not None else f"%{{x}}<br>{y_title}: %{{y:.3g}}") + "<extra></extra>"))
     figure.update_layout(barmode="overlay", showlegend=null is not None, legend=LEGEND,
@@ -94,3 +99,23 @@ def level(figure: go.Figure, labels: Sequence[str], height: float, name: str) ->
         x=list(labels), y=[height] * len(labels), mode="lines", name=name, hoverinfo="skip",
         line={"color": NULL_GREY, "dash": "dot", "width": 1},
     )  # fmt: skip
+
+
+def scatter(
+    x: Any, y: Any, *, x_title: str, y_title: str, group: Sequence[str] | None = None,
+    hover: Sequence[str] | None = None, height: int = 380,
+) -> go.Figure:
+    """Draw points, coloured by group; eight groups at most have a colour of their own."""
+    x, y = plain(x), plain(y)
+    names = list(group) if group is not None else [""] * len(x)
+    figure = go.Figure()
+    for at, name in enumerate(dict.fromkeys(names)):
+        mine = [i for i, n in enumerate(names) if n == name]
+        figure.add_trace(go.Scatter(
+            x=x[mine], y=y[mine], mode="markers", name=name,
+            text=[hover[i] for i in mine] if hover is not None else None,
+            marker={"size": 6, "opacity": 0.65, "color": CATEGORIES[at % len(CATEGORIES)]},
+            hovertemplate=("%{text}" if hover is not None else "%{x:.3g}, %{y:.3g}") + "<extra></extra>"))
+    figure.update_layout(xaxis={"title": {"text": x_title}}, yaxis={"title": {"text": y_title}},
+                         showlegend=len(figure.data) > 1, legend=LEGEND)  # fmt: skip
+    return finish(figure, height)

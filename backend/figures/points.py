@@ -14,7 +14,7 @@ from backend.figures.style import CATEGORIES, NULL_GREY, finish, plain
 WORDY = 24  # points above which names would cover each other: only the outermost keep theirs
 
 
-def scatter(
+def paired(
     x: Any, y: Any, *, names: Sequence[str], hover: Sequence[str], x_title: str, y_title: str,
     x_span: tuple[Any, Any] | None = None, y_span: tuple[Any, Any] | None = None, groups: Sequence[str] | None = None,
     title: str = "", height: int = 420,

@@ -1,0 +1,37 @@
+"""Open a sparse autoencoder that was trained for the model that is asked about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backend.contract import Model
+from backend.errors import BadInput, Unfit
+
+
+def opened(model: Model, run: str, step: int) -> tuple[dict[str, Any], Any]:
+    """Return (what its run.json says of it, the autoencoder in the model's dtype); step -1 is the last of its training.
+
+    A run that still trains has no last step yet and is refused: its name would mean other numbers later.
+    Raises BadInput where no run is named, NotFound for no such run or step, Unfit where it belongs to another model.
+    """
+    import torch
+
+    from backend.maths import sae
+
+    if not run:
+        todo = "Train one for this model (recipe sae on the Training page) and give the run's name"
+        raise BadInput("Which sparse autoencoder", "no run is named", todo)
+    record, _ = model.companion(run)
+    made = record["companion"]
+    if made.get("kind") != "sae":
+        found = f"it holds a {made.get('kind')}, no sparse autoencoder"
+        raise Unfit(f"Run {run!r}", found, "Choose a run of recipe sae")
+    _, tensors = model.companion(run, int(record["params"]["steps"]) if step < 0 else step)
+    dtype = torch.promote_types(getattr(torch, model.card.dtype), torch.float32)
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return made, sae.from_tensors(tensors, made["activation"], made["k"])
+
+
+def point_of(made: dict[str, Any]) -> str:
+    """Return the point in words: resid_post of layer 0."""
+    return f"{made['point']} of layer {made['layer']}"
