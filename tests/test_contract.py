@@ -9,12 +9,19 @@ import pandas as pd
 import pytest
 
 from backend import analyses
-from backend.contract import Prompt, Request, View, Weights
+from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights
 from backend.tables import pack, unpack
 from tests.tiny_models import opened, quiet
 
 NAMES = sorted(analyses.registry())
 TOKENS = (3, 9, 4, 9, 1, 3, 20, 17, 3, 9)
+ROWS = np.random.default_rng(0).integers(50, size=(6, 10))
+SUBJECTS = {
+    "prompt": Prompt(tokens=TOKENS), "weights": Weights(),
+    "pairs": Pairs(pairs=tuple(Pair(clean=a, corrupted=b, answer=3, distractor=4) for a, b in zip(ROWS[:3].tolist(),
+                   ROWS[3:].tolist(), strict=True))),
+    "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def tables(tiny):
 
 
 def compute(analysis, model) -> pd.DataFrame:
-    subject = {"prompt": Prompt(tokens=TOKENS), "weights": Weights()}[analysis.subject.model_fields["kind"].default]
+    subject = SUBJECTS[analysis.subject.model_fields["kind"].default]
     assert analysis.unfit(model.card.capabilities) == ""
     return analysis.compute(model, subject, analysis.params(), quiet)
 
