@@ -11,6 +11,7 @@ import pytest
 from backend import analyses
 from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights
 from backend.tables import pack, unpack
+from tests.lens_kit import lens_run
 from tests.tiny_models import opened, quiet
 
 NAMES = sorted(analyses.registry())
@@ -22,11 +23,16 @@ SUBJECTS = {
                    ROWS[3:].tolist(), strict=True))),
     "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
 }  # fmt: skip
+#: what has no default because it names something of the user's own
+GIVEN = {name: {"lens": "a-lens"} for name in ("tuned_lens", "tuned_lens_quality")}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return opened("native", tmp_path_factory.mktemp("tiny"), "float32")
+    root = tmp_path_factory.mktemp("tiny")
+    model = opened("native", root, "float32")
+    lens_run(root / "runs" / "a-lens", model, scale=0.1)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def tables(tiny):
 def compute(analysis, model) -> pd.DataFrame:
     subject = SUBJECTS[analysis.subject.model_fields["kind"].default]
     assert analysis.unfit(model.card.capabilities) == ""
-    return analysis.compute(model, subject, analysis.params(), quiet)
+    return analysis.compute(model, subject, analysis.params(**GIVEN.get(analysis.name, {})), quiet)
 
 
 def view(tiny) -> View:

@@ -65,7 +65,8 @@ def test_three_updates_are_adamw_by_hand(name, decay):
 
 
 def test_every_recipe_is_asked():
-    assert set(SAID) == set(recipes.registry())
+    by_itself = {"tuned_lens"}  # plain Adam on translators of a model: tests/test_recipes_tuned_lens.py
+    assert set(SAID) | by_itself == set(recipes.registry())
 
 
 def test_long_gradients_of_char_lm_are_cut_to_length_one_and_short_ones_kept():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backend.contract import Model
-from backend.errors import Broken
+from backend.errors import BadInput, Broken, Unfit
 
 LOGIT_BYTES = 128 * 2**20  # what one block of logits may hold
 LAYER = "layer (embed: before layer 0)"
@@ -54,3 +54,29 @@ def mean_and_se(values: Any) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(values, float)
     n, mean = len(values), values.mean(0)
     return mean, values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+
+
+def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
+    """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
+
+    Without `step` those of the lens' last step, so that the same question keeps its answer; an unfinished lens is
+    refused then. Layer l's translator reads the stream that enters it, the last stream needs none.
+    """
+    if not run:
+        raise BadInput("A tuned lens", "no run is named",
+                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+    record, tensors = model.companion(run, step)
+    if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
+        raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")
+    if step is None:
+        tensors = model.companion(run, int(record["params"]["steps"]))[1]
+    return tensors["A"], tensors["b"]
+
+
+def tuned(streams_: dict[int, Any], lens: tuple[Any, Any]) -> dict[int, Any]:
+    """Return the streams {layer: [..., d_model]} as the lens translates them; the last as it is."""
+    from backend.maths.lens import translate
+
+    A, b = (part.to(streams_[-1].dtype) for part in lens)  # noqa: N806 - the lens' own names
+    last = max(streams_)
+    return {n: h if n == last else translate(h, A[n + 1], b[n + 1]) for n, h in streams_.items()}

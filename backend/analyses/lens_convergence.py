@@ -8,7 +8,8 @@ which (at resid_post) the top token never changes again, -1 where the embedding 
 position || point): what a point shows that knows the text's tokens but not this position's answer; NULL for one token.
 
 Exact. resid_pre of layer l + 1 is resid_post of layer l; the last resid_post is the model: KL 0. Where attention and
-MLP read the same stream there is no resid_mid. Bands are over positions of one prompt, which are not independent. Cost: one forward, one unembedding per point and layer.
+MLP read the same stream there is no resid_mid. Bands are over positions of one prompt, which are not independent.
+Cost: one forward, one unembedding per point and layer.
 Source: nostalgebraist (2020), interpreting GPT: the logit lens; Belrose et al. (2023), Eliciting Latent Predictions
 from Transformers with the Tuned Lens, section 2; Halawi et al. (2023), Overthinking the Truth (sub-layer lens).
 """
