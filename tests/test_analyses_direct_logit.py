@@ -106,6 +106,19 @@ def test_with_a_norm_the_effect_is_the_derivative_at_a_held_scale(tmp_path):
     assert ask(model, subject).loc[("mlp_out", 1, -1), "direct"] == pytest.approx(np.mean(by_hand), abs=1e-9)
 
 
+def test_embedding_and_position_are_told_apart(tmp_path):
+    folder = native_run(tmp_path / "m", NATIVE | {"normalization_type": None})
+    model, subject = open_model(parse_spec(f"run:{folder}"), settings(tmp_path)), pairs()
+    bare, by_hand = model.bare, {"embed": [], "pos_embed": []}
+    for p in subject.pairs:
+        direction = (bare.head.weight[p.answer] - bare.head.weight[p.distractor]).detach()
+        by_hand["embed"].append(float(bare.tok_embed.weight[p.clean[-1]].detach() @ direction))
+        by_hand["pos_embed"].append(float(bare.pos.weight[len(p.clean) - 1].detach() @ direction))
+    table = ask(model, subject)
+    for part, values in by_hand.items():
+        assert table.loc[(part, -1, -1), "direct"] == pytest.approx(np.mean(values), abs=1e-9)
+
+
 def test_parts_that_miss_the_logits_are_not_shown(tmp_path, monkeypatch):
     right = bridge._norm_scale
     monkeypatch.setattr(bridge, "_norm_scale", lambda view, x: right(view, x) ** 1.01)

@@ -100,6 +100,13 @@ def test_the_gradient_is_that_of_each_layers_kl_and_the_model_stays_as_it_is(pla
     assert all(p.grad is None for p in model.bare.parameters())
 
 
+def test_held_out_rows_are_drawn_apart(place):
+    params = recipes.get("tuned_lens").params(**SMALL, model="run:tiny")
+    train_rows, held_out = tuned_lens.split_rows(params, tuned_lens.opened(params).card)
+    assert {row.tobytes() for row in train_rows}.isdisjoint(row.tobytes() for row in held_out)
+    assert len(train_rows) == 400 and len(held_out) == 32
+
+
 def test_the_rate_falls_linearly_to_nothing(place):
     params = recipes.get("tuned_lens").params(**{**SMALL, "steps": 4}, model="run:tiny")
     made = tuned_lens.make_training(params, tuned_lens.opened(params))
