@@ -30,6 +30,7 @@ from backend.runs import recipes
 
 TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume", "task", "pairs", "n_pairs",
          "pairs_seed", "source", "file", "n_rows", "row_length", "corpus_seed")  # fmt: skip
+TAKEN_IN_TRAIN = ("json", "help", "run_dir", "resume")
 DEFECT = "This is a defect; `python -X dev -m backend ...` shows where it happened"
 ROWS = 200  # shown of a table; --out writes all
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -145,14 +146,16 @@ def _train_parser(commands: Any) -> None:
         )
         sub.add_argument("--run-dir", default="", help="folder of the run; default: a new one under PHASESCOPE_RUNS")
         sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint of --run-dir")
-        _flags(sub, one.params)
+        _flags(sub, one.params, trains=True)
 
 
-def _flags(sub: argparse.ArgumentParser, params: type[Params]) -> None:
+def _flags(sub: argparse.ArgumentParser, params: type[Params], trains: bool = False) -> None:
+    """A flag per param; `train` has few of its own, so there --model may be a param, too (--param-model stays)."""
     _json_flag(sub)
     for name, field in params.model_fields.items():
-        flag = f"param-{name}" if name in TAKEN else name
-        names = sorted({f"--{flag}", f"--{flag.replace('_', '-')}"})
+        flags = [f"param-{name}"] if name in TAKEN else [name]
+        flags += [name] if trains and name not in TAKEN_IN_TRAIN else []
+        names = sorted({form for flag in flags for form in (f"--{flag}", f"--{flag.replace('_', '-')}")})
         text = (field.description or "").replace("%", "%%")
         sub.add_argument(*names, dest=f"param:{name}", metavar="VALUE", help=f"{text} (default {field.default})")
 

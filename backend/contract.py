@@ -303,6 +303,11 @@ class Model(Protocol):
         """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
         ...
 
+    def direct_logits(self, resid: Any, parts: Any, tokens: Any) -> tuple[Any, Any]:
+        """What parts [n, k, d_model] of the last streams resid [n, d_model] add to the logits of tokens [n, m]:
+        (effects [n, k, m], constants [n, m]), with the final norm's scale held at that of resid."""
+        ...
+
     def observe(self, tokens: Any) -> Observation:
         """One forward of the bare module on tokens [batch, pos], as monitors see it."""
         ...

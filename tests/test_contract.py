@@ -11,6 +11,7 @@ import pytest
 from backend import analyses
 from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights
 from backend.tables import pack, unpack
+from tests.lens_kit import lens_run
 from tests.sae_kit import sae_run
 from tests.tiny_models import opened, quiet
 
@@ -24,7 +25,8 @@ SUBJECTS = {
     "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
 }  # fmt: skip
 #: what has no default because it names something of the user's own
-GIVEN = {"sae_features": {"sae": "sae-0"}, "sae_agreement": {"a": "sae-0", "b": "sae-1"}}
+GIVEN = {"sae_features": {"sae": "sae-0"}, "sae_agreement": {"a": "sae-0", "b": "sae-1"},
+         "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def tiny(tmp_path_factory):
     model = opened("native", root, "float32")
     for seed in (0, 1):
         sae_run(root / "runs" / f"sae-{seed}", model, seed)
+    lens_run(root / "runs" / "a-lens", model, scale=0.1)
     return model
 
 

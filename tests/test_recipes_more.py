@@ -65,7 +65,7 @@ def test_three_updates_are_adamw_by_hand(name, decay):
 
 
 def test_every_recipe_is_asked():
-    by_itself = {"sae"}  # Adam with directions of norm 1: tests/test_recipes_sae.py
+    by_itself = {"sae", "tuned_lens"}  # Adam, on top of a model: tests/test_recipes_sae.py and _tuned_lens.py
     assert set(SAID) | by_itself == set(recipes.registry())
 
 

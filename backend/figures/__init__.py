@@ -7,4 +7,5 @@ from backend.figures.points import paired
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 
 __all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "bars", "beside", "grid",
-           "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "stacked_lines", "tick_positions"]
+           "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "stacked_lines",
+           "tick_positions"]

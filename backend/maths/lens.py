@@ -66,3 +66,12 @@ def _readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Reado
     entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs)
     kl = (crossed - final.entropy).clamp(min=0)
     return Readout(top_ids, top_log_probs, entropy, kl, target_log_prob, target_rank)
+
+
+def translate(resid: Tensor, A: Tensor, b: Tensor) -> Tensor:  # noqa: N803 - the lens' own names
+    """Return h + A h + b of streams h [..., d_model]: a tuned lens' translator; zero A and b change nothing.
+
+    Args: A [d_model, d_model], b [d_model].
+    Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers with the Tuned Lens, section 3.
+    """
+    return resid + resid @ A.T + b

@@ -247,6 +247,41 @@ def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
     return logits.reshape(*resid.shape[:-1], logits.shape[-1])
 
 
+def direct_logits(
+    view: TransformerBridge, resid: torch.Tensor, parts: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what parts of a stream add to logits, the final norm's scale held: see `LoadedModel.direct_logits`.
+
+    The norm is n(v) = gain * C v / s(v) + bias with C v = v - mean(v) or v, s(v) = sqrt(mean((C v)^2) + eps). Held at s
+    of the whole stream it is linear: (n(v) - n(0)) s(v) / s(resid), with n as the model computes it.
+    """
+    if float(getattr(view.cfg, "output_logits_soft_cap", -1.0) or -1.0) > 0:
+        raise Unfit("Direct logits", "the logits are capped, so they are no sum", "Choose a model without a cap")
+    nothing = _normed(view, torch.zeros_like(resid[0]))
+    held = _norm_scale(view, parts) / _norm_scale(view, resid[:, None])
+    linear = (_normed(view, parts) - nothing) * held
+    head = view.unembed.original_component
+    columns = head.weight[tokens] * _scale(view.cfg)  # [n, m, d_model]
+    constant = columns @ nothing + (head.bias[tokens] * _scale(view.cfg) if head.bias is not None else 0)
+    return torch.einsum("nkd,nmd->nkm", linear, columns), constant
+
+
+def _normed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
+    return view.ln_final(resid.reshape(1, -1, resid.shape[-1])).reshape(resid.shape)
+
+
+def _norm_scale(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
+    """Return what the final norm divides by [..., 1]; 1 where there is no norm."""
+    norm = view.ln_final.original_component
+    if isinstance(norm, nn.Identity):
+        return torch.ones_like(resid[..., :1])
+    eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or view.cfg.eps
+    flat = torch.ones_like(resid.reshape(-1, resid.shape[-1])[0])
+    if torch.equal(_normed(view, flat), _normed(view, 0 * flat)):  # a norm that centres sees nothing there
+        resid = resid - resid.mean(-1, keepdim=True)
+    return (resid.square().mean(-1, keepdim=True) + float(eps)).sqrt()
+
+
 def _scale(cfg: Any) -> float:
     """Return what the architecture multiplies its logits by: Cohere scales them, Granite divides."""
     return float(getattr(cfg, "logit_scale", None) or 1.0) / float(getattr(cfg, "logits_scaling", None) or 1.0)

@@ -144,6 +144,19 @@ class LoadedModel:
         return bridge.unembed(self.view, resid)
 
     @torch.no_grad()
+    def direct_logits(self, resid: Any, parts: Any, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `parts` [n, k, d_model] of the last streams `resid` [n, d_model] add to the logits of `tokens`.
+
+        (effects [n, k, m], constants [n, m]) for tokens [n, m]: linear in the parts, because the final norm's scale is
+        held at what it is for `resid`; the constants are what its bias and b_U add. Parts that sum to `resid` have
+        effects that, with the constants, sum to its logits. Raises Unfit where logits are no such sum.
+        """
+        if "unembed" not in self.card.capabilities:
+            found = "its residual stream cannot be read through W_U"
+            raise Unfit(f"Model {self.card.spec}", found, "Choose another model")
+        return bridge.direct_logits(self.view, resid, parts, torch.as_tensor(tokens, device=self.device))
+
+    @torch.no_grad()
     def observe(self, tokens: Any) -> Observation:
         """One forward as monitors see it; architectures without a spelling of their own are read through the view."""
         ids = self.tokens(tokens)

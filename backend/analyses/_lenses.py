@@ -1,0 +1,82 @@
+"""What the lenses share: logits of a stream in blocks that fit, the final prediction, and the axis of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from backend.contract import Model
+from backend.errors import BadInput, Broken, Unfit
+
+LOGIT_BYTES = 128 * 2**20  # what one block of logits may hold
+LAYER = "layer (embed: before layer 0)"
+
+
+def blocks(model: Model, length: int) -> Iterator[slice]:
+    """Yield runs of positions whose logits fit LOGIT_BYTES."""
+    step = max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out))
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def logits_of(model: Model, resid: Any) -> Any:
+    """Return the logits [n, d_vocab_out] of streams [n, d_model], at least float32. Raises Broken where not finite."""
+    import torch
+
+    logits = model.unembed(resid[None])[0]
+    if not bool(logits.isfinite().all()):
+        raise Broken("A lens", "the logits hold NaN or infinity", "Try float32")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def streams(model: Model, tokens: Any) -> dict[int, Any]:
+    """Return {layer: residual stream [batch, pos, d_model] after it}, layer -1 the embedding, in order."""
+    kept = model.capture(tokens, ["embed", "resid_post"])
+    return {-1: kept["embed", 0]} | {n: kept["resid_post", n] for n in range(model.card.n_layers)}
+
+
+def layer_names(layers: Any) -> list[str]:
+    """Return "embed" for -1, else the number."""
+    return ["embed" if x == -1 else str(x) for x in layers]
+
+
+def layer_axis(layers: Any) -> dict[str, Any]:
+    """Return the settings of an axis that names at most 32 layers."""
+    shown = list(layers)[:: -(-len(layers) // 32)]
+    return {"tickmode": "array", "tickvals": [int(x) for x in shown], "ticktext": layer_names(shown)}
+
+
+def mean_and_se(values: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard error over the first axis; the error of one value is NaN."""
+    values = np.asarray(values, float)
+    n, mean = len(values), values.mean(0)
+    return mean, values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+
+
+def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
+    """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
+
+    Without `step` those of the lens' last step, so that the same question keeps its answer; an unfinished lens is
+    refused then. Layer l's translator reads the stream that enters it, the last stream needs none.
+    """
+    if not run:
+        raise BadInput("A tuned lens", "no run is named",
+                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+    record, tensors = model.companion(run, step)
+    if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
+        raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")
+    if step is None:
+        tensors = model.companion(run, int(record["params"]["steps"]))[1]
+    return tensors["A"], tensors["b"]
+
+
+def tuned(streams_: dict[int, Any], lens: tuple[Any, Any]) -> dict[int, Any]:
+    """Return the streams {layer: [..., d_model]} as the lens translates them; the last as it is."""
+    from backend.maths.lens import translate
+
+    A, b = (part.to(streams_[-1].dtype) for part in lens)  # noqa: N806 - the lens' own names
+    last = max(streams_)
+    return {n: h if n == last else translate(h, A[n + 1], b[n + 1]) for n, h in streams_.items()}
