@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from backend.contract import Model, Pairs, Value
-from backend.figures import CATEGORIES, NULL_GREY, bars
+from backend.contract import Model, Pairs
 
 RUN_BYTES = 256 * 2**20  # what one forward may hold at once: logits, the widest layer and a pattern
-MOST_BARS = 24
 Edits = dict[tuple[str, int], Callable[[Any], Any]]
 
 
@@ -76,9 +73,11 @@ def batches(model: Model, subject: Pairs, gradients: bool = False) -> list[Batch
         for start in range(0, len(which), step):
             mine = which[start : start + step]
             pairs = [subject.pairs[i] for i in mine]
-            columns = ([p.clean for p in pairs], [p.corrupted for p in pairs], [p.answer for p in pairs],
-                       [p.distractor for p in pairs])  # fmt: skip
-            found.append(Batch(*(torch.tensor(c, device=model.card.device) for c in columns), mine))
+            clean, corrupted, answer, distractor = (
+                torch.tensor([getattr(p, name) for p in pairs], device=model.card.device)
+                for name in ("clean", "corrupted", "answer", "distractor")
+            )
+            found.append(Batch(clean, corrupted, answer, distractor, mine))
     return found
 
 
@@ -138,78 +137,3 @@ def both_sides(model: Model, subject: Pairs) -> tuple[np.ndarray, np.ndarray]:
         for tokens, into in ((batch.clean, clean), (batch.corrupted, corrupted)):
             into[batch.which] = batch.logit_diff(model.run_with(tokens, {})).cpu().numpy()
     return clean, corrupted
-
-
-# ---------------------------------------------------------------- tables
-
-RECOVERED = [
-    Value("recovered", "(patched - corrupted) / (clean - corrupted), means over prompts; NULL where |clean - corrupted|"
-          " is below its standard error"),
-    Value("recovered_se", "bootstrap standard error of recovered over prompts; NULL for one prompt"),
-    Value("recovered_low", "lower end of its 95 % bootstrap interval over prompts"),
-    Value("recovered_high", "upper end of its 95 % bootstrap interval over prompts"),
-    Value("effect", "share of the way from the unpatched run to the run patched from: recovered when denoising, "
-          "1 - recovered when noising"),
-    Value("patched", "mean logit_diff of the patched runs", "logits"),
-    Value("change", "patched minus the unpatched run's logit_diff, mean over prompts", "logits"),
-    Value("change_se", "its standard error over prompts; NULL for one prompt", "logits"),
-    Value("clean", "mean logit_diff of the clean runs", "logits"),
-    Value("corrupted", "mean logit_diff of the corrupted runs", "logits"),
-    Value("n", "pairs of prompts", kind="int"),
-]  # fmt: skip
-
-
-def recovered_columns(patched: np.ndarray, clean: np.ndarray, corrupted: np.ndarray, direction: str, draws: int,
-                      seed: int) -> dict[str, Any]:  # fmt: skip
-    """Return the columns RECOVERED of patched logit_diff [row, pair]."""
-    from backend.maths import patching
-
-    found = patching.recovered(patched, clean, corrupted, patching.draw_weights(len(clean), draws, seed))
-    moved = patched - (corrupted if direction == "denoising" else clean)
-    return {
-        "recovered": found.value, "recovered_se": found.se, "recovered_low": found.low, "recovered_high": found.high,
-        "effect": found.value if direction == "denoising" else 1 - found.value, "patched": patched.mean(1),
-        "change": moved.mean(1), "change_se": patching.standard_error(moved), "clean": clean.mean(),
-        "corrupted": corrupted.mean(), "n": len(clean),
-    }  # fmt: skip
-
-
-def shown(table: pd.DataFrame, direction: str) -> tuple[str, str]:
-    """Return (column, words) that a map draws: the share where it is defined, else the change in logits."""
-    if table["effect"].notna().any():
-        return "effect", "recovered" if direction == "denoising" else "1 - recovered"
-    return "change", "change of logit_diff (recovered is undefined: clean and corrupted do not differ)"
-
-
-def hovers(table: pd.DataFrame) -> pd.Series:
-    """Return the words of every row: recovered with its interval, the logits, and its rank by |change|."""
-    rank = table["change"].abs().rank(ascending=False, method="min").astype(int)
-    words = [
-        f"recovered {r.recovered:.3g} ({r.recovered_low:.3g} to {r.recovered_high:.3g})<br>logit_diff {r.patched:.3g}: "
-        f"{r.change:+.3g} ± {r.change_se:.2g}<br>rank {k} of {len(table)}"
-        for r, k in zip(table.itertuples(), rank, strict=True)
-    ]
-    return pd.Series(words, table.index)
-
-
-def strongest(table: pd.DataFrame, names: Sequence[str], what: str) -> Any:
-    """Draw the MOST_BARS rows that change logit_diff most, with standard errors; grey: within two of them of 0."""
-    sure = stands_out(table)
-    best = table["change"].abs().sort_values(ascending=False, kind="stable").index[:MOST_BARS]
-    kept, told = table.loc[best], f"{int(sure.sum())} of {len(table)} more than 2 standard errors from 0, grey: the rest"
-    return bars(pd.Series(names, table.index)[best].tolist(), kept["change"], errors=kept["change_se"],
-                colours=[CATEGORIES[0] if s else NULL_GREY for s in sure[best]], hover=hovers(table)[best].tolist(),
-                x_title=f"{what} ({told})", y_title="change of logit_diff (logits; error: s.e.)")  # fmt: skip
-
-
-def stands_out(table: pd.DataFrame) -> pd.Series:
-    """Say which changes are more than two standard errors from 0, and more than rounding."""
-    error = 2 * table["change_se"].fillna(np.inf)
-    return table["change"].abs() > np.maximum(error, 1e-5 * np.maximum(1.0, table["clean"].abs()))
-
-
-def symmetric(values: Any, least: float = 1.0) -> tuple[float, float]:
-    """Return limits around 0 that hold all values, at least `least` wide to each side: noise does not fill them."""
-    finite = np.asarray(values, float)
-    most = max([least, *np.abs(finite[np.isfinite(finite)])])
-    return -most, most

@@ -24,10 +24,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._causal import MOST_BARS, Batch, Place, batches, stands_out, sweep, symmetric
+from backend.analyses._causal import Batch, Place, batches, sweep
+from backend.analyses._effects import MOST_BARS, component_map, component_names, records, stands_out
 from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, NULL_GREY, bars, pixels
+from backend.figures import CATEGORIES, NULL_GREY, bars
 
 Tensors = dict[tuple[str, int], Any]
 KINDS = {"head": "z", "mlp": "mlp_out", "attn": "attn_out"}
@@ -119,7 +120,8 @@ def _means(model: Model, groups: list[Batch], places: list[Place]) -> dict[int, 
 
 def _exchange(subject: Pairs, seed: int) -> dict[int, int]:
     """Return {pair: another pair of the same length}: one random cycle per length, so none keeps its own value."""
-    dice, others = np.random.default_rng(seed), {}
+    dice = np.random.default_rng(seed)
+    others: dict[int, int] = {}
     for which in subject.by_length().values():
         order = dice.permutation(which)
         others.update(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
@@ -164,14 +166,10 @@ def _others(frame: pd.DataFrame, i: int) -> tuple[float, float, float]:
 # ---------------------------------------------------------------- figures
 
 
-def _name(row: Any) -> str:
-    return f"L{row.layer}H{row.head}" if row.component == "head" else f"L{row.layer} {row.component}"
-
-
 def _words(table: pd.DataFrame) -> list[str]:
-    return [f"{_name(r)}: {r.change:+.3g} logits ({r.low:.3g} to {r.high:.3g})<br>logit_diff {r.ablated:.3g}, intact "
+    return [f"{name}: {r.change:+.3g} logits ({r.low:.3g} to {r.high:.3g})<br>logit_diff {r.ablated:.3g}, intact "
             f"{r.clean:.3g}<br>other {r.component}s: {r.others:.3g} ({r.others_low:.3g} to {r.others_high:.3g})"
-            for r in table.itertuples()]  # fmt: skip
+            for name, r in zip(component_names(table), records(table), strict=True)]  # fmt: skip
 
 
 @ablation.figure("Components that matter most")
@@ -182,7 +180,7 @@ def ranking(table: pd.DataFrame, view: View) -> Any:
     kinds = [list(KINDS).index(k) for k in best["component"]]
     colours = [CATEGORIES[k] if s else NULL_GREY for k, s in zip(kinds, sure, strict=True)]
     title = f"component, {view.params.get('ablate', 'mean')}-ablated (behind, in grey: mean of the others of its kind)"
-    return bars([_name(r) for r in best.itertuples()], best["change"], errors=best["change_se"], null=best["others"],
+    return bars(component_names(best), best["change"], errors=best["change_se"], null=best["others"],
                 colours=colours, hover=_words(best), x_title=title,
                 y_title="change of logit_diff (logits; error: s.e.)")  # fmt: skip
 
@@ -190,10 +188,4 @@ def ranking(table: pd.DataFrame, view: View) -> Any:
 @ablation.figure("Map of all components")
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, MLP and attention layer, diverging around 0."""
-    column = [f"H{r.head}" if r.component == "head" else r.component for r in table.itertuples()]
-    drawn = table.assign(column=column, hover=_words(table))
-    order = list(dict.fromkeys(column))
-    z, hover = (drawn.pivot(index="layer", columns="column", values=v)[order] for v in ("change", "hover"))
-    return pixels(z.to_numpy(), x=order, y=[str(i) for i in z.index], x_title="component", y_title="layer",
-                  value="change of logit_diff (logits)", diverging=True, limits=symmetric(table["change"]),
-                  hover=hover.fillna("").to_numpy(), numbered_y=False)  # fmt: skip
+    return component_map(table, "change", "change of logit_diff (logits)", _words(table), x_title="component")

@@ -25,18 +25,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._causal import (
-    RECOVERED,
-    Place,
-    batches,
-    both_sides,
-    hovers,
-    patched_sweep,
-    recovered_columns,
-    shown,
-    strongest,
-    symmetric,
-)
+from backend.analyses._causal import Place, batches, both_sides, patched_sweep
+from backend.analyses._effects import RECOVERED, hovers, records, recovered_columns, shown, strongest, symmetric
 from backend.contract import Axis, Model, Pairs, Params, Progress, View, analysis
 from backend.errors import Unfit
 from backend.figures import pixels
@@ -133,7 +123,7 @@ def _tokens(view: View, length: int) -> list[str]:
 @activation_patching.figure("Strongest places with their interval")
 def ranking(table: pd.DataFrame, view: View) -> Any:
     """The 24 places that change logit_diff most, standard errors over pairs; grey: within two standard errors of 0."""
-    return strongest(table, [_place(view, r) for r in table.itertuples()], "place")
+    return strongest(table, [_place(view, r) for r in records(table)], "place")
 
 
 def _place(view: View, row: Any) -> str:

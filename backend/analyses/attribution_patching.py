@@ -27,10 +27,11 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._causal import Batch, Place, batches, copies, patched_sweep, symmetric
+from backend.analyses._causal import Batch, Place, batches, copies, patched_sweep
+from backend.analyses._effects import component_map, component_names, records
 from backend.analyses.ablation import KINDS, components
 from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
-from backend.figures import CATEGORIES, NULL_GREY, pixels
+from backend.figures import CATEGORIES, NULL_GREY
 from backend.figures.agreement import agreement
 
 SATURATES = "One gradient step saturates: it can read 1.3 where the exact effect is 10.7. Trust the exact values"
@@ -204,16 +205,12 @@ def _share(product: Any, place: Place) -> np.ndarray:
 # ---------------------------------------------------------------- figures
 
 
-def _names(table: pd.DataFrame) -> list[str]:
-    return [f"L{r.layer}" + (f"H{r.head}" if r.component == "head" else f" {r.component}") for r in table.itertuples()]
-
-
 def _words(table: pd.DataFrame) -> list[str]:
     rank = table["approx"].abs().rank(ascending=False, method="min").astype(int)
     exact = ["not checked" if np.isnan(r.exact) else f"exact {r.exact:.3g} ({r.exact_low:.3g} to {r.exact_high:.3g})"
-             for r in table.itertuples()]  # fmt: skip
+             for r in records(table)]  # fmt: skip
     return [f"{name}: approximate {r.approx:.3g} ({r.approx_low:.3g} to {r.approx_high:.3g})<br>{e}<br>rank {k} of "
-            f"{len(table)}" for name, r, e, k in zip(_names(table), table.itertuples(), exact, rank, strict=True)]
+            f"{len(table)}" for name, r, e, k in zip(component_names(table), records(table), exact, rank, strict=True)]
 
 
 def _warning(view: View) -> str:
@@ -223,7 +220,7 @@ def _warning(view: View) -> str:
 @attribution_patching.figure("Approximate against exact")
 def check(table: pd.DataFrame, view: View) -> Any:
     """The components patched exactly, with intervals; grey: those drawn at random. On the dotted line both agree."""
-    table = table.assign(name=_names(table), hover=_words(table))
+    table = table.assign(name=component_names(table), hover=_words(table))
     groups = []
     for why, colour, words in (("random", NULL_GREY, "random others"), ("top", CATEGORIES[0], "largest scores")):
         g = table[table["checked"] == why]
@@ -239,12 +236,6 @@ def check(table: pd.DataFrame, view: View) -> Any:
 @attribution_patching.figure("Map of approximate effects")
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, MLP and attention layer, diverging around 0; the exact value stands in the cell where known."""
-    column = [f"H{r.head}" if r.component == "head" else r.component for r in table.itertuples()]
-    said = ["" if np.isnan(e) else f"{e:.1f}" for e in table["exact"]]
-    drawn, order = table.assign(column=column, hover=_words(table), said=said), list(dict.fromkeys(column))
-    z, hover, text = (drawn.pivot(index="layer", columns="column", values=v)[order]
-                      for v in ("approx", "hover", "said"))  # fmt: skip
-    return pixels(z.to_numpy(), x=order, y=[str(i) for i in z.index], x_title="component (in the cell: exact, if known)",
-                  y_title="layer", value="approximate change of logit_diff (logits)", diverging=True,
-                  limits=symmetric(table["approx"]), hover=hover.fillna("").to_numpy(), numbered_y=False,
-                  text=text.fillna("").to_numpy(), title=_warning(view))  # fmt: skip
+    said = ["" if np.isnan(r.exact) else f"{r.exact:.1f}" for r in records(table)]
+    return component_map(table, "approx", "approximate change of logit_diff (logits)", _words(table), text=said,
+                         x_title="component (in the cell: exact, where known)", title=_warning(view))  # fmt: skip

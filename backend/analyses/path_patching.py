@@ -25,19 +25,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._causal import (
-    RECOVERED,
-    Batch,
-    Edits,
-    batches,
-    both_sides,
-    copies,
-    hovers,
-    recovered_columns,
-    shown,
-    strongest,
-    symmetric,
-)
+from backend.analyses._causal import Batch, Edits, batches, both_sides, copies
+from backend.analyses._effects import RECOVERED, hovers, records, recovered_columns, shown, strongest, symmetric
 from backend.contract import Axis, Model, Pairs, Params, Progress, View, analysis
 from backend.errors import BadInput, Unfit
 from backend.figures import pixels
@@ -200,8 +189,8 @@ def _head(layer: int, head: int) -> str:
 
 def _ends(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return the names of senders and receivers by row."""
-    senders = [_head(r.sender_layer, r.sender_head) for r in table.itertuples()]
-    return senders, [_head(r.receiver_layer, r.receiver_head) for r in table.itertuples()]
+    senders = [_head(r.sender_layer, r.sender_head) for r in records(table)]
+    return senders, [_head(r.receiver_layer, r.receiver_head) for r in records(table)]
 
 
 @path_patching.figure("Strongest paths")
