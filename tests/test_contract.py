@@ -10,6 +10,7 @@ import pytest
 
 from backend import analyses
 from backend.contract import Prompt, Request, View, Weights
+from backend.models import prompts
 from backend.tables import pack, unpack
 from tests.tiny_models import opened, quiet
 
@@ -35,7 +36,9 @@ def tables(tiny):
 
 
 def compute(analysis, model) -> pd.DataFrame:
-    subject = {"prompt": Prompt(tokens=TOKENS), "weights": Weights()}[analysis.subject.model_fields["kind"].default]
+    pairs = prompts.make(model.card.model_dump(), "induction", 6, 0)
+    subjects = {"prompt": Prompt(tokens=TOKENS), "weights": Weights(), "pairs": pairs}
+    subject = subjects[analysis.subject.model_fields["kind"].default]
     assert analysis.unfit(model.card.capabilities) == ""
     return analysis.compute(model, subject, analysis.params(), quiet)
 

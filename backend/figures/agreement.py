@@ -18,8 +18,8 @@ def agreement(
 ) -> go.Figure:
     """Draw groups of (name, colour, approximate, exact, exact low, exact high, point names, hovers)."""
     figure = go.Figure()
-    values = np.concatenate([np.concatenate([plain(g[2]), plain(g[3])]) for g in groups]) if groups else np.zeros(1)
-    low, high = float(min(values.min(), 0)), float(max(values.max(), 0))
+    values = np.concatenate([np.zeros(1), *(plain(g[i]) for g in groups for i in (2, 3))])
+    low, high = float(values.min()), float(values.max())
     figure.add_scatter(x=[low, high], y=[low, high], mode="lines", name="agreement", hoverinfo="skip",
                        line={"color": NULL_GREY, "dash": "dot", "width": 1})  # fmt: skip
     for name, colour, x, y, below, above, names, hover in groups:
