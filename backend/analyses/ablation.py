@@ -179,10 +179,11 @@ def ranking(table: pd.DataFrame, view: View) -> Any:
     sure = stands_out(best)
     kinds = [list(KINDS).index(k) for k in best["component"]]
     colours = [CATEGORIES[k] if s else NULL_GREY for k, s in zip(kinds, sure, strict=True)]
-    title = f"component, {view.params.get('ablate', 'mean')}-ablated (behind, in grey: mean of the others of its kind)"
-    return bars(component_names(best), best["change"], errors=best["change_se"], null=best["others"],
+    title = f"component, {view.params.get('ablate', 'mean')}-ablated (narrow and grey: within 2 s.e. of 0)"
+    figure = bars(component_names(best), best["change"], errors=best["change_se"], null=best["others"],
                 colours=colours, hover=_words(best), x_title=title,
                 y_title="change of logit_diff (logits; error: s.e.)")  # fmt: skip
+    return figure.update_traces(name="mean of the others of its kind", selector={"name": "null"})
 
 
 @ablation.figure("Map of all components")

@@ -12,7 +12,7 @@ many of its places differ from 0 by two standard errors. Intervals are 95 % boot
 they speak of prompts drawn like these, not of other tasks. Positions need pairs of one length. What noising and
 denoising find differs: a denoised place suffices where all else is corrupted, a noised one is needed where all else is
 clean.
-Cost: a forward per pair and place, (2 + places) x pairs rows in batches of at most 256 MiB.
+Cost: a forward per pair and place, (2 + places) x pairs rows in batches of at most 64 MiB (1 GiB on a GPU).
 Source: Meng et al. (2022), Locating and Editing Factual Associations in GPT, section 2; Wang et al. (2022),
 Interpretability in the Wild; Heimersheim and Nanda (2024), How to use and interpret activation patching.
 """

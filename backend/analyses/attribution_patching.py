@@ -5,9 +5,10 @@ sum (source - base) * mean_k d logit_diff / d value: base is the run patched int
 `layer path`: K = `steps` midpoints (k + 1/2) / K between base and source, all heads of the layer moving together, so
 that a layer costs K runs; the scores of its heads sum to the exact effect of the layer's z as K grows, a single head's
 need not be its own. `own path`: only that head moves, so that as K grows the score is its exact effect (completeness),
-for K runs per head: dearer than patching it. `one step`: the gradient at base alone. **One step saturates**: where
-attention is decided either way its gradient vanishes; on a palindrome classifier it read 1.32 where the exact effect
-is 10.72, and it says 0 of a head whose effect is all of it.
+for K runs per head: dearer than patching it. Where attention switches within less than 1 / K of the path, midpoints miss
+or overcount the switch: compare with `exact` and raise `steps`.
+`one step`: the gradient at base alone. **One step saturates**: where attention is decided either way its gradient
+vanishes; on a palindrome classifier it read 1.32 where the exact effect is 10.72.
 
 `exact` patches the `exact_top` components of largest |approximate| score, and as a control `exact_others` drawn at
 random from the rest, in which a miss would show; intervals are 95 % bootstraps over the pairs. `rank_correlation` is
@@ -34,7 +35,7 @@ from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, 
 from backend.figures import CATEGORIES, NULL_GREY
 from backend.figures.agreement import agreement
 
-SATURATES = "One gradient step saturates: it can read 1.3 where the exact effect is 10.7. Trust the exact values"
+SATURATES = "One step saturates: trust the exact values"  # it read 1.3 where the exact effect was 10.7
 
 
 class AttributionPatchingParams(Params):
@@ -236,6 +237,6 @@ def check(table: pd.DataFrame, view: View) -> Any:
 @attribution_patching.figure("Map of approximate effects")
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, MLP and attention layer, diverging around 0; the exact value stands in the cell where known."""
-    said = ["" if np.isnan(r.exact) else f"{r.exact:.1f}" for r in records(table)]
-    return component_map(table, "approx", "approximate change of logit_diff (logits)", _words(table), text=said,
+    said = ["" if np.isnan(r.exact) else f"{round(r.exact, 1) + 0.0:.1f}" for r in records(table)]
+    return component_map(table, "approx", "approximate change (logits)", _words(table), text=said,
                          x_title="component (in the cell: exact, where known)", title=_warning(view))  # fmt: skip
