@@ -28,6 +28,7 @@ explore = [
     _page("models", "Models", "deployed_code"),
     _page("attention", "Attention", "grid_on"),
     _page("logit_lens", "Logit lens", "layers"),
+    _page("prompts", "Prompts", "compare_arrows"),
 ]
 explore += [auto_page.page(a) for a in house.backend().analyses().values() if not (PAGES / f"{a.name}.py").exists()]
 chosen = st.navigation(

@@ -218,6 +218,13 @@ CSS = """
 .ps-pair .ps-what { width: 5.2rem; opacity: 0.7; flex: none; }
 .ps-chip { padding: 0 3px; border-radius: 3px; background: rgba(128,128,128,0.12); white-space: pre; }
 .ps-chip.ps-differs { background: rgba(230,159,0,0.35); font-weight: 600; }
+.ps-note { font-size: 0.8rem; opacity: 0.75; margin: 0 0 0.4rem; line-height: 1.4; }
+.ps-scroll { overflow-x: auto; }
+.ps-pairs { width: 100%; border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+.ps-pairs th { text-align: left; font-weight: 500; opacity: 0.75; padding: 0 0.5rem 0.2rem 0; vertical-align: bottom; }
+.ps-pairs td { padding: 0.3rem 0.5rem 0.3rem 0; vertical-align: top; white-space: nowrap;
+  border-top: 1px solid color-mix(in srgb, currentColor 12%, transparent); }
+.ps-pairs td:nth-child(2) { white-space: normal; width: 60%; }
 .ps-problem .ps-what { opacity: 0.8; font-size: 0.85rem; overflow-wrap: anywhere; }
 .ps-problem .ps-found { font-weight: 600; overflow-wrap: anywhere; }
 .ps-empty { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); border-radius: 0.5rem;
