@@ -16,7 +16,7 @@ from backend.errors import BadInput, PhasescopeError
 from backend.facade.prompt_sets import OWN
 from backend.runs.prompt_sets import COLUMNS
 
-SHOWN = 24  # pairs in the table
+SHOWN, LONG = 24, 24  # pairs in the table; tokens of a prompt above which the table leaves some out
 TYPED, DRAFT = "own-pairs:typed", "own-pairs:draft"  # the widget's text; what outlives the widget
 HOW = ("One pair a line: clean | corrupted | answer | distractor. Both prompts need as many tokens, both answers are "
        "one token. Spaces around | are left out; write · for a space that belongs to a word (often before an answer), "
@@ -47,17 +47,19 @@ def task_list(house: Any, card: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- pairs and answers
 
 
-def answers(house: Any, card: dict[str, Any], subject: Pairs, key: str | None) -> None:
-    """Show the means, the pairs as a table and, once they are computed, how the model answers each."""
-    table = house.table(key, arrays=False) if key else None
-    if table is not None:
-        theme.badges(means(table))
-        for place, figure in zip(st.columns([2, 3]), ("means", "by_pair"), strict=True):
-            place.plotly_chart(house.figure(key, figure), key=f"prompts:{figure}:{key}")
-    st.html(pairs_table(house.tokenizer(card), subject, table))
+def answers(house: Any, key: str) -> None:
+    """Show how the model answers the pairs: means with their errors, and pair by pair."""
+    theme.badges(means(house.table(key, arrays=False)))
+    for place, figure in zip(st.columns(2), ("means", "by_pair"), strict=True):
+        place.plotly_chart(house.figure(key, figure), key=f"prompts:{figure}:{key}")
+
+
+def pairs_in_full(house: Any, card: dict[str, Any], subject: Pairs, key: str | None) -> None:
+    """Show the pairs as a table, with the model's answers once they are computed."""
     n = len(subject.pairs)
-    thinned = f"The first {SHOWN} of {n} pairs. " if n > SHOWN else ""
-    st.caption(f"{thinned}What differs is marked. P: probability of the answer; rank 0 is the largest logit; "
+    st.markdown(f"##### The pairs: {n}" if n <= SHOWN else f"##### The first {SHOWN} of {n} pairs")
+    st.html(pairs_table(house.tokenizer(card), subject, house.table(key, arrays=False) if key else None))
+    st.caption("What differs is marked. P: probability of the answer; rank 0 is the largest logit; "
                "logit_diff = answer − distractor, at the last token.")
 
 
@@ -67,8 +69,8 @@ def means(table: pd.DataFrame) -> list[tuple[str, str]]:
     said = [(f"logit_diff {c} {with_error(found[c]['logit_diff'], found[c]['logit_diff_se'])}", "neutral")
             for c in ("clean", "corrupted")]  # fmt: skip
     right, error, n = (found["clean"][name] for name in ("right", "right_se", "n"))
-    share = f"clean prompt answered rightly: {right:.0%}" + ("" if pd.isna(error) else f" ± {error:.0%}")
-    return [*said, (share, "neutral"), (f"{n} {'pair' if n == 1 else 'pairs'}", "neutral")]
+    share = f" ({right:.0%} ± {error:.0%})" if 0 < right < 1 else ""
+    return [*said, (f"clean prompt answered rightly: {round(right * n)} of {n}{share}", "neutral")]
 
 
 def with_error(mean: float, error: float) -> str:
@@ -77,28 +79,27 @@ def with_error(mean: float, error: float) -> str:
 
 
 def pairs_table(words: Any, subject: Pairs, table: pd.DataFrame | None) -> str:
-    """Return the pairs as an HTML table, with the model's answers where they are known."""
-    heads = ["", "prompts", "answer", "distractor"]
-    heads += ["logit_diff", "P", "rank", "top token"] if table is not None else []
+    """Return the pairs as an HTML table of two rows each, with the model's answers where they are known."""
+    heads = ["", "answer", "", "prompt", *(["logit_diff", "P", "rank", "top token"] if table is not None else [])]
     cells = {(r.condition, r.pair): r for r in table.itertuples()} if table is not None else {}
-    rows = []
+    rows = ["<tr>" + "".join(f"<th>{h}</th>" for h in heads) + "</tr>"]
     for i, pair in enumerate(subject.pairs[:SHOWN]):
-        fields = [str(i), subject_sets.chips(words, pair), *(_word(words, t) for t in (pair.answer, pair.distractor))]
-        fields += _answers(words, [cells["clean", i], cells["corrupted", i]]) if cells else []
-        rows.append("<tr>" + "".join(f"<td>{f}</td>" for f in fields) + "</tr>")
-    top = "".join(f"<th>{h}</th>" for h in heads)
-    return f'<div class="ps-scroll"><table class="ps-pairs"><tr>{top}</tr>{"".join(rows)}</table></div>'
+        called = f"{_word(words, pair.answer)}<br>not {_word(words, pair.distractor)}"
+        first = f'<td rowspan="2">{i}</td><td rowspan="2">{called}</td>'
+        for which, prompt in subject_sets.chips(words, pair, LONG).items():
+            said = _answers(words, cells[which, i]) if cells else []
+            rows.append(f"<tr>{first}" + "".join(f"<td>{f}</td>" for f in (which, prompt, *said)) + "</tr>")
+            first = ""
+    return f'<div class="ps-scroll"><table class="ps-pairs">{"".join(rows)}</table></div>'
 
 
 def _word(words: Any, token: int) -> str:
     return f'<span class="ps-chip">{html.escape(words.label(int(token)))}</span>'
 
 
-def _answers(words: Any, rows: Sequence[Any]) -> list[str]:
-    """Return cells of two lines: the clean over the corrupted prompt."""
-    columns = [[theme.number(r.logit_diff) for r in rows], [theme.number(r.answer_prob) for r in rows],
-               [theme.count(r.answer_rank) for r in rows], [_word(words, r.top_id) for r in rows]]  # fmt: skip
-    return ["<br>".join(column) for column in columns]
+def _answers(words: Any, row: Any) -> list[str]:
+    return [theme.number(row.logit_diff), theme.number(row.answer_prob), theme.count(row.answer_rank),
+            _word(words, row.top_id)]  # fmt: skip
 
 
 # ---------------------------------------------------------------- pairs of one's own

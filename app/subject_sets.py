@@ -75,18 +75,36 @@ def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
     lengths = sorted(subject.by_length())
     most = f" to {lengths[-1]}" if len(lengths) > 1 else ""
     told = f"{len(subject.pairs)} pairs of {lengths[0]}{most} tokens"
-    st.html(chips(words, pair) + f'<div class="ps-row"><span class="ps-num">{told}; answer <b>{answer}</b>, distractor '
+    lines = [f'<div class="ps-pair"><span class="ps-what">{title}</span>{said}</div>'
+             for title, said in chips(words, pair).items()]  # fmt: skip
+    st.html("".join(lines) + f'<div class="ps-row"><span class="ps-num">{told}; answer <b>{answer}</b>, distractor '
             f"<b>{distractor}</b>; logit_diff = answer − distractor at the last token</span></div>")  # fmt: skip
 
 
-def chips(words: Any, pair: Pair) -> str:
-    """Return the clean over the corrupted prompt as HTML; tokens that differ are marked."""
-    lines = []
+def chips(words: Any, pair: Pair, most: int = 0) -> dict[str, str]:
+    """Return {clean, corrupted: the prompt as HTML}; tokens that differ are marked.
+
+    Above `most` tokens (0: never) what lies far from a difference and from both ends is left out, and counted.
+    """
+    found = {}
+    shown = _near(pair) if 0 < most < len(pair.clean) else range(len(pair.clean))
     for title, ids, other in (("clean", pair.clean, pair.corrupted), ("corrupted", pair.corrupted, pair.clean)):
-        tokens = "".join(f'<span class="ps-chip{"" if a == b else " ps-differs"}">{html.escape(words.label(a))}</span>'
-                         for a, b in zip(ids, other, strict=True))  # fmt: skip
-        lines.append(f'<div class="ps-pair"><span class="ps-what">{title}</span>{tokens}</div>')
-    return "".join(lines)
+        said, last = "", -1
+        for i in shown:
+            said += f'<span class="ps-gap">… {i - last - 1} …</span>' if i - last > 1 else ""
+            mark = "" if ids[i] == other[i] else " ps-differs"
+            said += f'<span class="ps-chip{mark}">{html.escape(words.label(ids[i]))}</span>'
+            last = i
+        found[title] = f'<span class="ps-chips">{said}</span>'
+    return found
+
+
+def _near(pair: Pair) -> list[int]:
+    """Return the positions at most 3 from a difference, the first 3 and the last 8."""
+    n = len(pair.clean)
+    differs = [i for i in range(n) if pair.clean[i] != pair.corrupted[i]]
+    near = {j for i in differs for j in range(i - 3, i + 4)} | set(range(3)) | set(range(n - 8, n))
+    return sorted(i for i in near if 0 <= i < n)
 
 
 def corpus_field(house: Any, card: dict[str, Any], place: Any) -> Corpus:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import asking, house
-from app.prompts_view import answers, own_form, pairs_shown, task_list
+from app.prompts_view import answers, own_form, pairs_in_full, pairs_shown, task_list
 from app.subject import subject_bar
 from backend.contract import Weights
 
@@ -12,14 +12,16 @@ st.markdown("### Prompts")
 st.caption("Pairs of prompts that differ in little and call for different answers: which tasks fit this model, and "
            "does it answer them?")
 bar = subject_bar(backend, Weights)
-main, side = st.columns([5, 3], gap="large")
+main, side = st.columns([7, 4], gap="large")
 with main:
     subject = pairs_shown(backend, bar.card)
     key = asking.answer(backend, "pair_answers", bar.card, subject) if subject else None
-    if subject:
-        answers(backend, bar.card, subject, key)
+    if key:
+        answers(backend, key)
 with side:
     task_list(backend, bar.card)
     own_form(backend, bar.card, subject)
+if subject:
+    pairs_in_full(backend, bar.card, subject, key)
 if key:
     asking.provenance(backend, key)

@@ -106,7 +106,7 @@ def means(table: pd.DataFrame, view: View) -> Any:
              for r in found.itertuples()]
     return bars(found["condition"].tolist(), found["logit_diff"], errors=found["logit_diff_se"], hover=hover,
                 colours=[COLOURS[c] for c in found["condition"]], x_title="prompts",
-                y_title="logit_diff (answer − distractor; error: se)")
+                y_title="mean logit_diff (error: se)")
 
 
 @pair_answers.figure("Pair by pair")
@@ -119,4 +119,4 @@ def by_pair(table: pd.DataFrame, view: View) -> Any:
         hover = [f"pair {pair}, {name}: {value:.3g}<br>top token {view.vocab(int(token))}"
                  for pair, value, token in zip(wide.index, wide[name], top[name], strict=True)]
         curves.append(Line(name, list(range(1, len(wide) + 1)), wide[name], colour=COLOURS[name], hover=hover))
-    return lines(curves, x_title="pairs, by their clean logit_diff", y_title="logit_diff (answer − distractor)")
+    return lines(curves, x_title="pairs, by their clean logit_diff", y_title="logit_diff")

@@ -275,12 +275,13 @@ def _docstring(maker: Maker, dice: random.Random) -> Pair:
     return maker.pair(f"def f(self, {a}, {b}, {c}{tail}", f"def f(self, {a}, {b}, {other}{tail}", f" {c}", f" {other}")
 
 
+#: those made for one recipe come first: a first visit shows the first that fits
 TASKS: dict[str, Task] = {t.name: t for t in (
-    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
-         _induction, _repeats),
     Task("modular_addition", "Modular addition", "a + b modulo p; corrupted: another a", _modular_addition, _adds),
     Task("synthetic_ioi", "Indirect object, made-up sentences", "two names, one gives to the other; corrupted: the "
          "giver is the other one", _synthetic_ioi, _tells_ioi),
+    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
+         _induction, _repeats),
     Task("ioi", "Indirect object (IOI)", "two names, one gives to the other; corrupted: the giver is the other one",
          _ioi, _reads_words),
     Task("greater_than", "Greater than", "a war ends after it began; corrupted: it began in the year 01",
