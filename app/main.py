@@ -30,6 +30,7 @@ explore = [
     _page("logit_lens", "Logit lens", "layers"),
     _page("intervene", "Intervene", "tune"),
     _page("compare", "Compare", "compare"),
+    _page("prompts", "Prompts", "compare_arrows"),
 ]
 explore += [auto_page.page(a) for a in house.backend().analyses().values() if not (PAGES / f"{a.name}.py").exists()]
 chosen = st.navigation(

@@ -22,6 +22,7 @@ TEXTS = {
     "Python": "def add(a, b):\n    return a + b\n",
 }
 
+FIRST_MODEL = "run:induction-demo"  # what a first visit shows
 
 #: model, checkpoint, and what the question is about
 WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1]}
@@ -84,7 +85,7 @@ def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) 
 
 def default_model(runs: dict[str, Any], house: Any) -> str:
     """Return the model of a first visit: a shipped run, else any run, else the last opened model."""
-    shipped = [s for s, r in runs.items() if r.get("shipped")]
+    shipped = sorted((s for s, r in runs.items() if r.get("shipped")), key=lambda s: s != FIRST_MODEL)
     opened = list(house.models()["spec"]) if not runs else []
     found = next(iter([*shipped, *runs, *opened]), "")
     if not found:
@@ -195,6 +196,8 @@ def opened(house: Any, spec: str, step: int | None) -> dict[str, Any]:
 
 def presets(house: Any, card: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Return {name: (text, token ids)}: texts that this model can read, or repeated random ids."""
+    if card["tokenizer"].get("kind") == "words":
+        return _sentences(house, card)
     if card["tokenizer"].get("kind", "ids") != "ids":
         readable = {name: (text, "") for name, text in TEXTS.items() if _fits(house, card, text)}
         return readable or {"One token": (house.tokenizer(card).label(0).replace("·", " ").replace("⏎", "\n"), "")}
@@ -205,6 +208,16 @@ def presets(house: Any, card: dict[str, Any]) -> dict[str, tuple[str, str]]:
             found[f"{n} random tokens, twice"] = ("", " ".join(map(str, block * 2)))
     small = min(card["n_ctx"], card["d_vocab"], 8)
     return {k: v for k, v in found.items() if v[1]} or {"First tokens": ("", " ".join(map(str, range(small))))}
+
+
+def _sentences(house: Any, card: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return sentences of a model that reads words: its task's own, else its first word."""
+    words = house.tokenizer(card)
+    try:
+        pairs = house.pairs(card, "synthetic_ioi", 3, 0).pairs
+    except PhasescopeError:
+        return {"One word": (words.label(0), "")}
+    return {f"Sentence {i}": (" ".join(words.labels(p.clean)), "") for i, p in enumerate(pairs, 1)}
 
 
 def _fits(house: Any, card: dict[str, Any], text: str) -> bool:

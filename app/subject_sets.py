@@ -1,4 +1,4 @@
-"""The subject bar's right side where the question is about pairs of prompts, or about a corpus."""
+"""The subject bar's right side where the question is about pairs of prompts or about a corpus; pairs for people."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import streamlit as st
 
 from app import url, widgets
-from backend.contract import Corpus, Pairs
+from backend.contract import Corpus, Pair, Pairs
 from backend.errors import PhasescopeError
+from backend.facade.prompt_sets import OWN
 
 SOURCES = {"training": "what it was trained on", "python": "Python's standard library", "random": "random tokens",
            "file": "a text file"}  # fmt: skip
@@ -25,19 +26,40 @@ def pairs_field(house: Any, card: dict[str, Any], place: Any) -> Pairs:
             widgets.empty_state("No pairs of prompts fit this model", f"{reasons}. Choose another model.")
             st.stop()
         left, middle, right = st.columns([5, 2, 2], vertical_alignment="bottom", gap="small")
+        _say_unfit(tasks)
         with left:
             name = url.bound(st.selectbox, "Pairs of prompts", "task", fallback=fitting[0], options=fitting,
                              format_func=lambda t: tasks[t]["title"], help=_help(tasks))  # fmt: skip
-        with middle:
-            n = url.bound(st.number_input, "Pairs", "n_pairs", fallback=16, min_value=1, max_value=512, step=1)
-        with right:
-            seed = url.bound(st.number_input, "Seed", "pairs_seed", fallback=0, min_value=0, step=1)
+        n, seed = _whole_set(tasks[name], middle) if name.startswith(OWN) else _drawn(middle, right)
         try:
-            subject = house.pairs(card, name, int(n), int(seed))
+            subject = house.pairs(card, name, n, seed)
         except PhasescopeError as error:
             widgets.error_panel(error)
             st.stop()
     return subject
+
+
+def _drawn(middle: Any, right: Any) -> tuple[int, int]:
+    with middle:
+        n = url.bound(st.number_input, "Pairs", "n_pairs", fallback=16, min_value=1, max_value=512, step=1)
+    with right:
+        seed = url.bound(st.number_input, "Seed", "pairs_seed", fallback=0, min_value=0, step=1)
+    return int(n), int(seed)
+
+
+def _whole_set(task: dict[str, str], middle: Any) -> tuple[int, int]:
+    """A set of the user's own has no number and no seed: all of it is asked."""
+    middle.caption(task["help"])
+    return 1, 0
+
+
+def _say_unfit(tasks: dict[str, dict[str, str]]) -> None:
+    """Say why the task of the address is not the one that is shown."""
+    asked = url.get("task")
+    if asked and asked not in tasks:
+        st.caption(f":material/info: No pairs are known here as `{asked}`; the first that fit are shown.")
+    elif asked and tasks[asked]["reason"]:
+        st.caption(f":material/info: {tasks[asked]['title']}: not for this model, {tasks[asked]['reason']}.")
 
 
 def _help(tasks: dict[str, dict[str, str]]) -> str:
@@ -52,18 +74,41 @@ def chip(label: str, differs: bool) -> str:
 
 
 def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
-    """Show the first pair: what differs is underlined, and the two answers behind it."""
+    """Show the first pair: what differs is marked, and the two answers behind it."""
     words, pair = house.tokenizer(card), subject.pairs[0]
-    lines = []
-    for title, ids, other in (("clean", pair.clean, pair.corrupted), ("corrupted", pair.corrupted, pair.clean)):
-        chips = "".join(chip(words.label(a), a != b) for a, b in zip(ids, other, strict=True))
-        lines.append(f'<div class="ps-pair"><span class="ps-what">{title}</span>{chips}</div>')
     answer, distractor = (html.escape(words.label(t)) for t in (pair.answer, pair.distractor))
     lengths = sorted(subject.by_length())
     most = f" to {lengths[-1]}" if len(lengths) > 1 else ""
     told = f"{len(subject.pairs)} pairs of {lengths[0]}{most} tokens"
+    lines = [f'<div class="ps-pair"><span class="ps-what">{title}</span>{said}</div>'
+             for title, said in chips(words, pair).items()]  # fmt: skip
     st.html("".join(lines) + f'<div class="ps-pair">{told}; answer <b>&nbsp;{answer}</b>, distractor '
             f"<b>&nbsp;{distractor}</b>; logit_diff = answer − distractor at the last token</div>")  # fmt: skip
+
+
+def chips(words: Any, pair: Pair, most: int = 0) -> dict[str, str]:
+    """Return {clean, corrupted: the prompt as HTML}; tokens that differ are marked.
+
+    Above `most` tokens (0: never) what lies far from a difference and from both ends is left out, and counted.
+    """
+    found = {}
+    shown = _near(pair) if 0 < most < len(pair.clean) else range(len(pair.clean))
+    for title, ids, other in (("clean", pair.clean, pair.corrupted), ("corrupted", pair.corrupted, pair.clean)):
+        said, last = "", -1
+        for i in shown:
+            said += f'<span class="ps-gap">… {i - last - 1} …</span>' if i - last > 1 else ""
+            said += chip(words.label(ids[i]), ids[i] != other[i])
+            last = i
+        found[title] = f'<span class="ps-chips">{said}</span>'
+    return found
+
+
+def _near(pair: Pair) -> list[int]:
+    """Return the positions at most 3 from a difference, the first 3 and the last 8."""
+    n = len(pair.clean)
+    differs = [i for i in range(n) if pair.clean[i] != pair.corrupted[i]]
+    near = {j for i in differs for j in range(i - 3, i + 4)} | set(range(3)) | set(range(n - 8, n))
+    return sorted(i for i in near if 0 <= i < n)
 
 
 def corpus_field(house: Any, card: dict[str, Any], place: Any) -> Corpus:

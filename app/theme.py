@@ -214,10 +214,19 @@ CSS = """
 .ps-accent { color: var(--ps-accent); } .ps-good { color: var(--ps-good); }
 .ps-warn { color: var(--ps-warn); } .ps-bad { color: var(--ps-bad); }
 .ps-problem { border-left: 3px solid var(--ps-bad); padding: 0.15rem 0 0.15rem 0.8rem; line-height: 1.5; }
-.ps-pair { display: flex; flex-wrap: wrap; gap: 1px; font-size: 0.8rem; line-height: 1.5; align-items: baseline; }
+.ps-chips { display: flex; flex-wrap: wrap; gap: 1px; } .ps-gap { opacity: 0.6; padding: 0 0.3rem; }
+.ps-pair { display: flex; gap: 1px; font-size: 0.8rem; line-height: 1.5; align-items: baseline; }
 .ps-pair .ps-what { width: 5.2rem; opacity: 0.7; flex: none; }
 .ps-chip { padding: 0 3px; border-radius: 3px; background: rgba(128,128,128,0.12); white-space: pre; }
 .ps-chip.ps-differs { background: rgba(230,159,0,0.35); font-weight: 600; }
+.ps-note { font-size: 0.8rem; opacity: 0.75; margin: 0 0 0.4rem; line-height: 1.4; }
+.ps-scroll { overflow-x: auto; }
+.ps-pairs { width: 100%; border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+.ps-pairs th { text-align: left; font-weight: 500; opacity: 0.75; padding: 0 0.5rem 0.2rem 0; vertical-align: bottom; }
+.ps-pairs td { padding: 0.3rem 0.5rem 0.3rem 0; vertical-align: top; white-space: nowrap;
+  border-top: 1px solid color-mix(in srgb, currentColor 12%, transparent); }
+.ps-pairs td:has(> .ps-chips) { width: 70%; } .ps-pairs td:first-child { line-height: 1.6; }
+.ps-pairs tr:not(:has([rowspan])) td { border-top: none; padding-top: 0; }
 .ps-problem .ps-what { opacity: 0.8; font-size: 0.85rem; overflow-wrap: anywhere; }
 .ps-problem .ps-found { font-weight: 600; overflow-wrap: anywhere; }
 .ps-empty { border: 1px dashed color-mix(in srgb, currentColor 28%, transparent); border-radius: 0.5rem;

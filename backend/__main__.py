@@ -96,7 +96,7 @@ def _subject_flags(sub: argparse.ArgumentParser, subject: type) -> None:
         sub.add_argument("--tokens", default="", help="token ids instead of text: 5,17,3")
     if subject is Pairs:
         sub.add_argument("--task", default=None,
-                         help=f"a task of pairs: {', '.join(prompts.TASKS)}; default: one that fits")
+                         help=f"a task of pairs: {', '.join(prompts.TASKS)}, or \"own: NAME\"; default: one that fits")
         sub.add_argument("--pairs", default=None, metavar="FILE",
                          help="JSON rows {clean, corrupted, answer, distractor}")
         sub.add_argument("--n-pairs", default="16", help="how many pairs of the task (default 16)")

@@ -266,7 +266,7 @@ class ModelCard(BaseModel):
     capabilities: list[str]
     tokenizer: dict[str, Any] = Field(
         default_factory=lambda: {"kind": "ids"},
-        description="{kind: ids} | {kind: chars, symbols: [...]} | {kind: hf, json: tokenizer.json as text}",
+        description="{kind: ids} | {kind: chars or words, symbols: [...]} | {kind: hf, json: tokenizer.json as text}",
     )
     fidelity: dict[str, float] = Field(
         default_factory=dict, description="max_abs_log_prob (nats), top1_agreement (0..1), n_tokens"

@@ -7,6 +7,7 @@ from app import asking, house, theme, widgets
 from app.charts import sparkline
 from app.links import link
 from app.run_groups import folded
+from app.subject import default_model
 from app.training_data import whole
 
 backend = house.backend()
@@ -18,9 +19,9 @@ st.caption(
 
 examples = st.columns(3)
 runs = backend.runs()
-shipped = next((r for r in runs if r.get("shipped") and r["checkpoints"]), None)
+shipped = {f"run:{r['name']}": r for r in runs if r.get("shipped") and r["checkpoints"]}
 if shipped:
-    model = f"run:{shipped['name']}"
+    model = default_model(shipped, backend)
     with examples[0].container(border=True):
         st.markdown("**Watch induction heads form**")
         st.caption("A two-layer model learns to copy: move through its checkpoints and see attention change.")

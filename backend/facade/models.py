@@ -22,15 +22,15 @@ from backend.contract import (
     parse_spec,
 )
 from backend.errors import BadInput, Unfit
-from backend.facade.base import Base, validated
-from backend.models import fingerprints, prompts, registry, tokens
+from backend.facade.base import validated
+from backend.facade.prompt_sets import PromptSets
+from backend.models import fingerprints, registry, tokens
 from backend.runs import corpora, recipes
-from backend.subjects import MOST_PAIRS
 
 TOUCH_EVERY = 60.0
 
 
-class Models(Base):
+class Models(PromptSets):
     """The part of the facade that opens models."""
 
     @cached_property
@@ -141,29 +141,12 @@ class Models(Base):
         tokens.check_length(found, card["n_ctx"])
         return Prompt(tokens=tuple(found), text=text)
 
-
-    def tasks(self, card: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-        """Return {task: {title, help, reason}} of prompt pairs; `reason` says why this model cannot be asked, or ''."""
-        reasons = prompts.fitting(card)
-        return {n: {"title": t.title, "help": t.help, "reason": reasons[n]} for n, t in prompts.TASKS.items()}
-
-    def pairs(self, card: Mapping[str, Any], task: str, n: int = 16, seed: int = 0) -> Pairs:
-        """Make n pairs of a task for this model. Raises BadInput for an unknown task, Unfit with the reason."""
-        if not 1 <= n <= MOST_PAIRS:
-            raise BadInput(f"{n} pairs", f"from 1 to {MOST_PAIRS} can be made", "Ask for fewer or more")
-        return prompts.make(card, task, n, seed)
-
-    def own_pairs(self, card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Pairs:
-        """Make pairs of the user's rows {clean, corrupted, answer, distractor}. Raises BadInput that names the row."""
-        return prompts.own(card, rows)
-
     def sources(self, card: Mapping[str, Any]) -> dict[str, str]:
         """Return {source of a corpus: '' or the reason why this model cannot read it}, the most telling first."""
         recipe = recipes.registry().get(card.get("training", {}).get("recipe", ""))
-        has_text = card["tokenizer"].get("kind", "ids") != "ids"
+        reason = corpora.unreadable(card["tokenizer"].get("kind", "ids"))
         return {"training": "" if recipe and recipe.sample else "the model is no run whose recipe draws token rows",
-                "python": "" if has_text else "the model has no tokenizer", "random": "",
-                "file": "" if has_text else "the model has no tokenizer"}  # fmt: skip
+                "python": reason, "random": "", "file": reason}  # fmt: skip
 
     def corpus(self, card: Mapping[str, Any], **given: Any) -> Corpus:
         """Make a Corpus; the source, where none is given, is the first that this model can read.

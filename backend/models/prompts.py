@@ -16,7 +16,9 @@ from typing import Any
 
 from backend.contract import Pair, Pairs
 from backend.errors import BadInput, PhasescopeError, Unfit
+from backend.models import sentences
 from backend.models import tokens as words
+from backend.subjects import MOST_PAIRS
 
 TRIES = 50  # draws per wanted pair before a task gives up
 
@@ -62,8 +64,9 @@ class Maker:
         words.check_length(clean, self.card["n_ctx"])
         limits = self.card["d_vocab"], self.card["d_vocab_out"]
         for ids, most in zip(((*clean, *corrupted), (answer, distractor)), limits, strict=True):
-            if max(ids) >= most:
-                raise BadInput(f"Token {max(ids)}", f"outside the vocabulary 0..{most - 1}", "Use ids of this model")
+            wrong = [i for i in ids if not 0 <= i < most]
+            if wrong:
+                raise BadInput(f"Token {wrong[0]}", f"outside the vocabulary 0..{most - 1}", "Use ids of this model")
         if answer == distractor:
             raise BadInput("A pair of prompts", "answer and distractor are the same token", "Choose two answers")
         return Pair(clean=tuple(clean), corrupted=tuple(corrupted), answer=answer, distractor=distractor)
@@ -110,32 +113,40 @@ def own(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Pairs:
 
     Raises BadInput that names the row and what is wrong with it.
     """
-    if not rows:
-        raise BadInput("Your pairs", "there are none", "Give clean, corrupted, answer and distractor")
-    maker, found = Maker(card, words.tokenizer_from(card["tokenizer"])), []
+    if not 0 < len(rows) <= MOST_PAIRS:
+        found = f"there are {len(rows)}" if rows else "there are none"
+        raise BadInput("Your pairs", found, f"Give 1 to {MOST_PAIRS} rows of clean, corrupted, answer and distractor")
+    maker, pairs = Maker(card, words.tokenizer_from(card["tokenizer"])), []
     for i, row in enumerate(rows, 1):
         missing = [k for k in ("clean", "corrupted", "answer", "distractor") if row.get(k) in (None, "", [])]
         if missing:
             raise BadInput(f"Pair {i}", f"it has no {missing[0]}", "Give clean, corrupted, answer and distractor")
         try:
             clean, corrupted = (_ids(maker, row[k]) for k in ("clean", "corrupted"))
-            found.append(maker.of_ids(clean, corrupted, *(_answer(maker, row[k]) for k in ("answer", "distractor"))))
+            pairs.append(maker.of_ids(clean, corrupted, *(_answer(maker, row[k]) for k in ("answer", "distractor"))))
         except PhasescopeError as error:
             raise BadInput(f"Pair {i}: {error.asked}", error.found, error.todo) from None
-    return Pairs(pairs=tuple(found), text=f"{len(found)} pairs of your own")
+    return Pairs(pairs=tuple(pairs), text=f"{len(pairs)} pairs of your own")
 
 
 def _ids(maker: Maker, given: Any) -> list[int]:
     if not isinstance(given, str):
-        return [int(i) for i in given]
+        return _whole(given)
     if maker.tokenizer.kind == "ids":
         return words.parse_ids(given, maker.card["d_vocab"])
     return maker.tokenizer.encode(given)
 
 
+def _whole(given: Any) -> list[int]:
+    """Return token ids that came as a list, as of JSON."""
+    if not isinstance(given, list | tuple) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+        raise BadInput(f"The prompt {str(given)[:40]!r}", "neither text nor a list of ids", "Give text or token ids")
+    return list(given)
+
+
 def _answer(maker: Maker, given: Any) -> int:
-    if isinstance(given, int):
-        return given
+    if not isinstance(given, str):
+        return _whole([given])[0]
     if maker.tokenizer.kind != "ids":
         return maker.one_token(str(given))
     ids = words.parse_ids(str(given), maker.card["d_vocab_out"])
@@ -155,12 +166,20 @@ def _reads_words(card: Mapping[str, Any]) -> str:
     if _next_token(card):
         return _next_token(card)
     kind = card["tokenizer"].get("kind", "ids")
-    return {"ids": "it has no tokenizer", "chars": "it reads characters, so a name is several tokens"}.get(kind, "")
+    return {"ids": "it has no tokenizer", "chars": "it reads characters, so a name is several tokens",
+            "words": "it knows only the words of its own made-up sentences"}.get(kind, "")  # fmt: skip
 
 
 def _repeats(card: Mapping[str, Any]) -> str:
     small = min(card["n_ctx"], card["d_vocab"]) < 8
     return _next_token(card) or ("its context or vocabulary is below 8" if small else "")
+
+
+def _tells_ioi(card: Mapping[str, Any]) -> str:
+    """A run of the recipe, so that the vocabulary is that of its sentences."""
+    trained = card.get("training", {}).get("recipe")
+    known = card["tokenizer"].get("symbols", []) == list(sentences.SYMBOLS)
+    return "" if trained == "synthetic_ioi" and known else "it was not trained on the made-up sentences"
 
 
 def _adds(card: Mapping[str, Any]) -> str:
@@ -185,6 +204,16 @@ def _modular_addition(maker: Maker, dice: random.Random) -> Pair:
     p = int(maker.card["training"]["params"]["p"])
     a, b, other = dice.randrange(p), dice.randrange(p), dice.randrange(p)
     return maker.of_ids([a, b, p], [other, b, p], (a + b) % p, (other + b) % p)
+
+
+def _synthetic_ioi(maker: Maker, dice: random.Random) -> Pair:
+    """Clean: S is one of the names, the other is the answer; corrupted: S is the other one, so the answer flips."""
+    a, b = dice.sample(sentences.NAMES, 2)
+    said = {"A": a, "B": b, "P": dice.choice(sentences.PLACES), "O": dice.choice(sentences.OBJECTS)}
+    subject, answer = dice.sample([a, b], 2)
+    template = dice.randrange(len(sentences.TEMPLATES))
+    clean, corrupted = (sentences.sentence(template, **said, S=s) for s in (subject, answer))
+    return maker.pair(clean, corrupted, answer, subject)
 
 
 def _listed(text: str) -> list[str]:
@@ -246,10 +275,13 @@ def _docstring(maker: Maker, dice: random.Random) -> Pair:
     return maker.pair(f"def f(self, {a}, {b}, {c}{tail}", f"def f(self, {a}, {b}, {other}{tail}", f" {c}", f" {other}")
 
 
+#: those made for one recipe come first: a first visit shows the first that fits
 TASKS: dict[str, Task] = {t.name: t for t in (
+    Task("modular_addition", "Modular addition", "a + b modulo p; corrupted: another a", _modular_addition, _adds),
+    Task("synthetic_ioi", "Indirect object, made-up sentences", "two names, one gives to the other; corrupted: the "
+         "giver is the other one", _synthetic_ioi, _tells_ioi),
     Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
          _induction, _repeats),
-    Task("modular_addition", "Modular addition", "a + b modulo p; corrupted: another a", _modular_addition, _adds),
     Task("ioi", "Indirect object (IOI)", "two names, one gives to the other; corrupted: the giver is the other one",
          _ioi, _reads_words),
     Task("greater_than", "Greater than", "a war ends after it began; corrupted: it began in the year 01",

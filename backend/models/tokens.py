@@ -1,6 +1,7 @@
 """Text to token ids and back to labels, from the tokenizer a card carries. No torch.
 
-Three kinds: hf (a tokenizer.json as text), chars (one symbol per id), ids (numbers only).
+Four kinds: hf (a tokenizer.json as text), chars (one symbol per id), words (one word per id, text split at spaces),
+ids (numbers only).
 """
 
 from __future__ import annotations
@@ -79,6 +80,23 @@ class Chars(Ids):
         return visible(self.symbols[token]) if 0 <= token < len(self.symbols) else str(token)
 
 
+class Words(Chars):
+    """One word per id: the vocabulary of a small made-up language; text is split at spaces."""
+
+    kind = "words"
+
+    def encode(self, text: str) -> list[int]:
+        words = _given(text).split()
+        if not words:
+            raise BadInput("The text", "it holds no word", "Type some words of this vocabulary, with spaces between")
+        for at, word in enumerate(words):
+            if word not in self.places:
+                some = ", ".join(self.symbols[:8])
+                found = f"word {visible(word[:40])!r} at position {at} is not among its {len(self.symbols)} words"
+                raise BadInput("The text", found, f"Use its words, with spaces between; they begin with {some}")
+        return [self.places[w] for w in words]
+
+
 class HF(Ids):
     """A Hugging Face tokenizer.json, read by the Rust library alone."""
 
@@ -139,9 +157,11 @@ def tokenizer_from(tokenizer: Mapping[str, Any]) -> Tokenizer:
         return _hf(tokenizer["json"])
     if kind == "chars":
         return Chars(tokenizer["symbols"])
+    if kind == "words":
+        return Words(tokenizer["symbols"])
     if kind == "ids":
         return Ids()
-    raise BadInput(f"Tokenizer {kind!r}", "no such kind", "Use hf, chars or ids")
+    raise BadInput(f"Tokenizer {kind!r}", "no such kind", "Use hf, chars, words or ids")
 
 
 @lru_cache(maxsize=8)

@@ -43,8 +43,9 @@ def _training(card: Any, asked: Corpus, length: int) -> np.ndarray:
 
 def _text(card: Any, asked: Corpus, length: int) -> np.ndarray:
     tokenizer = words.tokenizer_from(card.tokenizer)
-    if tokenizer.kind == "ids":
-        raise Unfit(f"A text for {card.spec}", "the model has no tokenizer", "Choose random tokens or training data")
+    reason = unreadable(tokenizer.kind)
+    if reason:
+        raise Unfit(f"A text for {card.spec}", reason, "Choose random tokens or training data")
     text = texts.read(asked.path if asked.source == "file" else "", CHARACTERS)
     if asked.source == "file" and asked.digest and asked.digest != digest_of(asked.path):
         raise BadInput(f"Text {asked.path!r}", "it is another text than when it was asked for", "Ask again")
@@ -53,6 +54,12 @@ def _text(card: Any, asked: Corpus, length: int) -> np.ndarray:
         raise BadInput("The text", f"it has {len(ids)} tokens, a row takes {length}", "Give a longer text")
     starts = np.random.default_rng(asked.seed).integers(len(ids) - length + 1, size=(asked.rows, 1))
     return ids[starts + np.arange(length)]
+
+
+def unreadable(kind: str) -> str:
+    """Return why a model with this kind of tokenizer cannot read a text of the world, or ''."""
+    words = "its vocabulary is a short list of words, so a text would lose most of what it says"
+    return {"ids": "the model has no tokenizer", "words": words}.get(kind, "")
 
 
 def encoded(tokenizer: Any, text: str) -> list[int]:

@@ -27,6 +27,11 @@ ZOO: dict[str, tuple[str, dict]] = {
     }),
     "induction-1layer": ("induction", {"seed": 0, "n_layers": 1, "steps": 800, "n_checkpoints": 6, "device": "cpu"}),
     "induction-demo": ("induction", {"seed": 0, "device": "cpu"}),
+    # 0.3 MB a checkpoint; the subject is told from the indirect object between steps 180 and 300
+    "ioi-demo": ("synthetic_ioi", {
+        "steps": 700, "seed": 0, "log_every": 10, "monitor_every": 50, "device": "cpu", "n_checkpoints": 6,
+        "keep_from": 180, "keep_to": 300,
+    }),
 }  # fmt: skip
 #: what run.json says and leaves out: nothing of the machine that made it
 EXTRA = {"shipped": True, "command": COMMAND, "host": None, "pid": None, "git": None, "dirty": None}
