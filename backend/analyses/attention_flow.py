@@ -112,5 +112,5 @@ def spread(table: pd.DataFrame, view: View) -> Any:
         Line("measured, mean", mean.index, mean["effective_keys"], colour=CATEGORIES[0]),
         Line("measured, last position", last.index, last["effective_keys"], colour=CATEGORIES[1]),
     ]
-    figure = lines(curves, x_title="after layer", y_title="effective tokens that reach a position (attention only)")
+    figure = lines(curves, x_title="after layer", y_title="effective tokens (attention only)")
     return figure.update_xaxes(tickmode="array", tickvals=sorted(table["layer"].unique()))

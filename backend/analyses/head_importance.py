@@ -225,7 +225,8 @@ def agreement(table: pd.DataFrame, view: View) -> Any:
              for n, r in zip(who, table.itertuples(), strict=True)]  # fmt: skip
     said = "" if np.isnan(one["rank_correlation"]) else (
         f"rank correlation of sizes {one['rank_correlation']:.2f} "
-        f"({one['rank_correlation_low']:.2f} to {one['rank_correlation_high']:.2f}), {one['n']:.0f} prompts")
+        f"({one['rank_correlation_low']:.2f} to {one['rank_correlation_high']:.2f})<br>"
+        f"with sign {one['rank_correlation_signed']:.2f}; {one['n']:.0f} prompts")
     spans = {axis: (table[f"{name}_low"], table[f"{name}_high"]) for axis, name in (("x", "gradient"), ("y", "effect"))}
     return paired(table["gradient"], table["effect"], names=who, hover=hover, x_span=spans["x"], y_span=spans["y"],
                    groups=[f"layer {n}" for n in table["layer"]] if table["layer"].nunique() <= 8 else None,

@@ -195,7 +195,7 @@ def _least(kinds: list[dict[str, np.ndarray]], label: str) -> Table:
 @head_taxonomy.figure("Scores of all heads; earned labels are marked")
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, one map per label on one scale; • earned, ◦ earned but not on both halves."""
-    drawn = {}
+    table, drawn = _floats(table), {}
     for label in LABELS:
         mine = table[table["label"] == label].set_index(["layer", "head"])
         sure = np.where(mine["earned"], np.where(mine["earned_first"] & mine["earned_second"], "•", "◦"), "")
@@ -211,6 +211,7 @@ def overview(table: pd.DataFrame, view: View) -> Any:
 @head_taxonomy.figure("Earned labels beside their null")
 def earned(table: pd.DataFrame, view: View) -> Any:
     """The 24 highest scores among earned labels (where none was: among all), with standard errors; null in grey."""
+    table = _floats(table)
     mine = table[table["earned"]] if table["earned"].any() else table[table["label"] != "uniform"]
     best = mine.nlargest(MOST_BARS, "score")
     which = [f"{n} {label}" for n, label in zip(names(best["layer"], best["head"]), best["label"], strict=True)]
@@ -219,6 +220,11 @@ def earned(table: pd.DataFrame, view: View) -> Any:
     return bars(which, best["score"], errors=best["se"], null=best["null"], colours=colours,
                 hover=[_words(r) for r in best.itertuples()], x_title=said,
                 y_title="score (0 to 1; error: standard error)")  # fmt: skip
+
+
+def _floats(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with NaN for what the store calls NULL."""
+    return table.assign(**{n: table[n].to_numpy(float, na_value=np.nan) for n in ("offset", "null", "z")})
 
 
 def _words(row: Any) -> str:

@@ -34,7 +34,7 @@ from backend.analyses._asking import prompt_tokens
 from backend.analyses._output import output_maps
 from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
 from backend.errors import Unfit
-from backend.figures import beside, grid
+from backend.figures import Panel, beside, panels
 
 HALF = 6e4  # what float16 can hold
 
@@ -57,7 +57,7 @@ class ValueWeightedParams(Params):
         Value("coherence", "output_norm over the sum of contributions; NULL where nothing is written"),
         Value("head_share", "projection of the head's output on attn_out over |attn_out|^2; NULL where attn_out is 0"),
         Value("largest", "largest contribution of the row", "norm"),
-        Value("layer_largest", "largest contribution of the layer, the end of its colour scale", "norm"),
+        Value("layer_largest", "largest contribution of the layer", "norm"),
         Value("difference", "total variation distance between attention and scaled contributions (0 to 1); NULL where "
               "nothing is written"),
         Value("difference_null", "difference with the value norms of the visible keys shuffled"),
@@ -166,23 +166,32 @@ def _difference(pattern: Any, norms: Any) -> Any:
 
 @value_weighted.figure("Attention beside what it moves", choose=("layer", "head"))
 def head(table: pd.DataFrame, view: View) -> Any:
-    """Left the pattern (0 to 1), right the contributions on one scale for all heads of the layer."""
+    """Left the pattern, right the contributions with every row scaled to sum 1: one scale, 0 to 1, for both.
+
+    The hover of the right map says the contribution itself, its title how large it gets beside the layer's heads.
+    """
     rows = table[table["contribution"].notna()] if "contribution" in table else table[:0]
     layer, number = (int(view.chosen.get(axis, rows[axis].iloc[0])) for axis in ("layer", "head"))
     rows = rows[(rows["layer"] == layer) & (rows["head"] == number)].sort_values("query_pos")
     left, right = (np.stack(list(rows[name])).astype(np.float32) for name in ("pattern", "contribution"))
     words = view.tokens or [str(i) for i in range(len(left))]
-    limits = (0.0, float(rows["layer_largest"].iloc[0]) or 1.0)
-    maps = {f"L{layer}H{number}: attention (probability)": (left, (0.0, 1.0), "probability"),
-            f"what it moves (norm; scale of layer {layer})": (right, limits, "norm")}
-    return beside(maps, x=words, y=words, x_title="key position (token)", y_title="query position (token)")
+    total = right.sum(1, keepdims=True)
+    share = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
+    most = f"norms up to {right.max():.3g}; in layer {layer} {rows['layer_largest'].iloc[0]:.3g}"
+    figure = beside({f"L{layer}H{number} looks\n(probability)": (left, "attention"),
+                     f"moves (share of its row)\n{most}": (share, "share of the row")},
+                    limits=(0.0, 1.0), x=words, y=words, x_title="key position (token)",
+                    y_title="query position (token)")  # fmt: skip
+    moved = figure.data[1]
+    return figure.update_traces({"customdata": right, "hovertemplate": moved.hovertemplate.replace(
+        "<extra>", "<br>norm: %{customdata:.3g}<extra>")}, selector={"name": moved.name})
 
 
 @value_weighted.figure("All heads")
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, means over positions: share of attn_out, coherence, difference from the pattern and its null."""
     names = {"head_share": "share of attn_out", "coherence": "coherence", "difference": "difference",
-             "difference_null": "difference, shuffled"}
+             "difference_null": "difference, shuffled"}  # fmt: skip
     mean = table.groupby(["layer", "head"])[list(names)].mean()
-    drawn = {words: mean[name].unstack("head").to_numpy() for name, words in names.items()}
-    return grid(drawn, x_title="head", y_title="layer", value="mean over positions (0 to 1)", limits=(0.0, 1.0))
+    drawn = {words: Panel(mean[name].unstack("head").to_numpy(), (0.0, 1.0)) for name, words in names.items()}
+    return panels(drawn, x_title="head", y_title="layer", value="mean over positions")

@@ -10,7 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain
+from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
+
+NARROW = 16  # token labels that can be read along one of two maps side by side
 
 
 @dataclass
@@ -37,7 +39,7 @@ def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: in
         down, y_axis = category_axis([str(r) for r in range(z.shape[0])], y_title if column == 1 else "", reverse=True)
         below = i + columns >= len(maps)  # nothing stands under it: it names the axis
         figure.update_xaxes(x_axis | ({} if below else {"title": {"text": ""}}), row=row, col=column)
-        figure.update_yaxes(y_axis, row=row, col=column)
+        figure.update_yaxes(y_axis | ({} if column == 1 else {"showticklabels": False}), row=row, col=column)
         figure.add_trace(_map(z, across, down, words, panel, (x_title, y_title)), row, column)
         _scale(figure, panel, z, value, (row, column))
     if value:
@@ -48,23 +50,28 @@ def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: in
 
 
 def beside(
-    maps: Mapping[str, tuple[Any, tuple[float, float], str]], *, x: Sequence[str], y: Sequence[str], x_title: str,
-    y_title: str,
+    maps: Mapping[str, tuple[Any, str]], *, limits: tuple[float, float], x: Sequence[str], y: Sequence[str],
+    x_title: str, y_title: str,
 ) -> go.Figure:  # fmt: skip
-    """Draw maps of the same tokens side by side, {title: (z, limits, unit)}: each on a scale of its own."""
-    n = len(maps)
-    figure = make_subplots(1, n, subplot_titles=[label(w, 40).replace("·", " ") for w in maps], shared_yaxes=True,
-                           horizontal_spacing=0.12)  # fmt: skip
-    for i, (z, limits, unit) in enumerate(maps.values(), start=1):
+    """Draw maps of the same tokens side by side, {title: (z, word for the hover)}, on one colour scale.
+
+    A title may have lines.
+    """
+    titles = ["<br>".join(label(part, 40).replace("·", " ") for part in words.split("\n")) for words in maps]
+    figure = make_subplots(1, len(maps), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
+    ticks = tick_positions(len(x), NARROW)
+    for i, (z, word) in enumerate(maps.values(), start=1):
         across, x_axis = category_axis(x, x_title)
         down, y_axis = category_axis(y, y_title if i == 1 else "", reverse=True)
+        x_axis |= {"tickvals": ticks, "ticktext": [label(x[t]) for t in ticks]}
         figure.update_xaxes(x_axis, row=1, col=i)
         figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
-        panel = Panel(plain(z), limits)
-        figure.add_trace(_map(panel.z, across, down, unit, panel, ("key", "query")), 1, i)
-        _scale(figure, panel, panel.z, "", (1, i))
+        figure.add_trace(_map(plain(z), across, down, word, Panel(z), ("key", "query")), 1, i)
+        figure.data[-1].coloraxis = "coloraxis"
+    figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": limits[0], "cmax": limits[1],
+                                    "colorbar": _bar("")})  # fmt: skip
     figure.update_annotations(font_size=12)
-    return finish(figure, int(np.clip(140 + 18 * len(y), 320, 640))).update_layout(margin={"t": 34})
+    return finish(figure, int(np.clip(140 + 18 * len(y), 320, 640))).update_layout(margin={"t": 50})
 
 
 def _height(maps: Mapping[str, Panel], rows: int) -> int:

@@ -12,6 +12,7 @@ from backend.figures.lines import LEGEND
 from backend.figures.style import CATEGORIES, NULL_GREY, finish, plain
 
 WORDY = 24  # points above which names would cover each other: only the outermost keep theirs
+CROWD = 0.1  # share of the range around the median within which points go unnamed; the hover names all
 
 
 def paired(
@@ -22,10 +23,10 @@ def paired(
     """Draw points with their intervals (low, high) as error bars; `groups` colours them; dashed: x = y."""
     x, y = plain(x), plain(y)
     figure, kinds = go.Figure(), np.array(groups if groups is not None else [""] * len(x), object)
-    ends = [float(v) for v in (min(x.min(), y.min()), max(x.max(), y.max()))]
+    ends = [float(x.min()), float(x.max())]
     figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", hoverinfo="skip",
                        line={"color": NULL_GREY, "dash": "dash", "width": 1})  # fmt: skip
-    words = _outermost(np.hypot(x - x.mean(), y - y.mean()), names)
+    words = _outermost(x, y, names)
     for i, kind in enumerate(dict.fromkeys(kinds)):
         mine = kinds == kind
         figure.add_scatter(
@@ -35,14 +36,16 @@ def paired(
             error_x=_errors(x, x_span, mine), error_y=_errors(y, y_span, mine),
         )  # fmt: skip
     figure.update_layout(xaxis={"title": {"text": x_title}}, yaxis={"title": {"text": y_title}}, legend=LEGEND)
-    return finish(figure, height, title).update_layout(margin={"t": 70 if title else 30})
+    finish(figure, height, title).update_layout(margin={"t": 84 if title else 30})
+    return figure.update_layout(title={"font": {"size": 13}}) if title else figure
 
 
-def _outermost(out: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return the names of the WORDY points farthest out, '' for the others."""
+def _outermost(x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return the names of at most WORDY points that stand out of the crowd around the median, '' for the others."""
+    out = np.max([np.abs(v - np.median(v)) / (np.ptp(v) or 1.0) for v in (x, y)], 0)
     kept = np.zeros(len(out), bool)
     kept[np.argsort(-out)[:WORDY]] = True
-    return np.where(kept, np.array(names, object), "")
+    return np.where(kept & (out > CROWD), np.array(names, object), "")
 
 
 def _errors(at: np.ndarray, span: tuple[Any, Any] | None, mine: np.ndarray) -> dict[str, Any] | None:
