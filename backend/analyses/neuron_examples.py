@@ -105,7 +105,7 @@ def _window(kind: str, example: int, place: int, acts: Any, tokens: Any, context
 
 @neuron_examples.figure("Examples")
 def strips(table: pd.DataFrame, view: View) -> Any:
-    """One line of tokens per example, coloured by the activation; blank where the row has no token."""
+    """One line of tokens per example, coloured by the activation (blue: below 0); blank where the row ends."""
     return token_strips(table, view, "activation")
 
 
@@ -122,9 +122,8 @@ def token_strips(table: pd.DataFrame, view: View, value: str) -> Any:
         z[cell], text[cell] = row["activation"], label(word, longest)
         hover[cell] = (f"token {label(word, 40)}<br>{value}: {row['activation']:.3g}<br>row {row['row']}, position "
                        f"{row['pos']}<br>tokens above the example: {row['rank']}")  # fmt: skip
-    figure = pixels(
-        z, x=[f"{o:+d}" if o else "here" for o in offsets], y=[f"{kind} {at + 1}" for kind, at in names], text=text,
-        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value, diverging=True,
+    return pixels(
+        z, x=[f"{o:+d}" if o else "here" for o in offsets], y=[f"{kind}-{at + 1}" for kind, at in names], text=text,
+        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value, diverging=bool(np.nanmin(z) < 0),
         numbered_y=False, height=int(np.clip(110 + 24 * len(names), 260, 1200)),
     )  # fmt: skip
-    return figure
