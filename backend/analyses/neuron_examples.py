@@ -124,6 +124,6 @@ def token_strips(table: pd.DataFrame, view: View, value: str) -> Any:
                        f"{row['pos']}<br>tokens above the example: {row['rank']}")  # fmt: skip
     return pixels(
         z, x=[f"{o:+d}" if o else "here" for o in offsets], y=[f"{kind}-{at + 1}" for kind, at in names], text=text,
-        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value, diverging=bool(np.nanmin(z) < 0),
-        numbered_y=False, height=int(np.clip(110 + 24 * len(names), 260, 1200)),
+        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value,
+        diverging=bool(np.nanmin(z) < 0), numbered_y=False, height=int(np.clip(110 + 24 * len(names), 260, 1200)),
     )  # fmt: skip
