@@ -107,6 +107,11 @@ def test_run_json_says_for_which_model_and_the_model_reads_it(straight, demo):
     assert float(left) == pytest.approx(last(straight)["fvu"], rel=1e-4)
 
 
+def test_it_is_no_model_and_says_whose_it_is(straight, runs):
+    with pytest.raises(BadInput, match="no model of its own but a sae for run:induction-demo"):
+        open_model(parse_spec("run:straight"), Settings(device="cpu", runs=runs))
+
+
 def test_saelens_finds_its_names_and_shapes(straight):
     config = json.loads((straight / "saelens" / "cfg.json").read_text())
     tensors = load_file(straight / "saelens" / "sae_weights.safetensors")

@@ -105,7 +105,7 @@ def _window(kind: str, example: int, place: int, acts: Any, tokens: Any, context
 
 @neuron_examples.figure("Examples")
 def strips(table: pd.DataFrame, view: View) -> Any:
-    """One line of tokens per example, coloured by the activation; blank where the row has no token."""
+    """One line of tokens per example, coloured by the activation (blue: below 0); blank where the row ends."""
     return token_strips(table, view, "activation")
 
 
@@ -115,7 +115,7 @@ def token_strips(table: pd.DataFrame, view: View, value: str) -> Any:
     offsets = list(range(int(table["offset"].min()), int(table["offset"].max()) + 1))
     shape = len(names), len(offsets)
     z, text, hover = np.full(shape, np.nan), np.full(shape, "", object), np.full(shape, "", object)
-    longest = max(2, min(10, 90 // len(offsets)))
+    longest = max(2, min(10, 70 // len(offsets)))
     for row in table.to_dict("records"):
         cell = names.index((row["kind"], row["example"])), row["offset"] - offsets[0]
         word = view.vocab(row["token"])
@@ -123,8 +123,11 @@ def token_strips(table: pd.DataFrame, view: View, value: str) -> Any:
         hover[cell] = (f"token {label(word, 40)}<br>{value}: {row['activation']:.3g}<br>row {row['row']}, position "
                        f"{row['pos']}<br>tokens above the example: {row['rank']}")  # fmt: skip
     figure = pixels(
-        z, x=[f"{o:+d}" if o else "here" for o in offsets], y=[f"{kind} {at + 1}" for kind, at in names], text=text,
-        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value, diverging=True,
-        numbered_y=False, height=int(np.clip(110 + 24 * len(names), 260, 1200)),
+        z, x=[f"{o:+d}" if o else "here" for o in offsets], y=[f"{kind}-{at + 1}" for kind, at in names], text=text,
+        hover=hover, x_title="offset (tokens from the example)", y_title="example", value=value,
+        diverging=bool(np.nanmin(z) < 0), numbered_y=False, height=int(np.clip(110 + 24 * len(names), 260, 1200)),
     )  # fmt: skip
+    # the scale lies above and the words keep their size: in a narrow window they would shrink until nobody reads them
+    bar = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom", "len": 0.5}
+    figure.data[0].update(textfont={"size": 11}, colorbar={**bar, "title": {"side": "top"}})
     return figure

@@ -143,7 +143,10 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     folder = run_folder(spec.place, settings)
     asked = f"Run {spec.place!r}"
     record = read_json(folder / "run.json", asked)
-    model = record.get("model")
+    model, made_for = record.get("model"), record.get("companion")
+    if model is None and isinstance(made_for, dict):
+        found = f"it holds no model of its own but a {made_for.get('kind')} for {made_for.get('spec')}"
+        raise BadInput(asked, found, f"Open {made_for.get('spec')} and name this run there")
     if not isinstance(model, dict) or (model.get("kind") not in KINDS) or not _is_dict(model.get("config")):
         found = 'run.json names no model {"kind": "native", "hf" or "nanogpt", "config": {...}}'
         raise BadInput(asked, found, "Correct run.json")

@@ -158,7 +158,7 @@ class SaeTraining(schedule.Scheduled):
         values["dead_share"] = float((self.silent >= self.params.dead_after).double().mean())
         with torch.no_grad():
             values |= recovered(self.data, self.params, self.net)
-        return values | ({} if self.loss is None else {"loss": float(self.loss)})
+        return values | ({} if self.loss is None else {"objective": float(self.loss)})
 
     def keep(self, run: Recorder, step: int) -> None:
         """Write the tensors for inputs as they are, and what an exact resume needs."""

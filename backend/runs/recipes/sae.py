@@ -77,8 +77,8 @@ def seconds(params: Params) -> float:
 
 
 METRICS = (
-    Metric("loss", "SAE loss", "", "what the last update made smaller: relative squared error and the sparsity terms",
-           better="low"),
+    Metric("objective", "SAE objective", "", "what the last update made smaller: relative squared error "
+           "and the sparsity terms", better="low"),
     Metric("fvu", "Fraction of variance unexplained", "", "squared error over variance, held-out tokens", better="low"),
     Metric("l0", "Active features", "", "features active per held-out token"),
     Metric("loss_recovered", "Loss recovered", "", "(zero - spliced) / (zero - clean) of the model's loss; 1: nothing "
