@@ -32,7 +32,7 @@ class TunedLensReadParams(Params):
     """Which lens, and how much of each distribution is kept."""
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
-    lens_step: int | None = Field(None, ge=0, le=2**53, description="its checkpoint; none takes that of its last step")
+    lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
     top_k: int = Field(5, ge=1, le=50, description="most likely tokens kept per layer and position")
 
 
