@@ -144,6 +144,10 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     asked = f"Run {spec.place!r}"
     record = read_json(folder / "run.json", asked)
     model = record.get("model")
+    if _is_dict(record.get("companion")):
+        made = record["companion"]
+        found = f"it holds a {str(made.get('kind')).replace('_', ' ')} for {made.get('spec')}, no model of its own"
+        raise BadInput(asked, found, "Open that model, and name this run there")
     if not isinstance(model, dict) or (model.get("kind") not in KINDS) or not _is_dict(model.get("config")):
         found = 'run.json names no model {"kind": "native", "hf" or "nanogpt", "config": {...}}'
         raise BadInput(asked, found, "Correct run.json")
