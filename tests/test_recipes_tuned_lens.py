@@ -72,6 +72,11 @@ def test_the_model_reads_it_as_its_companion_and_the_analysis_agrees_with_the_cu
     assert (table["gain"].iloc[:-1] > 3 * table["gain_se"].iloc[:-1]).all()
 
 
+def test_the_run_is_no_model_and_says_whose_lens_it_is(place, straight):
+    with pytest.raises(BadInput, match="holds a tuned lens for run:tiny, no model of its own"):
+        open_model(parse_spec("run:lens"), settings(place))
+
+
 def test_resumes_to_the_same_bits_and_stops_within_one_step(place, straight):
     params = {**SMALL, "model": "run:tiny"}
     assert_resumes_alike("tuned_lens", params, straight, place / "runs" / "parted", at=33)

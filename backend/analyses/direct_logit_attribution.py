@@ -198,8 +198,9 @@ def _bars(rows: pd.DataFrame, what: str) -> Any:
     hover = [f"{name}<br>direct: {r.direct:.3g} ± {r.direct_se:.2g}<br>null: {r.null:.3g} ± {r.null_se:.2g}"
              f"<br>share of the total: {r.share:.3g}" for name, r in zip(names, rows.itertuples(), strict=True)]
     colours = [CATEGORIES[{"attn_out": 0, "head": 0, "mlp_out": 1}.get(p, 2)] for p in rows["part"]]
-    return bars(names, rows["direct"], errors=rows["direct_se"].fillna(0), null=rows["null"], colours=colours,
-                x_title=what, y_title=f"{LOGITS} (logits)", hover=hover)
+    figure = bars(names, rows["direct"], errors=rows["direct_se"].fillna(0), null=rows["null"], colours=colours,
+                  x_title=what, y_title=f"{LOGITS} (logits)", hover=hover)
+    return figure.update_traces(name="answer - a random token (control)", selector={"name": "null"})
 
 
 @direct_logit_attribution.figure("What each part adds")

@@ -144,7 +144,7 @@ SHORT = {"resid_pre": "pre", "resid_mid": "mid", "resid_post": "post"}
 def _places(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with a column `place`, its words in the order of the forward, each stream once."""
     once = table[(table["point"] != "resid_pre") | (table["layer"] == 0)]
-    words = ["embed" if p == "resid_pre" else f"L{n} {SHORT[p]}" for p, n in zip(once["point"], once["layer"],
+    words = ["embed" if p == "resid_pre" else f"L{n}/{SHORT[p]}" for p, n in zip(once["point"], once["layer"],
                                                                                 strict=True)]
     return once.assign(place=pd.Categorical(words, list(dict.fromkeys(words)), ordered=True))
 

@@ -32,7 +32,7 @@ class TunedLensReadParams(Params):
     """Which lens, and how much of each distribution is kept."""
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
-    lens_step: int | None = Field(None, ge=0, le=2**53, description="its checkpoint; none takes that of its last step")
+    lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
     top_k: int = Field(5, ge=1, le=50, description="most likely tokens kept per layer and position")
 
 
@@ -102,7 +102,7 @@ def _frame(layer: int, start: int, ours: Any, theirs: Any) -> pd.DataFrame:
 # ---------------------------------------------------------------- figures
 
 
-def _grid(table: pd.DataFrame, view: View, token: str, log_prob: str, kl: str) -> Any:
+def _grid(table: pd.DataFrame, view: View, title: str, token: str, log_prob: str, kl: str) -> Any:
     """Token by layer: the top token in each cell, coloured by KL; both lenses share the colours."""
     top = table[table["rank"] == 0].sort_values(["layer", "pos"])
     layers = sorted(top["layer"].unique())
@@ -117,19 +117,19 @@ def _grid(table: pd.DataFrame, view: View, token: str, log_prob: str, kl: str) -
     names = view.tokens or [str(i) for i in range(len(top) // len(layers))]
     return pixels(block(top[kl]), x=names, y=layer_names(layers), x_title="position (token)", y_title=LAYER,
                   value="KL(final || lens) (nats)", limits=(0.0, most), text=block(words).tolist(),
-                  hover=block(hover).tolist(), reverse_y=False, numbered_y=False)
+                  hover=block(hover).tolist(), reverse_y=False, numbered_y=False, title=title)
 
 
 @tuned_lens.figure("Tuned lens: predictions by layer and token")
 def grid(table: pd.DataFrame, view: View) -> Any:
     """The tuned lens' top token in each cell, coloured by its KL to the final prediction."""
-    return _grid(table, view, "token_id", "log_prob", "kl_to_final")
+    return _grid(table, view, "tuned lens", "token_id", "log_prob", "kl_to_final")
 
 
 @tuned_lens.figure("Logit lens, same colours")
 def logit_grid(table: pd.DataFrame, view: View) -> Any:
     """The logit lens' top token in each cell, coloured by its KL to the final prediction."""
-    return _grid(table, view, "logit_token_id", "logit_log_prob", "logit_kl_to_final")
+    return _grid(table, view, "logit lens", "logit_token_id", "logit_log_prob", "logit_kl_to_final")
 
 
 @tuned_lens.figure("KL to the final prediction")

@@ -40,7 +40,7 @@ class TunedLensQualityParams(Params):
     """Which lens."""
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
-    lens_step: int | None = Field(None, ge=0, le=2**53, description="its checkpoint; none takes that of its last step")
+    lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
 
 
 def _with_error(name: str, words: str) -> list[Value]:

@@ -143,10 +143,11 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
     folder = run_folder(spec.place, settings)
     asked = f"Run {spec.place!r}"
     record = read_json(folder / "run.json", asked)
-    model, made_for = record.get("model"), record.get("companion")
-    if model is None and isinstance(made_for, dict):
-        found = f"it holds no model of its own but a {made_for.get('kind')} for {made_for.get('spec')}"
-        raise BadInput(asked, found, f"Open {made_for.get('spec')} and name this run there")
+    model = record.get("model")
+    if _is_dict(record.get("companion")):
+        made = record["companion"]
+        found = f"it holds a {str(made.get('kind')).replace('_', ' ')} for {made.get('spec')}, no model of its own"
+        raise BadInput(asked, found, "Open that model, and name this run there")
     if not isinstance(model, dict) or (model.get("kind") not in KINDS) or not _is_dict(model.get("config")):
         found = 'run.json names no model {"kind": "native", "hf" or "nanogpt", "config": {...}}'
         raise BadInput(asked, found, "Correct run.json")

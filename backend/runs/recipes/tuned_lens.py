@@ -41,7 +41,7 @@ SHARED = 16  # tokens in a row that a training row must not share with a held-ou
 class TunedLensParams(RecipeParams):
     model: str = Field("run:induction-demo", max_length=1000, pattern=r"^\S.*$",
                        description="the model it is for, as on the Models page (run:NAME, a folder, a hub name)")
-    step: int | None = Field(None, ge=0, le=2**53, description="checkpoint of the model; none takes the last")
+    step: int | None = Field(None, ge=0, le=2**31 - 1, description="checkpoint of the model; none takes the last")
     steps: int = Field(250, ge=1, le=100_000, description="number of updates")
     source: Literal["training", "python", "file", "random"] = Field(
         "training", description="what the rows are: the model's training data, Python's library, a file, random tokens")
