@@ -230,7 +230,7 @@ def check(table: pd.DataFrame, view: View) -> Any:
     rho = table["rank_correlation"].iloc[0]
     told = "too few to rank" if np.isnan(rho) else f"rank correlation {rho:.2g}"
     n = int((table["checked"] != "no").sum())
-    return agreement(groups, x_title=f"approximate change of logit_diff (logits; {n} checked, {told})",
+    return agreement(groups, x_title=f"approximate change (logits; {n} checked, {told})",
                      y_title="exact change (logits; 95 % interval)", title=_warning(view))  # fmt: skip
 
 
