@@ -5,7 +5,7 @@ sum (source - base) * mean_k d logit_diff / d value: base is the run patched int
 `layer path`: K = `steps` midpoints (k + 1/2) / K between base and source, all heads of the layer moving together, so
 that a layer costs K runs; the scores of its heads sum to the exact effect of the layer's z as K grows, a single head's
 need not be its own. `own path`: only that head moves, so that as K grows the score is its exact effect (completeness),
-for K runs per head: dearer than patching it. Where attention switches within less than 1 / K of the path, midpoints miss
+for K runs per head: dearer than patching it. Where attention switches within less than 1 / K of the path, it can miss
 or overcount the switch: compare with `exact` and raise `steps`.
 `one step`: the gradient at base alone. **One step saturates**: where attention is decided either way its gradient
 vanishes; on a palindrome classifier it read 1.32 where the exact effect is 10.72.
@@ -230,7 +230,7 @@ def check(table: pd.DataFrame, view: View) -> Any:
     rho = table["rank_correlation"].iloc[0]
     told = "too few to rank" if np.isnan(rho) else f"rank correlation {rho:.2g}"
     n = int((table["checked"] != "no").sum())
-    return agreement(groups, x_title=f"approximate change of logit_diff (logits; {n} checked, {told})",
+    return agreement(groups, x_title=f"approximate change (logits; {n} checked, {told})",
                      y_title="exact change (logits; 95 % interval)", title=_warning(view))  # fmt: skip
 
 
