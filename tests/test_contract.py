@@ -9,12 +9,16 @@ import pandas as pd
 import pytest
 
 from backend import analyses
-from backend.contract import Prompt, Request, View, Weights
+from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights
 from backend.tables import pack, unpack
 from tests.tiny_models import opened, quiet
 
 NAMES = sorted(analyses.registry())
 TOKENS = (3, 9, 4, 9, 1, 3, 20, 17, 3, 9)
+PAIRS = Pairs(pairs=tuple(Pair(clean=TOKENS, corrupted=(*TOKENS[:4], n, *TOKENS[5:]), answer=n + 1, distractor=n + 2)
+                          for n in (5, 6, 7, 8)))  # fmt: skip
+ROWS = Rows(np.random.default_rng(0).integers(50, size=(6, 16)), Corpus(source="random", rows=6, length=16))
+SUBJECTS = {"prompt": Prompt(tokens=TOKENS), "weights": Weights(), "pairs": PAIRS, "corpus": ROWS}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def tables(tiny):
 
 
 def compute(analysis, model) -> pd.DataFrame:
-    subject = {"prompt": Prompt(tokens=TOKENS), "weights": Weights()}[analysis.subject.model_fields["kind"].default]
+    subject = SUBJECTS[analysis.subject.model_fields["kind"].default]
     assert analysis.unfit(model.card.capabilities) == ""
     return analysis.compute(model, subject, analysis.params(), quiet)
 
