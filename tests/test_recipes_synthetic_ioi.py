@@ -165,3 +165,13 @@ def test_the_shipped_weights_give_their_numbers(step):
     rows = DEMO.read().rows
     kept = rows[(rows.step == step) & rows.metric.isin([m.name for m in recipe.METRICS])].set_index("metric").value
     assert training.measure() == pytest.approx(kept.to_dict(), abs=2e-4)
+
+
+def test_making_it_again_gives_the_same_files(tmp_path):
+    made = [zoo.make("ioi-demo", tmp_path / n, steps=4, log_every=2, n_checkpoints=2) for n in ("a", "b")]
+    for step in layout.steps_in(made[0]):
+        one, two = (layout.file_of(f, layout.CHECKPOINTS, step).read_bytes() for f in made)
+        assert one == two
+    first = layout.file_of(DEMO.path, layout.CHECKPOINTS, 0).read_bytes()
+    assert load_file(layout.file_of(made[0], layout.CHECKPOINTS, 0)).keys() == load_file(
+        layout.file_of(DEMO.path, layout.CHECKPOINTS, 0)).keys() and len(first) < 320_000
