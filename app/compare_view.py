@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import url, views, widgets
-from app.subject import checkpoint_of, default_model, model_picker, opened
+from app.subject import checkpoint_of, default_model, model_picker, openable, opened
 from backend.contract import Prompt
 
 
@@ -50,7 +50,7 @@ def show(house: Any) -> None:
 
 def _side(house: Any, title: str, model: str, step: str) -> dict[str, Any]:
     """Draw the pickers of one side and return its card; stops the page until the model is open."""
-    runs = {f"run:{r['name']}": r for r in house.runs() if r["checkpoints"]}
+    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r)}
     spec = url.get(model) or (url.get("model") if model != "model" else "") or default_model(runs, house)
     model_picker(house, runs, spec, f"Model {title}", model, step)
     steps = runs[spec]["checkpoints"] if spec in runs else []

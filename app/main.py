@@ -32,15 +32,20 @@ explore = [
     _page("compare", "Compare", "compare"),
     _page("prompts", "Prompts", "compare_arrows"),
 ]
-explore += [auto_page.page(a) for a in house.backend().analyses().values() if not (PAGES / f"{a.name}.py").exists()]
+auto: dict[str, list[st.Page]] = {}  # an automatic page per analysis that has none, under the group that it names
+for one in house.backend().analyses().values():
+    if not (PAGES / f"{one.name}.py").exists():
+        auto.setdefault(one.group, []).append(auto_page.page(one))
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
-        "Explore": explore,
+        "Explore": [*explore, *auto.pop("Explore", [])],
         "Training": [
             _page("training", "Training", "monitoring"),
             _page("phase_diagram", "Phase diagram", "grid_view"),
+            *auto.pop("Training", []),
         ],
+        **auto,
         "Results": [
             _page("results", "Results", "inventory_2"),
             _page("jobs", "Jobs", "pending_actions"),

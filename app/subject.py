@@ -56,7 +56,7 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
 def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page."""
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
-    runs = {spec: r for spec, r in known_runs.items() if r["checkpoints"]}
+    runs = {spec: r for spec, r in known_runs.items() if openable(r)}
     spec = url.get("model") or default_model(runs, house)
     with st.container(key="subject-bar"):
         left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
@@ -81,6 +81,11 @@ def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) 
     if kind is Pairs:
         return subject_sets.pairs_field(house, card, place)
     return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
+
+
+def openable(run: dict[str, Any]) -> bool:
+    """Say whether a run has checkpoints of a model: one that was trained for a model (a lens, an SAE) has none."""
+    return bool(run["checkpoints"]) and isinstance(run.get("model"), dict)
 
 
 def default_model(runs: dict[str, Any], house: Any) -> str:

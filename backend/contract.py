@@ -104,6 +104,7 @@ class Analysis:
     compute: Callable[[Any, Any, Any, Progress], Any]
     needs: tuple[str, ...] = ()
     doc: str = ""
+    group: str = "Explore"
     figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
@@ -178,9 +179,11 @@ def analysis(
     axes: Sequence[Axis],
     values: Sequence[Value],
     needs: Sequence[str] = (),
+    group: str = "Explore",
 ) -> Callable[[Callable], Analysis]:
     """Declare `compute(model, subject, params, progress) -> pandas.DataFrame` as an analysis.
 
+    `group` is where its page stands in the navigation.
     The name is the module's own; the module docstring becomes its documentation. Bump `version` when numbers change.
     """
 
@@ -200,6 +203,7 @@ def analysis(
             compute=compute,
             needs=tuple(needs),
             doc=(module.__doc__ or "").strip(),
+            group=group,
         )
 
     return wrap

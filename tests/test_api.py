@@ -155,6 +155,24 @@ def test_submit_opening_job_result(house: House) -> None:
     assert "run:toy" in {m["spec"] for m in house.http.get("/models").json()}
 
 
+def test_pairs_by_task_or_row_are_asked_about_in_words(house: House) -> None:
+    ask = {"analysis": "pair_answers", "model": "run:toy"}
+    row = {"clean": "1 2 3", "corrupted": "1 4 3", "answer": "2", "distractor": "4"}
+    by_task = house.asked({**ask, "about": {"task": "induction", "n": 3, "seed": 1}})
+    own = house.asked({**ask, "about": {"pairs": [row]}})
+    told = [house.http.get(f"/results/{key}/record").json()["subject"] for key in (by_task, own)]
+    assert [len(t["pairs"]) for t in told] == [3, 1] and told[1]["pairs"][0]["clean"] == [1, 2, 3]
+    assert len(house.http.get(f"/results/{own}", params={"format": "json"}).json()) == 2
+    assert house.asked({**ask, "about": {"n": 3, "seed": 1}}) == by_task  # the first task that fits
+    for about, words in (
+        ({"task": "ioi"}, "no tokenizer"), ({"task": "nothing"}, "no such task"), ({"task": "own: nobody"}, "nobody"),
+        ({"pairs": [{**row, "answer": "4"}]}, "Pair 1"), ({"pairs": "x"}, "no list"), ({"n": "x"}, "n of the pairs"),
+        ({"n": 0}, "from 1 to 512"), ({"seed": -1}, "seed of the pairs"),
+    ):  # fmt: skip
+        answer = house.http.post("/submit", json={**ask, "about": about})
+        assert answer.status_code in (400, 404) and words in answer.text, (about, answer.text)
+
+
 def test_models_runs_metrics_doctor(house: House) -> None:
     names = {r["name"]: r for r in house.http.get("/runs").json()}
     shipped = next(n for n, r in names.items() if r.get("shipped"))

@@ -372,7 +372,7 @@ def test_every_figure_of_every_analysis_is_drawn(house: Backend) -> None:
     cards = [card_of(house, "run:toy", 10), card_of(house, "run:grokking-demo", 800)]
     for name, one in house.analyses().items():
         card = next(c for c in cards if not one.unfit(c["capabilities"]))
-        subject = PROMPT if one.subject is Prompt else Weights()
+        subject = PROMPT if one.subject is Prompt else house.subject(one.subject, card, {})
         kept = computed(house, name, card, subject)
         for figure in one.figures:
             chosen = {"layer": 0, "head": 0, "pos": 1}

@@ -1,4 +1,4 @@
-"""Tokenizers of the three kinds, without torch."""
+"""Tokenizers of the four kinds (words: tests/test_prompts.py), without torch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_empty_text(kind: str, byte_level: Tokenizer) -> None:
 
 def test_unreadable_tokenizers() -> None:
     with pytest.raises(BadInput, match="no such kind"):
-        tokenizer_from({"kind": "words"})
+        tokenizer_from({"kind": "syllables"})
     with pytest.raises(BadInput, match=r"tokenizer\.json cannot be read"):
         tokenizer_from({"kind": "hf", "json": "{}"})
 

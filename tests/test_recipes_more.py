@@ -11,7 +11,7 @@ from backend.errors import Unsupported
 from backend.runs import corpus, recipes
 from backend.runs.folder import RunFolder
 from backend.runs.loop import Training
-from backend.runs.recipes import char_lm, induction, linear_control, markov_icl, modular_addition
+from backend.runs.recipes import char_lm, induction, linear_control, markov_icl, modular_addition, synthetic_ioi
 from backend.runs.recorder import Recorder
 from backend.runs.train import train
 from tests.recipe_kit import go_on
@@ -25,6 +25,7 @@ SAID: dict[str, tuple[Any, dict[str, Any], tuple[float, float], float]] = {
                        (0.9, 0.999), 0.0),
     "markov_icl": (markov_icl, ATTENTION, (0.9, 0.98), 0.01),
     "modular_addition": (modular_addition, {"p": 7, "d_model": 16, "n_heads": 2, "d_mlp": 12}, (0.9, 0.98), 1.0),
+    "synthetic_ioi": (synthetic_ioi, {"d_model": 16, "n_heads": 2, "n_layers": 2, "batch_size": 4}, (0.9, 0.98), 0.01),
 }  # fmt: skip
 
 

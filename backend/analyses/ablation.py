@@ -46,7 +46,7 @@ class AblationParams(Params):
 
 
 @analysis(
-    version=1, title="Ablation", asks="How much does the answer lose when a component is taken out?",
+    version=1, group="Causal", title="Ablation", asks="How much does the answer lose when a component is taken out?",
     subject=Pairs, params=AblationParams,
     axes=[Axis("component", "head, mlp or attn (a whole attention layer)", kind="str"),
           Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based; -1: the whole layer")],

@@ -48,7 +48,7 @@ class ActivationPatchingParams(Params):
 
 
 @analysis(
-    version=1, title="Activation patching",
+    version=1, group="Causal", title="Activation patching",
     asks="Which activations carry the difference between a clean and a corrupted prompt?",
     subject=Pairs, params=ActivationPatchingParams,
     axes=[Axis("layer", "layer, 0-based"), Axis("pos", "position, 0-based; -1: all positions", "token"),

@@ -30,7 +30,7 @@ class AttentionParams(Params):
 
 
 @analysis(
-    version=1, title="Attention", asks="Where does each head look, token by token?", subject=Prompt,
+    version=1, group="Attention", title="Attention", asks="Where does each head look, token by token?", subject=Prompt,
     params=AttentionParams, needs=["attention_patterns"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based"),
           Axis("query_pos", "position of the query token, 0-based", "token")],

@@ -39,7 +39,8 @@ class AttentionFlowParams(Params):
 
 
 @analysis(
-    version=1, title="Attention flow", subject=Prompt, params=AttentionFlowParams, needs=["attention_patterns"],
+    version=1, group="Attention",
+    title="Attention flow", subject=Prompt, params=AttentionFlowParams, needs=["attention_patterns"],
     asks="Attention only: which tokens reach each position through all layers so far?",
     axes=[Axis("layer", "rollout up to and with this layer, 0-based"),
           Axis("query_pos", "position that receives, 0-based", "token")],

@@ -65,7 +65,8 @@ def _columns(name: str, words: str, unit: str, null: bool) -> list[Value]:
 
 
 @analysis(
-    version=1, title="Attention statistics", asks="How widely and how far does each head look, over many rows?",
+    version=1, group="Attention",
+    title="Attention statistics", asks="How widely and how far does each head look, over many rows?",
     subject=Corpus, params=AttentionStatisticsParams, needs=["attention_patterns"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based")],
     values=[

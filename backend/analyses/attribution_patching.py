@@ -56,7 +56,7 @@ class AttributionPatchingParams(Params):
 
 
 @analysis(
-    version=1, title="Attribution patching",
+    version=1, group="Causal", title="Attribution patching",
     asks="Which components would matter if patched, by gradients, and what does exact patching say of them?",
     subject=Pairs, params=AttributionPatchingParams, needs=["gradients"],
     axes=[Axis("component", "head, mlp or attn (a whole attention layer)", kind="str"),

@@ -43,7 +43,7 @@ class DirectLogitAttributionParams(Params):
 
 
 @analysis(
-    version=1, title="Direct logit attribution",
+    version=1, group="Lenses", title="Direct logit attribution",
     asks="Which parts of the model write the answer rather than the distractor directly?",
     subject=Pairs, params=DirectLogitAttributionParams, needs=["unembed"],
     axes=[Axis("part", "embed, pos_embed, attn_out, mlp_out, constant; head, attn_bias (within attn_out); total",

@@ -52,7 +52,7 @@ def _interval(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, title="Head importance",
+    version=1, group="Attention", title="Head importance",
     asks="How much of the answer does each head carry, and does the cheap estimate rank heads alike?",
     subject=Pairs, params=HeadImportanceParams, needs=["gradients"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based")],

@@ -54,7 +54,8 @@ def _columns(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, title="Head scores", asks="Which heads are induction, previous-token or duplicate-token heads?",
+    version=1, group="Attention",
+    title="Head scores", asks="Which heads are induction, previous-token or duplicate-token heads?",
     subject=Weights, params=HeadScoresParams, needs=["attention_patterns"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based")],
     values=[

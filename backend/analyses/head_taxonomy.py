@@ -54,7 +54,8 @@ class HeadTaxonomyParams(Params):
 
 
 @analysis(
-    version=1, title="Head taxonomy", asks="Which habits does each head have, beyond chance and on fresh tokens?",
+    version=1, group="Attention",
+    title="Head taxonomy", asks="Which habits does each head have, beyond chance and on fresh tokens?",
     subject=Weights, params=HeadTaxonomyParams, needs=["attention_patterns"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based"),
           Axis("label", "the habit in question", kind="str")],

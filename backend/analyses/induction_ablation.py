@@ -48,7 +48,7 @@ class InductionAblationParams(Params):
 
 
 @analysis(
-    version=2, title="Ablation of induction heads",
+    version=2, group="Attention", title="Ablation of induction heads",
     asks="Do the heads with a high induction score carry the continuation of a repeated block?",
     subject=Weights, params=InductionAblationParams, needs=["attention_patterns", "next_token"],
     axes=[Axis("condition", "intact; ablated: suspects, random others, one suspect, one other, this head", kind="str")],

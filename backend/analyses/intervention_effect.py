@@ -36,7 +36,7 @@ class InterventionEffectParams(intervening.InterventionParams):
 
 
 @analysis(
-    version=1, title="Effect of interventions",
+    version=1, group="Causal", title="Effect of interventions",
     asks="How much do interventions change the answer, over a set of prompts?",
     subject=Pairs, params=InterventionEffectParams, needs=["next_token"],
     axes=[Axis("pair", "which pair, 0-based; -1: the mean over pairs")],

@@ -38,7 +38,8 @@ class JacobianLensParams(Params):
 
 
 @analysis(
-    version=1, title="Jacobian lens", asks="What does each layer's stream do to the answer, to first order?",
+    version=1, group="Lenses",
+    title="Jacobian lens", asks="What does each layer's stream do to the answer, to first order?",
     subject=Prompt, params=JacobianLensParams, needs=["unembed", "gradients"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding"),
           Axis("pos", "position in the prompt, 0-based", "token")],

@@ -41,7 +41,8 @@ class LensConvergenceParams(Params):
 
 
 @analysis(
-    version=1, title="Lens convergence", asks="At which layer does each position settle on the model's prediction?",
+    version=1, group="Lenses",
+    title="Lens convergence", asks="At which layer does each position settle on the model's prediction?",
     subject=Prompt, params=LensConvergenceParams, needs=["unembed"],
     axes=[Axis("point", "resid_pre, resid_mid or resid_post", kind="str"), Axis("layer", "layer, 0-based"),
           Axis("pos", "position in the prompt, 0-based", "token")],

@@ -40,7 +40,8 @@ class LogitLensParams(Params):
 
 
 @analysis(
-    version=1, title="Logit lens", asks="What would the model predict if it stopped after each layer?", subject=Prompt,
+    version=1, group="Lenses",
+    title="Logit lens", asks="What would the model predict if it stopped after each layer?", subject=Prompt,
     params=LogitLensParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding"),
           Axis("pos", "position in the prompt, 0-based", "token"),

@@ -39,7 +39,7 @@ class ModularProgressParams(Params):
 
 
 @analysis(
-    version=1, title="Progress of modular addition",
+    version=1, group="Training", title="Progress of modular addition",
     asks="Which frequencies carry the answers, and how much is memorised?",
     subject=Weights, params=ModularProgressParams, needs=["mlp"],
     axes=[Axis("measure", "which measure, as in the text above", kind="str"),

@@ -46,7 +46,7 @@ class MonitorsParams(Params):
 
 
 @analysis(
-    version=2, title="Monitors", asks="What do the training monitors say of this model?",
+    version=2, group="Training", title="Monitors", asks="What do the training monitors say of this model?",
     subject=Weights, params=MonitorsParams, needs=["next_token"],
     axes=[Axis("metric", "which monitor; the Glossary has its words", kind="str"),
           Axis("layer", "layer, 0-based; -1: the whole model"), Axis("head", "head, 0-based; -1: the whole layer")],

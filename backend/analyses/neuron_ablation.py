@@ -43,7 +43,8 @@ class NeuronAblationParams(Params):
 
 
 @analysis(
-    version=1, title="Ablation of neurons", asks="What do the predictions lose when neurons are ablated?",
+    version=1, group="Neurons & features",
+    title="Ablation of neurons", asks="What do the predictions lose when neurons are ablated?",
     subject=Corpus, params=NeuronAblationParams, needs=["mlp"],
     axes=[Axis("condition", "intact; ablated: chosen, random others, one neuron alone", kind="str")],
     values=[

@@ -40,7 +40,8 @@ class NeuronExamplesParams(Params):
 
 
 @analysis(
-    version=1, title="Examples of a neuron", asks="On which tokens is a neuron active, at its top and elsewhere?",
+    version=1, group="Neurons & features",
+    title="Examples of a neuron", asks="On which tokens is a neuron active, at its top and elsewhere?",
     subject=Corpus, params=NeuronExamplesParams, needs=["mlp"],
     axes=[Axis("kind", "top; q90, q50: closest to this quantile; random", kind="str"),
           Axis("example", "running number within the kind"),

@@ -33,7 +33,8 @@ class PairAnswersParams(Params):
 
 
 @analysis(
-    version=1, title="Answers to pairs", asks="Does the model answer clean and corrupted prompts as their task has it?",
+    version=1, group="Causal",
+    title="Answers to pairs", asks="Does the model answer clean and corrupted prompts as their task has it?",
     subject=Pairs, params=PairAnswersParams, needs=["next_token"],
     axes=[Axis("condition", "clean, corrupted, or other answers (the control)", kind="str"),
           Axis("pair", "pair, 0-based")],

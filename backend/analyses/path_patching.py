@@ -59,7 +59,7 @@ class Path:
 
 
 @analysis(
-    version=1, title="Path patching",
+    version=1, group="Causal", title="Path patching",
     asks="Which direct paths, head to head or head to logits, carry the difference between two prompts?",
     subject=Pairs, params=PathPatchingParams,
     axes=[Axis("sender_layer", "layer of the sending head, 0-based"), Axis("sender_head", "the sending head, 0-based"),

@@ -44,7 +44,8 @@ class SaeAgreementParams(Params):
 
 
 @analysis(
-    version=1, title="Agreement of two SAEs", asks="Do two sparse autoencoders of one point find the same features?",
+    version=1, group="Neurons & features",
+    title="Agreement of two SAEs", asks="Do two sparse autoencoders of one point find the same features?",
     subject=Weights, params=SaeAgreementParams,
     axes=[Axis("feature", "feature of the first")],
     values=[

@@ -40,7 +40,8 @@ class SaeFeaturesParams(Params):
 
 
 @analysis(
-    version=1, title="Features of an SAE", asks="What does each feature of a sparse autoencoder stand for?",
+    version=1, group="Neurons & features",
+    title="Features of an SAE", asks="What does each feature of a sparse autoencoder stand for?",
     subject=Corpus, params=SaeFeaturesParams,
     axes=[Axis("feature", "feature of the autoencoder")],
     values=[

@@ -37,7 +37,8 @@ class TunedLensReadParams(Params):
 
 
 @analysis(
-    version=1, title="Tuned lens", asks="What does each layer say, read in the basis that was learnt for it?",
+    version=1, group="Lenses",
+    title="Tuned lens", asks="What does each layer say, read in the basis that was learnt for it?",
     subject=Prompt, params=TunedLensReadParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding"),
           Axis("pos", "position in the prompt, 0-based", "token"),

@@ -49,7 +49,7 @@ def _with_error(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, title="Tuned lens quality",
+    version=1, group="Lenses", title="Tuned lens quality",
     asks="How much better than the logit lens does a tuned lens read each layer?",
     subject=Corpus, params=TunedLensQualityParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding")],

@@ -175,7 +175,14 @@ class Models(PromptSets):
         task = given.get("task") or next((n for n, t in self.tasks(card).items() if not t["reason"]), None)
         if task is None:
             raise Unfit(f"Pairs for {card['spec']}", "no task fits this model", "Give pairs of your own")
-        return self.pairs(card, task, int(given.get("n", 16)), int(given.get("seed", 0)))
+        return self.pairs(card, str(task), _number(given, "n", 16), _number(given, "seed", 0))
+
+
+def _number(given: Mapping[str, Any], name: str, usual: int) -> int:
+    value = given.get(name, usual)
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise BadInput(f"{name} of the pairs", f"{str(value)[:20]!r} is no whole number from 0", "Give a whole number")
+    return int(value)
 
 
 def _spaced(ids: Sequence[int]) -> str:

@@ -113,6 +113,9 @@ def own(card: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Pairs:
 
     Raises BadInput that names the row and what is wrong with it.
     """
+    if not isinstance(rows, list | tuple) or not all(isinstance(row, Mapping) for row in rows):
+        todo = "Give a list of {clean, corrupted, answer, distractor}"
+        raise BadInput("Your pairs", "they are no list of rows", todo)
     if not 0 < len(rows) <= MOST_PAIRS:
         found = f"there are {len(rows)}" if rows else "there are none"
         raise BadInput("Your pairs", found, f"Give 1 to {MOST_PAIRS} rows of clean, corrupted, answer and distractor")
