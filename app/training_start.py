@@ -123,7 +123,7 @@ def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
 
 
 def _shared(recipe: Recipe, preset: Preset) -> dict[str, Any] | None:
-    """Draw the params that the runs of a preset do not vary; return those that were changed, None where one is wrong."""
+    """Draw the params that the runs of a preset do not vary; return the changed ones, None where one is wrong."""
     own = {n for run in preset.runs for n in run}
     same = {n: preset.runs[0][n] for n in own if len({repr(run.get(n)) for run in preset.runs}) == 1}
     swept = own - same.keys()
