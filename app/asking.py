@@ -36,6 +36,8 @@ def answer(
         if house.has(request.key):
             return request.key
         last = house.last_job(request.key)
+        if last is not None and last["state"] == "queued":  # of a sweep perhaps: now somebody looks at it
+            last = house.ask(analysis, card, subject, params)["job"] or last
         if last is None or last["state"] == "done":
             if not _may_start(house, analysis, request.key, start):
                 return None

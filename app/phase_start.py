@@ -27,11 +27,11 @@ def form(house: Any) -> None:
     st.caption(recipes[name].asks)
     given = _axes(house, name)
     with st.expander("Params shared by all runs", expanded=False):
-        shared = widgets.form(recipes[name].params, key=f"diagram:{name}", columns=3)
+        swept = (given["x"], given["y"], "seed")
+        shared = widgets.form(recipes[name].params, key=f"diagram:{name}", columns=3, without=swept)
     if shared is None:
         return
     defaults = recipes[name].params().model_dump()
-    swept = (given["x"], given["y"], "seed")
     given["params"] = {k: v for k, v in shared.items() if v != defaults[k] and k not in swept}
     try:
         plan = house.plan_diagram(name, **_read(given))

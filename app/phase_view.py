@@ -114,7 +114,7 @@ def _head(house: Any, made: Mapping[str, Any]) -> None:
     share = sum(r["progress"] for r in made["runs"]) / total
     kind = {"running": "accent", "done": "good"}.get(made["state"], "neutral")
     words = [(made["state"], kind), (f"{made['done']} of {total} runs", "neutral"),
-             (f"{len(made['xs'])} x {len(made['ys'])} cells, {len(made['seeds'])} seeds", "neutral")]  # fmt: skip
+             (f"{len(made['xs'])} x {len(made['ys'])} cells, {_seeds(len(made['seeds']))}", "neutral")]  # fmt: skip
     words += [(f"{made['failed']} failed", "bad")] if made["failed"] else []
     words += [("shipped example", "neutral")] if made["shipped"] else []
     theme.badges(words)
@@ -131,3 +131,7 @@ def _head(house: Any, made: Mapping[str, Any]) -> None:
             st.rerun()
         except PhasescopeError as error:
             widgets.error_panel(error)
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed" + ("" if n == 1 else "s")

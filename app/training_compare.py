@@ -37,8 +37,8 @@ def transitions_table(house: Any, chosen: Sequence[str], runs: Mapping[str, Any]
     if not found:
         widgets.empty_state("No transition found", "When a quantity turns or jumps faster than its surroundings, more "
                             "than runs without a transition do, it is listed here with its interval. A change that "
-                            "takes more than about one unit of ln step is smooth to the search: open both sides of any "
-                            "step by the button “Compare around”.")  # fmt: skip
+                            "takes more than about one unit of ln step is smooth to the search. Where checkpoints are "
+                            "kept, “Compare around” below opens both sides of any step.")  # fmt: skip
         return
     known = house.metric_words()
     rows = [row_of(t, known) for t in found]

@@ -27,7 +27,7 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
                 _checkpoint_now(house, name)
         elif run and _resumable(run, state):
             _resume_button(house, name)
-        if run and run["checkpoints"]:
+        if run and run["checkpoints"] and isinstance(run.get("model"), dict):
             step = run["checkpoints"][-1]
             link("attention", label=f"Attention at step {step}", icon="grid_on", query=at(name, step))
     if run and run.get("error") and not job:
@@ -44,7 +44,7 @@ def seed_row(
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.html('<div class="ps-row">' + " ".join(seed_words(names, runs, states, colour)) + "</div>", width="content")
         if jobs:
-            st.button("Stop all", key=f"stop-all:{names[0]}", icon=":material/stop:", on_click=_stop_all,
+            st.button("Stop all", key=f"stop-all:{names[0]}", icon=":material/stop:", on_click=stop_all,
                       args=(house.cancel, jobs))  # fmt: skip
         return bool(st.toggle("Each seed", key=f"each:{names[0]}"))
 
@@ -62,8 +62,9 @@ def seed_words(
             *(theme.badge(f"{n} {s}", KINDS.get(s, "neutral")) for s, n in counts.items()), theme.badge(f"step {far}")]
 
 
-def _stop_all(cancel: Any, jobs: Sequence[str]) -> None:
-    for job in jobs:
+def stop_all(cancel: Any, jobs: Sequence[str]) -> None:
+    """Stop many: what waits first, or it would begin when the others have ended."""
+    for job in reversed(jobs):
         cancel(job)
     st.toast(f"{len(jobs)} runs stop; one that had not begun leaves nothing behind.")
 

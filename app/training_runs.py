@@ -11,6 +11,7 @@ import streamlit as st
 from app import theme, url
 from app.charts import spark_svg
 from app.training_data import COMPARED, LIVE, fits, headline
+from app.training_rows import stop_all
 
 POLL, IDLE = 2.0, 3.0  # s between two looks at the list while something trains, and while nothing does
 SHOWN = 40  # rows of the list; the filter finds the others
@@ -34,9 +35,11 @@ def run_list(house: Any) -> list[str]:
 
 
 def stamp(runs: Mapping[str, Any], chosen: Sequence[str]) -> list[Any]:
-    """Return what must stay for the charts to stand still: which compared runs move, and how far the others are."""
+    """Return what must stay for the page around the charts to stand still: which compared runs move, whether they have
+    numbers and checkpoints yet, and how far the others are."""
     told = [runs.get(n) or {} for n in chosen]
-    return [(r.get("state") in LIVE, None if r.get("state") in LIVE else r.get("last_step")) for r in told]
+    return [(r.get("state") in LIVE, None if r.get("state") in LIVE else r.get("last_step"),
+             r.get("last_step") is not None, bool(r.get("checkpoints"))) for r in told]  # fmt: skip
 
 
 def _none_yet(house: Any) -> None:
@@ -58,10 +61,19 @@ def _rows(house: Any, chosen: list[str], find: str, seen: list[Any]) -> None:
     with st.container(height=380 if len(alone) + len(groups) > 9 else "content", key="run-list", border=False):
         _part(house, alone, chosen)
         for group, members in groups.items():
-            with st.expander(f"{group} · {len(members)} runs{_living(members)}", icon=":material/folder:"):
+            with st.expander(f"{group} · {_runs(len(members))}{_living(members)}", icon=":material/folder:"):
                 _part(house, members, chosen)
+    for group in dict.fromkeys(str(r["group"]) for r in runs if r.get("group") and r["state"] in LIVE):
+        left = [job["id"] for r in house.runs() if r.get("group") == group and (job := house.job_of_run(r["name"]))]
+        if len(left) > 1:
+            st.button(f"Stop all of {group} ({len(left)})", key=f"stop-group:{group}", icon=":material/stop:",
+                      on_click=stop_all, args=(house.cancel, left))  # fmt: skip
     if not runs:
         st.caption("No run fits. Clear the filter to see all.")
+
+
+def _runs(n: int) -> str:
+    return f"{n} run" + ("" if n == 1 else "s")
 
 
 def _living(members: Sequence[Mapping[str, Any]]) -> str:

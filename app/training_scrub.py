@@ -23,7 +23,7 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
     if len(chosen) > 1:
         url.bound(st.segmented_control, "Of which run", "focus", fallback=focus, options=list(chosen),
                   also=lambda _: {"marker": None})  # fmt: skip
-    if not steps:
+    if not steps or not openable(runs[focus]):
         _without_model(runs.get(focus))
         return None
     now = nearest(steps, url.get("at"))
@@ -31,8 +31,16 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
     return now
 
 
+def openable(run: Mapping[str, Any]) -> bool:
+    """Say whether a run tells what model its checkpoints belong to."""
+    return isinstance(run.get("model"), dict)
+
+
 def _without_model(run: Mapping[str, Any] | None) -> None:
-    if run and run.get("state") in LIVE and not run.get("recipe"):
+    if run and run["checkpoints"] and not openable(run):
+        widgets.empty_state("Not possible for this run", "What it trains is no transformer that could be looked into: "
+                            "it keeps curves and weights, and names no model.")  # fmt: skip
+    elif run and run.get("state") in LIVE and not run.get("recipe"):
         widgets.empty_state("No checkpoint yet", "The program that writes this run has kept none so far; it does by "
                             "run.checkpoint(step, model). Until then there is no model to look into.")  # fmt: skip
     elif run and run.get("state") in LIVE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from backend.contract import Preset, Recipe
 from backend.errors import PhasescopeError
 
 OWN_SETTINGS = "my own settings"
+TWICE = 6.0  # s within which the same start again is taken for a slip
 FIRST = "induction"  # the shortest that shows a transition
 
 
@@ -64,6 +66,11 @@ def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
     if pressed and params is None:
         st.html('<div class="ps-error" role="alert">Not started: mend what is said in red above this button.</div>')
     if pressed and params is not None:
+        asked, (before, when) = (recipe.name, params, run_name), st.session_state.get("last-start", (None, 0.0))
+        if asked == before and time.monotonic() - when < TWICE:
+            st.toast("It was started already a moment ago; press again to start another one like it.")
+            return
+        st.session_state["last-start"] = asked, time.monotonic()
         try:
             started = house.train(recipe.name, params, name=run_name.strip())
         except PhasescopeError as error:
@@ -95,7 +102,11 @@ def varied(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
     """A family or the seeds of one setting: how many, how long, what differs; all start at once and wait in turn."""
-    each = [seconds_of(recipe, dict(run)) for run in preset.runs]
+    shared = _shared(recipe, preset)
+    if shared is None:
+        return
+    runs = [{**run, **shared} for run in preset.runs]
+    each = [seconds_of(recipe, run) for run in runs]
     total, workers = sum(s for s in each if s), max(1, int(house.health()["workers"]) - 1)
     st.markdown(f"**{len(preset.runs)} runs**" + (f", {many_words(total, len(each), workers)}" if total else "") + ".")
     st.dataframe(varied(preset.runs), hide_index=True, height=min(38 + 35 * len(preset.runs), 180),
@@ -104,11 +115,22 @@ def _start_many(house: Any, recipe: Recipe, preset: Preset) -> None:
     if widgets.pressed(st.button, f"Start {len(preset.runs)} runs", f"start-many:{recipe.name}:{preset.name}",
                        type="primary"):  # fmt: skip
         try:
-            started = house.train_many(recipe.name, [dict(run) for run in preset.runs], group=group)
+            started = house.train_many(recipe.name, runs, group=group)
         except PhasescopeError as error:
             widgets.error_panel(error)
             return
         _show([s["run"] for s in started])
+
+
+def _shared(recipe: Recipe, preset: Preset) -> dict[str, Any] | None:
+    """Draw the params that the runs of a preset do not vary; return the changed ones, None where one is wrong."""
+    own = {n for run in preset.runs for n in run}
+    same = {n: preset.runs[0][n] for n in own if len({repr(run.get(n)) for run in preset.runs}) == 1}
+    swept = own - same.keys()
+    with st.expander("Settings that all of them share"):
+        told = widgets.form(recipe.params, f"many:{recipe.name}:{preset.name}", same, without=swept)
+    before = recipe.params().model_dump() | same
+    return None if told is None else {n: v for n, v in told.items() if n not in swept and v != before[n]}
 
 
 def _attach(house: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -23,16 +23,17 @@ PRESS_LASTS = 20.0  # s
 
 def form(
     params_model: type[Params], key: str, values: Mapping[str, Any] | None = None, columns: int = 2,
-    bounded: bool = True,
+    bounded: bool = True, without: Collection[str] = (),
 ) -> dict[str, Any] | None:
     """Show one widget per field and return the validated values, or None after saying which field does not fit.
 
-    `values` are starting values; the field's own default stands where one is missing. Label, help and range come
-    from the JSON schema. Widgets are keyed `<key>.<field>`. In an st.form say `bounded=False`: see `fields.widget`.
+    `values` are starting values; the field's own default stands where one is missing, and for fields `without` a
+    widget. Label, help and range come from the JSON schema. Widgets are keyed `<key>.<field>`. In an st.form say
+    `bounded=False`: see `fields.widget`.
     """
     schema = params_model.model_json_schema()
     given: dict[str, Any] = {}
-    props = list(schema.get("properties", {}).items())
+    props = [p for p in schema.get("properties", {}).items() if p[0] not in without]
     for first in range(0, len(props), columns):  # row by row, so that fields of different height stay aligned
         for place, (name, prop) in zip(st.columns(columns, vertical_alignment="bottom"), props[first:first + columns],
                                        strict=False):

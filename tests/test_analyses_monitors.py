@@ -1,6 +1,7 @@
 """The monitors of a checkpoint are the ones its training logged; errors and nulls mean what they say."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from backend.analyses.monitors import _place, heads, monitors, predictions, seen
 from backend.contract import View, Weights, parse_spec
 from backend.errors import BadInput
 from backend.models.open import open_model
+from backend.runs import recipes
 from backend.runs.folder import RunFolder
-from backend.runs.recipes import induction
+from backend.runs.recipes import char_lm, induction, markov_icl
 from backend.runs.train import train
 from backend.settings import SHIPPED_RUNS, Settings
 from tests.wired import config, wired_induction, wired_run
 
 SMALL = {"steps": 12, "seed": 2, "log_every": 4, "monitor_every": 4, "n_checkpoints": 4, "batch_size": 4, "d_model": 16,
          "n_heads": 2, "n_ctx": 48, "device": "cpu"}  # fmt: skip
+OF = {"induction": SMALL, "char_lm": {**SMALL, "n_layers": 2, "max_characters": 4000, "warm_up": 4},
+      "markov_icl": {**SMALL, "n_states": 4}}  # fmt: skip
 
 
 def quiet(fraction, words):
@@ -26,28 +30,66 @@ def quiet(fraction, words):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    train("induction", SMALL, folder, False, quiet)
-    return folder
+def trained(tmp_path_factory):
+    """Give the folder of a small run of a recipe, trained once."""
+
+    @cache
+    def made(name):
+        folder = tmp_path_factory.mktemp(name) / "small"
+        train(name, OF[name], folder, False, quiet)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained("induction")
 
 
 def opened(folder, step):
     return open_model(parse_spec(f"run:{folder}", step), Settings(device="cpu"))
 
 
+def held_out(name, params, model):
+    """The rows that a recipe's monitors look at while it trains, the length of A, and these monitors."""
+    if name == "induction":
+        rows = induction.held_out_rows(params)[1]
+        return rows, 24, (*induction.CHEAP, *induction.SLOW)
+    if name == "char_lm":
+        return char_lm.repeated_rows(params, model.card.d_vocab), 24, char_lm.MONITORS
+    dice = torch.Generator().manual_seed(params.seed + markov_icl._EVAL)
+    rows = markov_icl.draw(params, markov_icl.EVAL_ROWS, dice)[: markov_icl.SEEN_ROWS]
+    return rows, 0, markov_icl.MONITORS
+
+
 @pytest.mark.parametrize("step", [0, 12])
-def test_a_checkpoint_gives_what_was_logged_live(run, step):
+@pytest.mark.parametrize(("name", "least"), [("induction", 45), ("char_lm", 48), ("markov_icl", 29)])
+def test_a_checkpoint_gives_what_was_logged_live(trained, name, least, step):
     """On the run's own held-out rows every monitor of the analysis is the number in metrics.jsonl."""
-    rows = RunFolder(run).read().rows
+    folder = trained(name)
+    rows = RunFolder(folder).read().rows
     live = {(r.metric, -1 if r.layer is None or r.layer != r.layer else r.layer,
              -1 if r.head is None or r.head != r.head else r.head): r.value
             for r in rows[rows.step == step].astype(object).where(rows.notna(), None).itertuples()}  # fmt: skip
-    _, doubled = induction.held_out_rows(induction.InductionParams(**SMALL))
-    seen = seen_of(opened(run, step), doubled, 24)
-    offline = {_place(k): v for k, v in room.measure((*induction.CHEAP, *induction.SLOW), seen).items()}
-    assert len(offline) > 40 and offline.keys() <= live.keys()
+    model = opened(folder, step)
+    tokens, block, names = held_out(name, recipes.get(name).params(**OF[name]), model)
+    offline = {_place(k): v for k, v in room.measure(names, seen_of(model, tokens, block)).items()}
+    assert len(offline) >= least and offline.keys() <= live.keys()
     assert {k: live[k] for k in offline} == pytest.approx(offline, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["char_lm", "markov_icl"])
+def test_what_monitors_see_is_what_the_hook_view_shows(trained, name):
+    """Live and offline share one way of looking, so it is compared with another: transformer-lens' own points."""
+    model = opened(trained(name), 12)
+    tokens = torch.randint(model.card.d_vocab, (3, 20), generator=torch.Generator().manual_seed(0))
+    seen, shown = seen_of(model, tokens, 0), model.capture(tokens, ["resid_post", "pattern"])
+    last = model.card.n_layers - 1
+    torch.testing.assert_close(seen.resid, shown[("resid_post", last)], rtol=0, atol=1e-6)
+    for layer, pattern in enumerate(seen.patterns):
+        torch.testing.assert_close(pattern, shown[("pattern", layer)], rtol=0, atol=1e-6)
+    assert len(seen.patterns) == last + 1 == 2
 
 
 def test_a_checkpoint_says_its_training(run):

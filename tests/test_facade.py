@@ -492,7 +492,7 @@ def test_train_names_and_resume(tmp_path: Path) -> None:
         assert made.wait(started["job"]["id"], 180)["state"] == "done"
         info = until_state(made, "mine", "finished")
         assert info["last_step"] == 12 and info["params"]["steps"] == 12
-        with pytest.raises(BadInput, match="a run of that name exists.*resume it"):
+        with pytest.raises(BadInput, match="a run of that name exists.*--resume"):
             made.train("induction", small(), name="mine")
         for name in ("../x", "/tmp/x", "a/b", ".hidden", "", " ", "a b", "x" * 81, "..", "a\n"):
             if name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,3 +225,29 @@ def test_workers_keep_freed_memory_for_the_next_tensor(engine: Engine, ears: Ear
     assert engine.wait(job.id, 180).state == "done"
     trim, mapped, threads = (int(ears.results[job.id][name] or 0) for name in names)
     assert trim >= 2**27 and mapped >= 2**25 and threads == 1
+
+
+def test_workers_stay_while_dask_refreshes_its_own_view(engine: Engine, ears: Ears, tmp_path: Path) -> None:
+    """Dask's client asks now and then for the scheduler without its workers, and keeps that where `scheduler_info`
+    reads: a worker is not gone because it is missing there."""
+    driver = engine._driver
+    job = submit_key(engine, "gated", "stays", gated(tmp_path))
+    until(lambda: engine.get(job.id).progress > 0, "it runs")
+    before, stop = [w["pid"] for w in engine.workers()], threading.Event()
+
+    def refresh() -> None:
+        while not stop.is_set():
+            driver._client.sync(driver._client._update_scheduler_info)
+
+    other = threading.Thread(target=refresh)
+    other.start()
+    try:
+        for _ in range(150):
+            driver._look_around()
+    finally:
+        stop.set()
+        other.join(60)
+    (tmp_path / "g.gate").touch()
+    done = engine.wait(job.id, 180)
+    assert done.state == "done" and done.deaths == 0 and "died" not in texts(done)
+    assert [w["pid"] for w in engine.workers()] == before

@@ -319,3 +319,16 @@ def test_affinity_without_a_report_is_remembered(ears: Ears) -> None:
 
 def plain(kind: str, payload: dict, settings: dict, progress: Any) -> str:
     return kind
+
+
+def test_what_somebody_waits_for_goes_before_what_nobody_looks_at(hands: tuple[Engine, HandDriver]) -> None:
+    engine, driver = hands
+    for name in ("busy", "busy too", "sweep 1", "sweep 2", "sweep 3"):
+        engine.submit("echo", name, name, {})
+    assert len(driver.calls) == 2
+    first = engine.submit("echo", "looked at", "looked at", {}, urgent=True)
+    second = engine.submit("echo", "second", "second", {}, urgent=True)
+    again = engine.submit("echo", "sweep 2", "sweep 2", {}, urgent=True)  # it waits already: it moves up
+    waiting = sorted((j for j in engine.jobs() if j.state == "queued"), key=lambda j: engine.position(j.id) or 0)
+    assert [j.key for j in waiting] == ["looked at", "second", "sweep 2", "sweep 1", "sweep 3"]
+    assert [engine.position(j.id) for j in (first, second, again)] == [1, 2, 3]

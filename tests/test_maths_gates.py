@@ -80,6 +80,18 @@ def test_of_an_ended_run_nothing_smooth_is_left_and_all_that_rang_is_kept_aside(
     assert all(a.verdict != verdicts.SMOOTH for a in rung if not a.withdrawn)
 
 
+def test_what_rang_is_refined_before_the_next_may_ring_also_where_it_is_withdrawn():
+    """One bend that rings for many cells is one alarm per REFINE cells, not one per cell."""
+    (clock,) = logstep.clocks({"c0": (STEPS, U)})
+    followed = 0
+    for seed in (0, 2, 7):
+        rung = early_end(seed)
+        cells = np.searchsorted(clock.steps, [a.alarm_step for a in rung])
+        assert (np.diff(cells) > transitions.REFINE).all(), cells
+        followed += sum(a.withdrawn for a in rung[:-1])
+    assert followed
+
+
 def test_the_search_goes_on_after_what_was_withdrawn():
     """Where alarms of the bend were withdrawn, a later jump is found at its place."""
     met = 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from backend.maths import heads, phases, spectra, verdicts
+from backend.maths import glr, heads, logstep, phases, segmentation, spectra, transitions, verdicts
 from backend.maths.glr import ramp
 from backend.maths.locate import locate
 from backend.maths.phases import Thresholds
@@ -70,3 +70,46 @@ def test_a_slope_that_may_be_flat_is_not_called_sharpening():
     widths = np.array([0.3, 0.9, 0.5, 0.8, 0.2, 0.5, 0.25, 0.75, 0.45])
     found = verdicts.sharpening(sizes, widths)
     assert found.slope < 0 < found.high and not found.transition_like
+
+
+# ---------------------------------------------------------------- curves that begin late, bend twice, stand still
+
+
+def test_what_stands_in_before_the_first_known_number_is_no_later_one():
+    steps, values = np.arange(1.0, 81.0), np.random.default_rng(0).normal(size=80)
+    values[:7] = np.nan
+    (whole,) = logstep.clocks({"a": (steps, values)})
+    for cut in (8, 20, 79):
+        (part,) = logstep.clocks({"a": (steps[:cut], values[:cut])})
+        np.testing.assert_array_equal(part.values, whole.values[: len(part.u)])
+    np.testing.assert_array_equal(whole.values[:7, 0], values[7])
+
+
+def test_the_reference_of_a_mirrored_curve_is_mirrored():
+    """A slow rise from u = 2, a steep one from 5 to 5.4, a plateau; and the same read backwards."""
+    u = np.linspace(0, 9, 96)
+    y = 0.5 * np.clip(u - 2, 0, 3) + 1.5 * np.clip(u - 5, 0, 0.4)
+    there, back = (segmentation.reference_step(np.exp(u), values) for values in (y, y[::-1]))
+    assert there is not None and back is not None
+    assert np.log(there) == pytest.approx(5.2, abs=0.02) and np.log(back) == pytest.approx(9 - 5.2, abs=0.02)
+
+
+def test_a_channel_that_stands_still_at_a_quarter_of_the_cells_has_half_its_least_move_as_noise():
+    """In units of 1/64. The first stands still at 3 of 10 moves; the second at 1, a quarter of the first four."""
+    rows = np.array([[0, 1, 1, 2, 3, 3, 4, 5, 6, 6, 7], [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]]).T / 64
+    flat = np.array([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]], bool).T
+    np.testing.assert_allclose(glr.least_noise(rows), np.where(flat, 1 / 128, 1e-7 * rows), rtol=1e-12)
+
+
+# ---------------------------------------------------------------- alarms
+
+
+def test_of_two_clocks_the_one_that_sees_more_places_the_event():
+    steps = np.unique(np.round(np.geomspace(1, 1e4, 210)))[-160:]
+    u, rng = np.log(steps), np.random.default_rng(0)
+    clear, noisy = (0.8 * ramp(u, 6.0, 0.2) + sd * rng.normal(size=len(u)) for sd in (0.01, 0.2))
+    series = {"clear": (steps, clear), "noisy": (steps[::2], noisy[::2])}
+    alone = {name: transitions.detect({name: points})[0].step for name, points in series.items()}
+    (both,) = transitions.detect(series)
+    assert both.channels == ("clear", "noisy") and both.step == pytest.approx(alone["clear"], rel=1e-9)
+    assert abs(np.log(alone["noisy"] / alone["clear"])) > 0.05

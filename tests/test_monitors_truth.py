@@ -71,6 +71,9 @@ def test_attention_entropy_is_1_for_uniform_rows_and_0_for_one_key():
     assert [got[f"attention_entropy/L1H{h}"] for h in range(3)] == [0] * 3
     everything = torch.full((4, 4), 0.25).double()
     assert heads.normalised_entropy(everything, causal=False).tolist() == pytest.approx([1] * 4)
+    whole = seen(torch.zeros(2, 4, 5), torch.zeros(2, 4).long(), patterns=[everything.expand(2, 3, 4, 4)],
+                 extra={"causal": False})  # fmt: skip
+    assert list(monitors.measure(["attention_entropy"], whole).values()) == pytest.approx([1] * 3)
 
 
 def test_an_induction_head_wired_by_hand():

@@ -61,10 +61,16 @@ def test_phases_stand_in_their_cells_and_thresholds_move_them(backend: Backend) 
     at = visit(diagram="planted", late="500")
     drawn = charts(at)
     assert all(word in drawn for word in ("comprehension", "memorisation", "confusion")) and "seeds disagree" in drawn
+    assert "grokking, test 800 ± 50 steps after train" in drawn  # logged every 50 steps: 750 to 850
     assert "grokking" in charts(visit(diagram="planted", late="100"))
     number(at, "Delay of grokking (steps)").set_value(100).run()
     assert "<b>grokking" in charts(at)
     assert backend.jobs() == []  # nothing was trained
+
+
+def test_last_values_are_not_hatched_where_the_phases_of_seeds_disagree(backend: Backend) -> None:
+    drawn = charts(visit(diagram="planted", late="500", shade="final"))
+    assert "at the end: 0.5 (mean over seeds)" in drawn and "seeds disagree" not in drawn
 
 
 def test_a_cell_of_the_link_shows_its_runs(backend: Backend) -> None:

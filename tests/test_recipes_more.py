@@ -157,6 +157,33 @@ def test_the_pace_is_updates_over_seconds_since_the_last_line(tmp_path, monkeypa
         assert "steps_per_second" not in training.log(run, 13)
 
 
+@pytest.mark.parametrize("start", [None, 1000])
+def test_the_pace_leaves_out_what_measuring_takes_and_what_was_done_before_a_resume(tmp_path, monkeypatch, start):
+    """An update takes 2 s and a reading 100 s, by a clock that only they move: half a step per second throughout."""
+    from types import SimpleNamespace
+
+    from backend.runs import loop
+
+    clock = SimpleNamespace(now=50.0)
+
+    def takes(seconds: float) -> dict[str, float]:
+        clock.now += seconds
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    model = torch.nn.Linear(1, 1)
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.Generator(), lambda: takes(2),
+                        lambda: takes(100), lambda step: step % 2 == 0, {1000})  # fmt: skip
+    first, last = start or 0, (start or 0) + 6
+    with Recorder(tmp_path / "r") as run:
+        training.keep(run, first)
+    with Recorder(tmp_path / "r", resume=True, resume_from=first) as run:
+        loop.run_loop(training, run, last, start, go_on)
+    rows = RunFolder(tmp_path / "r").read().rows
+    pace = rows[rows.metric == "steps_per_second"].set_index("step").value
+    assert pace.to_dict() == {first + 2: 0.5, first + 4: 0.5, last: 0.5}
+
+
 # ---------------------------------------------------------------- where it computes
 
 

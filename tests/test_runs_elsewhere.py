@@ -17,6 +17,7 @@ from backend.models.open import open_model
 from backend.runs.folder import RunFolder
 from backend.runs.recorder import Recorder
 from backend.settings import Settings
+from tests.test_runs_tensorboard import scalar, write
 from tests.tiny_models import settings
 
 SCRIPT = Path(__file__).with_name("nanogpt_train.py")
@@ -179,6 +180,14 @@ def test_a_folder_of_runs_a_taken_name_and_a_symlink(tmp_path, house):
     assert any("another run is called 'same'" in n for n in house.notices)
     assert house.attach(str(tmp_path / "link"))["runs"] == ["link"]
     assert house.metrics("same")["value"].tolist() == [9.0] and house.metrics("link")["value"].tolist() == [10.0]
+
+
+def test_the_name_of_an_event_run_among_ones_own_is_taken(tmp_path, house):
+    for value, place in enumerate(("runs/logs", "elsewhere/logs")):
+        write(tmp_path / place, scalar(1, 1.0, loss=value))
+    found = house.attach(str(tmp_path / "elsewhere" / "logs"))
+    assert (found["name"], found["kind"], found["runs"]) == ("logs-2", "tensorboard", ["logs-2"])
+    assert house.metrics("logs-2")["value"].tolist() == [1.0]
 
 
 def test_what_is_no_run_is_refused_and_a_broken_list_is_empty(tmp_path, house):

@@ -247,3 +247,21 @@ def test_many_runs_are_listed_before_all_their_lines_are_read(tmp_path, store, m
     finally:
         go_on.set()
         follower.stop()
+
+
+def test_a_line_cut_in_the_middle_is_said_once_nobody_writes_any_more(tmp_path, store):
+    folder = tmp_path / "runs" / "r"
+    run = Recorder(folder)
+    run.log(1, loss=1.0)
+    with open(folder / layout.METRICS, "ab") as file:
+        file.write(b'{"step": 2, "time": 2.0, "val')
+    assert followed(tmp_path, store)["saw"] == []  # somebody writes: it is waited for
+    whole = Recorder(tmp_path / "runs" / "whole")
+    whole.log(1, loss=1.0)
+    whole.finish()
+    with open(tmp_path / "runs" / "whole" / layout.METRICS, "ab") as file:
+        file.write(b'{"step": 2, "time": 2.0, "val')
+    follower = Follower([tmp_path / "runs"], store)
+    follower.poll()
+    (said,) = [r["saw"] for r in follower.runs() if r["name"] == "whole"]
+    assert said == ["its last line is not whole (its program ended in the middle of it) and is left out"]

@@ -82,6 +82,17 @@ def test_scalars_old_and_new_several_files_and_a_restart_read_as_tensorboard_doe
     assert [s for s, *_ in got["train/loss"]] == list(range(16)) and got["train/loss"][-1][1] == 9.0
 
 
+def test_a_restart_at_the_last_step_that_was_read_supersedes_its_value(tmp_path):
+    write(tmp_path, *[scalar(s, 1.0 + s, loss=s) for s in range(6)], suffix=".0")
+    source = EventFolder(tmp_path)
+    first = source.read()
+    assert first.rows["step"].tolist() == list(range(6))
+    write(tmp_path, start(5, 20.0), scalar(5, 21.0, loss=9.0), suffix=".1")
+    assert source.read(first.offset).reset
+    got = ours(source)
+    assert got == oracle(tmp_path) and [v for _, v, _ in got["loss"]] == [0, 1, 2, 3, 4, 9]
+
+
 def test_what_is_no_scalar_is_left_out(tmp_path):
     image = event_pb2.Event(step=1, wall_time=1.0)
     picture = summary_pb2.Summary.Image(height=1, width=1, encoded_image_string=b"x")

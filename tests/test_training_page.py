@@ -442,3 +442,56 @@ def test_a_marker_that_moved_since_it_was_drawn_opens_the_nearest(monkeypatch: p
     training_charts._pick([(["mark", "r", 200.1], 200.1)], found, {})
     training_charts._pick([(["mark", "r", 200.1], 200.1)], {"r": []}, {})
     assert chosen == [201.3]
+
+
+def test_a_run_that_names_no_model_says_so_without_a_red_word(backend: Backend) -> None:
+    """Checkpoints of a linear model: curves and weights, nothing that could be opened."""
+    from backend.runs.train import train
+
+    small = {"steps": 4, "d_in": 4, "d_out": 2, "n_rows": 20, "batch_size": 4, "log_every": 2}
+    train("linear_control", small, backend.settings.runs / "line", False, lambda fraction, words: None)
+    backend.follower.poll()
+    at = visit(runs="line")
+    said = pages_html(at)
+    assert "no transformer" in said and "ps-problem" not in said and "Attention at step" not in said
+
+
+def test_the_same_start_twice_is_one_run(backend: Backend) -> None:
+    at = visit(recipe="linear_control")
+    before = len(backend.jobs(limit=1000))
+    for _ in range(2):
+        next(b for b in at.button if b.label == "Start training").click()
+        at.run()
+        at.query_params["recipe"] = "linear_control"
+    assert not at.exception
+    assert len([j for j in backend.jobs(limit=1000) if j["kind"] == "train"]) - before <= 1
+    for job in backend.jobs(states=["queued", "running"]):
+        backend.cancel(job["id"], force=True)
+
+
+def test_settings_that_a_preset_does_not_vary_are_shared_by_its_runs() -> None:
+    source = """
+import streamlit as st
+from app import training_start
+from backend.runs import recipes
+recipe = recipes.get("induction")
+five = next(p for p in recipe.presets if len(p.runs) > 1)
+st.session_state["told"] = training_start._shared(recipe, five)
+"""
+    at = AppTest.from_string(source, default_timeout=60).run()
+    assert at.session_state["told"] == {}
+    labels = [n.label for n in at.number_input]
+    assert "steps" in labels and "seed" not in labels, "what the runs vary is not offered"
+    next(n for n in at.number_input if n.label == "steps").set_value(77).run()
+    assert at.session_state["told"] == {"steps": 77}
+
+
+def test_the_page_follows_the_first_point_and_the_first_checkpoint() -> None:
+    from app.training_runs import stamp
+
+    def run(**more: Any) -> dict[str, Any]:
+        return {"a": {"state": "running", "last_step": None, "checkpoints": [], **more}}
+
+    told = [stamp(r, ["a"]) for r in (run(), run(last_step=0), run(last_step=0, checkpoints=[0]))]
+    assert told[0] != told[1] != told[2] != told[0]
+    assert stamp(run(last_step=3, checkpoints=[0]), ["a"]) == stamp(run(last_step=9, checkpoints=[0, 4]), ["a"])

@@ -39,3 +39,10 @@ def test_on_a_log_axis_the_words_stand_at_the_line() -> None:
     figure = training_phases.shade(linked([Row("Loss")], "log"), [("memorisation", 0, 100)])
     (note,) = [a for a in figure.layout.annotations if "ends" in a.text]
     assert note.x == pytest.approx(2.0) and figure.layout.shapes[-1].x0 == 100
+
+
+def test_a_phase_that_ends_at_step_0_has_no_line_on_a_log_axis() -> None:
+    found = [("memorisation", 0, 0), ("circuit formation", 0, 100)]
+    for axis, left in (("log", 1), ("linear", 2)):
+        figure = training_phases.shade(linked([Row("Loss")], axis), found)
+        assert len([a for a in figure.layout.annotations if "ends" in a.text]) == left, axis

@@ -61,8 +61,12 @@ class Asking(Models, Results):
         subject: Subject,
         params: Mapping[str, Any] | None = None,
         recompute: bool = False,
+        urgent: bool = True,
     ) -> dict[str, Any]:
-        """Return {state: "kept", key} or the job that computes it {state, key, job}."""
+        """Return {state: "kept", key} or the job that computes it {state, key, job}.
+
+        Somebody waits for it unless `urgent` is False: it then comes after what is waited for.
+        """
         card = card if isinstance(card, ModelCard) else ModelCard(**card)
         request = self.request(analysis, card, subject, params or {})
         if recompute:
@@ -73,7 +77,7 @@ class Asking(Models, Results):
             f" at step {card.step}" if card.step is not None else ""
         )
         payload = {"request": request.model_dump(mode="json"), "card": card.model_dump()}
-        job = self.engine.submit("analysis", request.key, words, payload, affinity=card.fingerprint)
+        job = self.engine.submit("analysis", request.key, words, payload, card.fingerprint, urgent)
         return {"state": job.state, "key": request.key, "job": self._job_record(job)}
 
     def submit(
@@ -111,7 +115,7 @@ class Asking(Models, Results):
             card = self.card(run, step)
             if card is None:
                 raise BadInput(f"Sweep over {run}", "the run has not been opened yet", "Open it once, then sweep")
-            answer = self.ask(analysis, card, subject, params)
+            answer = self.ask(analysis, card, subject, params, urgent=False)
             rows.append((step, answer["key"], answer["state"], (answer["job"] or {}).get("id", "")))
         return pd.DataFrame(rows, columns=["step", "key", "state", "job_id"])
 

@@ -61,6 +61,7 @@ class Models(PromptSets):
             f"Open {parsed}" + (f" at step {step}" if step is not None else ""),
             {"spec": str(parsed), "step": step},
             affinity=str(parsed),
+            urgent=True,
         )
         return {"state": job.state, "card": None, "job": self._job_record(job)}
 

@@ -84,7 +84,8 @@ class Work(Base):
         )
         written = (folder / "run.json").exists()
         if not resume and (written or self._training_into(folder)):
-            raise BadInput(f"Train into {folder.name}", "a run of that name exists", "Choose another name or resume it")
+            todo = "Choose another name, or go on with it: --resume on the command line, Resume on its page"
+            raise BadInput(f"Train into {folder.name}", "a run of that name exists", todo)
         if resume and not written:
             raise NotFound(f"Resume {folder.name}", f"there is no run in {folder}", "Correct the folder")
         extra = {"group": self._run_name(group)} if group else {}

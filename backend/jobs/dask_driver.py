@@ -7,6 +7,8 @@ again, a remote one is tried until it answers. What Dask says reaches the engine
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import traceback
 import uuid
@@ -44,6 +46,7 @@ class DaskDriver:
         self._closing = threading.Event()
         self._topic = f"phasescope-{uuid.uuid4().hex}"
         self._known: set[str] = set()
+        self._pids: dict[str, int] = {}
         self._troubles: dict[str, str] = {}
         self._memory: dict[str, int] = {}
         self._futures: dict[str, Any] = {}
@@ -113,7 +116,11 @@ class DaskDriver:
         if self._cluster:
             self._cluster.mend()
         before = set(self._known)  # one that comes while we ask is not in the answer, yet it is there
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        try:
+            # not client.scheduler_info: it returns a field that Dask's own refresh overwrites with no workers at all
+            workers = self._client.sync(self._client.scheduler.identity, n_workers=-1)["workers"]
+        except OSError:  # busy, or gone: which of the two `_connected` knows
+            return
         self._memory = {a: int(w.get("metrics", {}).get("memory", 0)) for a, w in workers.items()}
         for address in set(workers) - self._known:
             self._up(address)
@@ -156,6 +163,7 @@ class DaskDriver:
     def _greet(self, address: str) -> None:
         try:
             facts = self._ask(address, dask_worker.facts)
+            self._pids[address] = facts["pid"]
             self._tell("worker_up", Worker(address, facts["pid"], facts["host"], gpu=facts["gpu"]))
             if address not in self._known:  # it went while it said hello
                 self._tell("worker_down", address, "")
@@ -166,6 +174,9 @@ class DaskDriver:
     def _down(self, address: str, why: str = "") -> None:
         self._known.discard(address)
         self._troubles.pop(address, None)
+        if self._cluster and (pid := self._pids.pop(address, 0)):
+            with suppress(OSError):  # what the scheduler gave up may compute on, and hold a run that goes on elsewhere
+                os.kill(pid, signal.SIGKILL)
         self._tell("worker_down", address, why)
 
     def _tell(self, what: str, *args: Any) -> None:

@@ -32,6 +32,7 @@ class Desk:
         self._jobs: dict[str, Job] = {}
         self._settled: dict[str, threading.Event] = {}
         self._queue: list[str] = []
+        self._urgent: set[str] = set()  # queued before all others, first come first served among themselves
         self._calls: dict[str, tuple[Call, Worker]] = {}
         self._workers: dict[str, Worker] = {}
         self._attempt = itertools.count(1)
@@ -79,3 +80,4 @@ class Desk:
         ended = [j for j in self._jobs.values() if j.ended and self._settled[j.id].is_set()]
         for job in sorted(ended, key=lambda j: j.finished or 0.0)[:-KEPT]:
             del self._jobs[job.id], self._settled[job.id]
+            self._urgent.discard(job.id)

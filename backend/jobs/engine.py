@@ -35,15 +35,24 @@ class Engine(Floor):
         super().__init__(driver, target, on_change, on_result, grace)
         driver.start(self)
 
-    def submit(self, kind: str, key: str, title: str, payload: dict[str, Any], affinity: str = "") -> Job:
-        """Queue a job and return it; one with the same key that is queued or running is joined.."""
+    def submit(
+        self, kind: str, key: str, title: str, payload: dict[str, Any], affinity: str = "", urgent: bool = False
+    ) -> Job:
+        """Queue a job and return it; one with the same key that is queued or running is joined.
+
+        `urgent` (somebody looks at it) goes before all that is not, also where it waits already.
+        """
         with self._lock:
             if self._closing:
                 raise Cancelled(title, "Phasescope is closing", "Start it again afterwards")
             twin = self._active(key)
             if twin is not None:
+                if urgent:
+                    self._hurry(twin.id)
                 return twin
             job = new_job(kind, key, title, payload, affinity)
+            if urgent:
+                self._urgent.add(job.id)
             self._jobs[job.id], self._settled[job.id] = job, threading.Event()
         self._keeper.safely(partial(self._on_change, job))  # here and now, so that its record is found at once
         self._enqueue(job.id)

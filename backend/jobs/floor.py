@@ -70,8 +70,20 @@ class Floor(Desk):
     def _enqueue(self, job_id: str) -> None:
         with self._lock:
             if self._jobs[job_id].state == "queued" and not self._closing:
-                self._queue.append(job_id)
+                self._line_up(job_id)
         self._pump()
+
+    def _line_up(self, job_id: str) -> None:
+        """Put a job at the end of the queue, an urgent one at the end of the urgent ones."""
+        ahead = sum(i in self._urgent for i in self._queue) if job_id in self._urgent else len(self._queue)
+        self._queue.insert(ahead, job_id)
+
+    def _hurry(self, job_id: str) -> None:
+        """Let a job that waits go before all that nobody looks at."""
+        if job_id in self._queue and job_id not in self._urgent:
+            self._urgent.add(job_id)
+            self._queue.remove(job_id)
+            self._line_up(job_id)
 
     def _pump(self) -> None:
         """Give idle workers the jobs that wait, first come first served."""

@@ -33,8 +33,8 @@ def clocks(series: Mapping[str, tuple[Array, Array]], logs: Collection[str] = ()
     """Return one Clock per set of steps, of series {name: (steps [n], values [n])} in any order of points.
 
     Of a repeated step the last value counts. A value that is not finite, or not positive in a channel of `logs` (whose
-    logarithm is taken), is unknown: the last known one stands in, before the first known one that one. So neither the
-    clocks nor a cell depend on what comes later.
+    logarithm is taken), is unknown: the last known one stands in, before the first known one that one. So, from its
+    first known number on, neither the clocks nor a cell depend on what comes later.
     """
     groups: dict[bytes, tuple[Array, list[tuple[str, Array]]]] = {}
     for name in sorted(series):

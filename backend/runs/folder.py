@@ -101,6 +101,13 @@ class RunFolder:
 
     damaged = 0  # of event files; see tensorboard.py
 
+    def torn(self, offset: int) -> bool:
+        """Say whether something that is no whole line lies behind what was read up to `offset`."""
+        try:
+            return os.path.getsize(self.path / METRICS) > offset
+        except OSError:
+            return False
+
     def signature(self) -> Any:
         """Return something that differs whenever the folder has changed."""
         return [_signature(self.path / part) for part in (METRICS, RUN, CHECKPOINTS, LOCK)]

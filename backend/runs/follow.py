@@ -206,14 +206,17 @@ class _Followed:
         folder = self.folder
         self.seen.counts["n_damaged"] = folder.damaged
         record = {**self.info, **folder.status(), "checkpoints": folder.checkpoints()}
-        record |= {"name": folder.name, "folder": str(folder.path), "counts": self.seen.record(), "saw": self._saw()}
+        record |= {"name": folder.name, "folder": str(folder.path), "counts": self.seen.record()}
+        record["saw"] = self._saw(live=record["state"] == "running")
         record |= {"bad_lines": self.seen.counts["bad_lines"], "position": folder.position()}
         if record != self.record:
             sink.put_run(folder.name, record["folder"], record)
             self.record = record
 
-    def _saw(self) -> list[str]:
+    def _saw(self, live: bool) -> list[str]:
         saw = self.seen.sentences()
+        if not live and not self.behind and self.folder.torn(self.offset or 0):
+            saw.append("its last line is not whole (its program ended in the middle of it) and is left out")
         if self.offset and self.folder.gone:
             saw.append("its metrics file is gone; what was read before is kept")
         return saw + ([self.info["problem"]] if "problem" in self.info else [])

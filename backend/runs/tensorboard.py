@@ -119,6 +119,11 @@ class EventFolder:
                 self._at, self._inodes = dict(kept["at"]), dict(kept["inodes"])
                 self._damaged, self._tags, self._last = set(kept["damaged"]), set(kept["tags"]), int(kept["last"])
 
+    def torn(self, offset: int) -> bool:
+        """Say whether a file ends in the middle of a record."""
+        whole = [n for n in self._at if n not in self._damaged]
+        return any(os.path.getsize(self.path / n) > self._at[n] for n in whole if os.path.exists(self.path / n))
+
     @property
     def damaged(self) -> int:
         """How many files cannot be read to their end."""
