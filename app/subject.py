@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) 
     return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
 
 
-def openable(run: dict[str, Any]) -> bool:
+def openable(run: Mapping[str, Any]) -> bool:
     """Say whether a run has checkpoints of a model: one that was trained for a model (a lens, an SAE) has none."""
     return bool(run["checkpoints"]) and isinstance(run.get("model"), dict)
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from app import theme, widgets
 from app.links import link
+from app.subject import openable
 from backend.errors import PhasescopeError
 
 KINDS = {"running": "accent", "finished": "good", "failed": "bad"}
@@ -27,7 +28,7 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
                 _checkpoint_now(house, name)
         elif run and _resumable(run, state):
             _resume_button(house, name)
-        if run and run["checkpoints"] and isinstance(run.get("model"), dict):
+        if run and openable(run):
             step = run["checkpoints"][-1]
             link("attention", label=f"Attention at step {step}", icon="grid_on", query=at(name, step))
     if run and run.get("error") and not job:
