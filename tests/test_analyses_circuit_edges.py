@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from backend.analyses import _causal, _edges
 from backend.analyses._edges import Receiver, Sender
@@ -72,6 +73,22 @@ def test_exact_edges_between_heads_are_path_patching(tmp_path):
     mine = _edges.exact_effects(model, batch, edges, _edges.output_weights(model)).mean(1)
     paths = ask(path_patching, model, subject, to="heads", input="k", direction="noising")
     np.testing.assert_allclose(mine, -paths["change"], atol=1e-9)
+
+
+def test_an_edge_into_an_mlp_by_the_bare_module(tmp_path):
+    """The MLP alone reads the stream without the write; attention of its own layer does not."""
+    model = native(tmp_path)
+    batch, block, sender = batch_of(model), model.bare.layers[1], Sender("head", 0, 1)
+    write = _edges.Writes(model, batch, _edges.output_weights(model)).of(sender)
+    stream = model.capture(batch.clean, ["resid_mid"])["resid_mid", 1]
+    with torch.no_grad():
+        heard = block.mlp(block.ln2(stream - write))
+    patched = batch.logit_diff(model.run_with(batch.clean, {("mlp_out", 1): lambda t: heard}))
+    expected = batch.logit_diff(model.run_with(batch.clean, {})) - patched
+    edge = [(sender, Receiver("mlp", 1))]
+    found = _edges.exact_effects(model, batch, edge, _edges.output_weights(model))[0]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert np.abs(found).max() > 1e-4
 
 
 def test_the_wired_path_stands_out_exactly(tmp_path):

@@ -37,6 +37,8 @@ from backend.figures.agreement import agreement
 from backend.figures.circuit import Edge, Node, diagram
 
 DRAWN = 40  # edges that a diagram can show
+FAINT = 0.01  # of the strongest edge: what is not drawn
+BENDS = {"q": -0.12, "v": 0.12}  # so that q, k and v of one head lie apart
 
 
 class CircuitEdgesParams(Params):
@@ -101,7 +103,7 @@ def circuit_edges(model: Model, subject: Pairs, params: CircuitEdgesParams, prog
 # ---------------------------------------------------------------- figures
 
 
-def _names(r: Any, n_layers: int) -> tuple[str, str]:
+def _names(r: Any) -> tuple[str, str]:
     sender = "embed" if r.sender == "embed" else name_of(r.sender_layer, r.sender_head)
     return sender, "logits" if r.reads == "logits" else name_of(r.receiver_layer, r.receiver_head)
 
@@ -109,7 +111,7 @@ def _names(r: Any, n_layers: int) -> tuple[str, str]:
 def _words(table: pd.DataFrame) -> list[str]:
     out = []
     for r in records(table):
-        sender, receiver = _names(r, 0)
+        sender, receiver = _names(r)
         reads = f" ({r.reads})" if r.reads in "qkv" else ""
         checked = f"exact {r.exact:+.3g} ({r.exact_low:.3g} to {r.exact_high:.3g})"
         exact = "not checked" if np.isnan(r.exact) else checked
@@ -120,21 +122,22 @@ def _words(table: pd.DataFrame) -> list[str]:
 
 @circuit_edges.figure("The strongest edges")
 def drawing(table: pd.DataFrame, view: View) -> Any:
-    """The 40 edges of largest |score|: as wide, red for the answer, blue against; nodes: the sum of what they send."""
+    """The 40 edges of largest |score|, none below 1 % of it: red for the answer, blue against; nodes: sum of theirs."""
     kept = table.loc[table["score"].abs().sort_values(ascending=False, kind="stable").index[:DRAWN]]
-    kept = kept[kept["score"] != 0]
-    edges = [Edge(*_names(r, 0), r.score, h) for r, h in zip(records(kept), _words(kept), strict=True)]
+    kept = kept[kept["score"].abs() > max(1e-9, FAINT * float(kept["score"].abs().max()))]
+    edges = [Edge(*_names(r), r.score, h, BENDS.get(r.reads, 0.0))
+             for r, h in zip(records(kept), _words(kept), strict=True)]  # fmt: skip
     top = int(table["receiver_layer"].max())
     sent: dict[tuple[str, int, int], float] = {}
     for r in records(table):
-        sender = _names(r, 0)[0]
+        sender = _names(r)[0]
         sent[sender, r.sender_layer, r.sender_head] = sent.get((sender, r.sender_layer, r.sender_head), 0) + r.score
     used = {e.sender for e in edges} | {e.receiver for e in edges}
     nodes = [Node(name, layer, head, s, name in used, f"{name}: its edges sum to {s:+.3g} logits")
              for (name, layer, head), s in sent.items()]  # fmt: skip
     nodes.append(Node("logits", top, -1, 0.0, "logits" in used, "logits"))
     return diagram(nodes, edges, value="sum of its edges' scores (logits)",
-                   told=f"{len(edges)} of {len(table)} edges; ring: has one of them")  # fmt: skip
+                   told=f"the strongest {len(edges)} of {len(table)} edges")  # fmt: skip
 
 
 @circuit_edges.figure("Approximate against exact")
@@ -149,5 +152,6 @@ def check(table: pd.DataFrame, view: View) -> Any:
     rho = table["rank_correlation"].iloc[0]
     told = "too few to rank" if np.isnan(rho) else f"rank correlation {rho:.2g}"
     n = int((table["checked"] != "no").sum())
-    return agreement(groups, x_title=f"score (logits; {n} edges checked, {told})",
-                     y_title="exact effect (logits; 95 % interval)")  # fmt: skip
+    figure = agreement(groups, x_title=f"score (logits; {n} edges checked, {told})",
+                       y_title="exact effect (logits; 95 % interval)")  # fmt: skip
+    return figure.update_traces(mode="markers", selector={"mode": "markers+text"})  # names of edges would overlap

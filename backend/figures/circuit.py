@@ -36,13 +36,20 @@ class Edge:
     receiver: str
     score: float
     hover: str
+    bend: float = 0.0  # sideways, where several edges join the same two nodes
 
 
 def positions(nodes: Sequence[Node]) -> dict[str, tuple[float, float]]:
     """Return {name: (x, y)}: heads of a layer side by side, its MLP in a row of its own above, centred."""
     wide = max([n.head for n in nodes] + [0])
-    return {n.name: (float(n.head), 2.0 * n.layer) if n.head >= 0 else (wide / 2, 2.0 * n.layer + _above(nodes, n))
+    apart = 2.0 if with_mlps(nodes) else 1.0
+    return {n.name: (float(n.head), apart * n.layer) if n.head >= 0 else (wide / 2, apart * n.layer + _above(nodes, n))
             for n in nodes}  # fmt: skip
+
+
+def with_mlps(nodes: Sequence[Node]) -> bool:
+    """Say whether a layer has an MLP beside its heads."""
+    return any(n.head < 0 and _above(nodes, n) for n in nodes)
 
 
 def _above(nodes: Sequence[Node], node: Node) -> float:
@@ -55,9 +62,9 @@ def diagram(nodes: Sequence[Node], edges: Sequence[Edge] = (), *, value: str, to
     at, figure = positions(nodes), go.Figure()
     strongest = max([abs(e.score) for e in edges] + [1e-30])
     for edge in sorted(edges, key=lambda e: abs(e.score)):
-        _draw_edge(figure, at[edge.sender], at[edge.receiver], edge, abs(edge.score) / strongest)
+        _draw_edge(figure, _bent(at[edge.sender], at[edge.receiver], edge.bend), edge, abs(edge.score) / strongest)
     if edges:
-        _hover_points(figure, at, edges)
+        _hover_points(figure, at, edges, strongest)
     most = max([abs(n.score) for n in nodes if np.isfinite(n.score)] + [1e-12])
     ring = [3.0 if n.chosen else 1.0 for n in nodes]
     figure.add_scatter(
@@ -65,7 +72,7 @@ def diagram(nodes: Sequence[Node], edges: Sequence[Edge] = (), *, value: str, to
         text=[n.name if n.chosen or len(nodes) <= NAMED else "" for n in nodes], textposition="middle right",
         textfont={"size": 11}, customdata=[n.hover for n in nodes], hovertemplate="%{customdata}<extra></extra>",
         marker={"size": [20 if n.chosen else 12 for n in nodes], "color": [n.score for n in nodes], "cmin": -most,
-                "cmax": most, "colorscale": DIVERGING, "line": {"width": ring, "color": _rings(nodes)},
+                "cmax": most, "opacity": 1, "colorscale": DIVERGING, "line": {"width": ring, "color": _rings(nodes)},
                 "colorbar": {"title": {"text": value, "side": "right"}, "thickness": 12}},
     )  # fmt: skip
     _axes(figure, nodes, at, told)
@@ -91,29 +98,30 @@ def _axes(figure: go.Figure, nodes: Sequence[Node], at: dict[str, tuple[float, f
     wide = max([n.head for n in nodes] + [0])
     figure.update_yaxes(title={"text": "layer"}, tickvals=list(shown.values()), ticktext=[str(k) for k in shown],
                         showgrid=False)  # fmt: skip
-    figure.update_xaxes(title={"text": f"heads side by side, the MLP above them; {told}"}, showticklabels=False,
+    rows = "heads" + (", the MLP above" if with_mlps(nodes) else "")
+    figure.update_xaxes(title={"text": f"{rows}; {told}"}, showticklabels=False,
                         showgrid=False, range=[-0.5, wide + 0.9])  # fmt: skip
 
 
-def _draw_edge(figure: go.Figure, a: tuple[float, float], b: tuple[float, float], edge: Edge, share: float) -> None:
+def _draw_edge(figure: go.Figure, way: tuple[list[float], list[float]], edge: Edge, share: float) -> None:
     colour = POSITIVE if edge.score > 0 else NEGATIVE
-    x, y = _bent(a, b)
-    figure.add_scatter(x=x, y=y, mode="lines", hoverinfo="skip",
+    figure.add_scatter(x=way[0], y=way[1], mode="lines", hoverinfo="skip",
                        line={"width": LEAST + (MOST - LEAST) * share, "shape": "spline",
                              "color": rgba(colour, 0.25 + 0.6 * share)})  # fmt: skip
 
 
-def _bent(a: tuple[float, float], b: tuple[float, float]) -> tuple[list[float], list[float]]:
+def _bent(a: tuple[float, float], b: tuple[float, float], bend: float) -> tuple[list[float], list[float]]:
     """Bend an edge sideways where it would run straight up through other nodes."""
     straight = abs(a[0] - b[0]) < 0.3 and abs(a[1] - b[1]) > 1.5
-    return [a[0], (a[0] + b[0]) / 2 - (0.3 if straight else 0), b[0]], [a[1], (a[1] + b[1]) / 2, b[1]]
+    return [a[0], (a[0] + b[0]) / 2 - (0.3 if straight else 0) + bend, b[0]], [a[1], (a[1] + b[1]) / 2, b[1]]
 
 
-def _hover_points(figure: go.Figure, at: dict[str, Any], edges: Sequence[Edge]) -> None:
+def _hover_points(figure: go.Figure, at: dict[str, Any], edges: Sequence[Edge], strongest: float) -> None:
     """Lines have no hover between their ends: points in their middle carry the words."""
-    middle = [(_bent(at[e.sender], at[e.receiver])[0][1], _bent(at[e.sender], at[e.receiver])[1][1]) for e in edges]
+    ways = [_bent(at[e.sender], at[e.receiver], e.bend) for e in edges]
     figure.add_scatter(
-        x=[m[0] for m in middle], y=[m[1] for m in middle], mode="markers", customdata=[e.hover for e in edges],
+        x=[x[1] for x, _ in ways], y=[y[1] for _, y in ways], mode="markers", customdata=[e.hover for e in edges],
         hovertemplate="%{customdata}<extra></extra>",
-        marker={"size": 6, "color": [POSITIVE if e.score > 0 else NEGATIVE for e in edges]},
+        marker={"size": [3 + 6 * abs(e.score) / strongest for e in edges], "opacity": 1,
+                "color": [POSITIVE if e.score > 0 else NEGATIVE for e in edges]},
     )  # fmt: skip
