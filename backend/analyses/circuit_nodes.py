@@ -206,7 +206,8 @@ def _worded(nodes: list[Place], table: pd.DataFrame, whole: float, nothing: floa
         component=[KINDS[p.point] for p in nodes], layer=[p.layer for p in nodes], head=[p.head for p in nodes],
         whole=whole, nothing=nothing, n=n,
     )
-    return table[[c.name for c in (*circuit_nodes.axes, *circuit_nodes.values)]]
+    columns: list[Axis | Value] = [*circuit_nodes.axes, *circuit_nodes.values]
+    return table[[c.name for c in columns]]
 
 
 # ---------------------------------------------------------------- figures
@@ -232,8 +233,8 @@ def _line(table: pd.DataFrame, column: str, name: str, colour: str, names: list[
     low, high = (table[f"{ends or column}_{end}"] for end in ("low", "high"))
     hover = [f"{name} {y:.3g} ({a:.3g} to {b:.3g})<br>size {k}" + (f", entering: {node}" if node else "")
              for y, a, b, k, node in zip(table[column], low, high, table["order"], names, strict=True)]  # fmt: skip
-    x, y, low, high = ([0, *v] for v in (table["order"], table[column], low, high))
-    return Line(name, x, y, low, high, colour, [f"{name} 0 by definition<br>size 0", *hover])
+    x, y, below, above = ([0, *v] for v in (table["order"], table[column], low, high))
+    return Line(name, x, y, below, above, colour, [f"{name} 0 by definition<br>size 0", *hover])
 
 
 @circuit_nodes.figure("The circuit")

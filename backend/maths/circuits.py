@@ -94,7 +94,7 @@ def by_score(scores: np.ndarray) -> np.ndarray:
     return np.argsort(-np.abs(scores), kind="stable")
 
 
-def nested(order: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
+def nested(order: np.ndarray | Sequence[int], sizes: np.ndarray | Sequence[int]) -> np.ndarray:
     """Return masks [size, thing] of bool: the first `size` things of the order."""
     rank = np.empty(len(order), int)
     rank[np.asarray(order)] = np.arange(len(order))
