@@ -1,0 +1,139 @@
+"""Circuits as sets of nodes and edges: how one agrees with a known circuit, with another, and with the whole model.
+
+A node is a name or a number, an edge a pair of nodes (sender, receiver); nothing here knows of models.
+Source: Conmy et al. (2023), Towards Automated Circuit Discovery, section 4 (ROC against a known circuit, pruning from
+the output back); Wang et al. (2022), Interpretability in the Wild (faithfulness, completeness); Miller et al. (2024),
+Transformer Circuit Faithfulness Metrics are not Robust; Fawcett (2006), An introduction to ROC analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from backend.maths.patching import Estimate, recovered, worth_dividing
+
+ROUNDING = 1e-5  # of the metric's size: what float32 runs differ by where nothing differs
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Nodes, and edges (sender, receiver) between them."""
+
+    nodes: frozenset[Hashable]
+    edges: frozenset[tuple[Hashable, Hashable]] = frozenset()
+
+
+def precision_recall(found: Set[Hashable], true: Set[Hashable]) -> tuple[float, float]:
+    """Return (share of the found that is true, share of the true that is found); NaN where a set is empty."""
+    hits = len(found & true)
+    return (hits / len(found) if found else math.nan, hits / len(true) if true else math.nan)
+
+
+def roc(scores: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (thresholds, false positive rate, true positive rate), one point per distinct score.
+
+    A thing is found where its score >= the threshold. The first point is (inf, 0, 0), the last (lowest, 1, 1); equal
+    scores enter together. NaN rates where all or none of the things are true.
+
+    Args:
+        scores: [thing], finite; true: [thing] of bool.
+    """
+    thresholds = np.concatenate([[math.inf], np.unique(scores)[::-1]])
+    found = scores[None, :] >= thresholds[:, None]
+    with np.errstate(invalid="ignore"):
+        return thresholds, (found & ~true).sum(1) / (~true).sum(), (found & true).sum(1) / true.sum()
+
+
+def area_under_roc(scores: np.ndarray, true: np.ndarray) -> float:
+    """Return the area under `roc`: the chance that a true thing scores above another one, ties counting one half."""
+    _, false_rate, true_rate = roc(scores, true)
+    return float(np.trapezoid(true_rate, false_rate))
+
+
+def jaccard(a: Set[Hashable], b: Set[Hashable]) -> float:
+    """Return what two sets share of what either holds; 1 for two empty ones."""
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def edit_distance(a: Circuit, b: Circuit) -> int:
+    """Return how many nodes and edges have to be added or taken away to turn one circuit into the other.
+
+    Names are fixed, so this is the size of the symmetric differences: a metric (0 only for equal circuits, symmetric,
+    with the triangle inequality).
+    """
+    return len(a.nodes ^ b.nodes) + len(a.edges ^ b.edges)
+
+
+def faithfulness(circuit: np.ndarray, whole: np.ndarray, nothing: np.ndarray, weights: np.ndarray) -> Estimate:
+    """Estimate (m(circuit) - m(nothing)) / (m(whole) - m(nothing)), a ratio of means over prompts.
+
+    1 where the circuit does what the whole model does, 0 where it does no more than nothing; not bounded by either.
+    NaN where nothing is to be explained (`explainable`).
+
+    Args:
+        circuit: metric [circuit, prompt]; whole, nothing: [prompt]; weights: [draw, prompt] of `draw_weights`.
+    """
+    if not explainable(whole, nothing):
+        circuit = np.full_like(circuit, math.nan)
+        return Estimate(*(circuit.mean(-1) for _ in range(4)))
+    return recovered(circuit, whole, nothing, weights)
+
+
+def explainable(whole: np.ndarray, nothing: np.ndarray) -> bool:
+    """Say whether |m(whole) - m(nothing)| is at least its standard error over prompts, and more than rounding."""
+    rounding = ROUNDING * max(np.abs(whole).mean(), np.abs(nothing).mean())
+    return bool(abs((whole - nothing).mean()) > rounding and worth_dividing(whole - nothing))
+
+
+def by_score(scores: np.ndarray) -> np.ndarray:
+    """Return the order in which things enter a growing circuit: largest |score| first, ties as they stand."""
+    return np.argsort(-np.abs(scores), kind="stable")
+
+
+def nested(order: np.ndarray | Sequence[int], sizes: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Return masks [size, thing] of bool: the first `size` things of the order."""
+    rank = np.empty(len(order), int)
+    rank[np.asarray(order)] = np.arange(len(order))
+    return rank[None, :] < np.asarray(sizes)[:, None]
+
+
+def random_circuits(n_things: int, size: int, draws: int, dice: np.random.Generator) -> np.ndarray:
+    """Return masks [draw, thing] of bool with `size` things each, every such set equally likely."""
+    keys = dice.random((draws, n_things))
+    return keys.argsort(1).argsort(1) < size
+
+
+def smallest_faithful(faithful: np.ndarray, least: float) -> int:
+    """Return the first index at which faithfulness is at least `least`; -1 where there is none (or all is NaN)."""
+    enough = np.flatnonzero(faithful >= least)
+    return int(enough[0]) if len(enough) else -1
+
+
+def prune(
+    order: Sequence[int], metric: Callable[[np.ndarray], float], threshold: float,
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Take things away one after the other wherever the metric then changes by less than `threshold`.
+
+    Each thing is tried once, in this order, with those taken away before it gone: what is kept depends on the order.
+
+    Args:
+        order: every thing 0..n-1; metric: of a mask [thing] of what is kept; threshold: in the metric's unit.
+    Returns:
+        (mask of what is kept [thing], loss when it was tried [thing], what was taken away in this order).
+    """
+    kept, loss = np.ones(len(order), bool), np.zeros(len(order))
+    gone: list[int] = []
+    now = metric(kept)
+    for thing in order:
+        kept[thing] = False
+        then = metric(kept)
+        loss[thing] = now - then
+        if abs(loss[thing]) < threshold:
+            now, gone = then, [*gone, thing]
+        else:
+            kept[thing] = True
+    return kept, loss, gone
