@@ -297,7 +297,7 @@ def test_params_out_of_range_name_field_and_range(house: Backend) -> None:
         house.ask("logit_lens", card, PROMPT, {"topk": 3})
     with pytest.raises(BadInput, match="target is integer from 0"):
         house.ask("logit_lens", card, PROMPT, {"target": "a"})
-    with pytest.raises(NotFound, match="Known: attention, .*head_scores, .*logit_lens"):
+    with pytest.raises(NotFound, match="Known: .*attention, .*head_scores, .*logit_lens"):
         house.ask("attend", card, PROMPT)
     with pytest.raises(BadInput, match="steps=0.*steps is integer from 1 to 100000"):
         house.train("induction", {"steps": 0})
@@ -370,7 +370,10 @@ def test_parts_that_are_not_there(house: Backend) -> None:
 
 def test_every_figure_of_every_analysis_is_drawn(house: Backend) -> None:
     cards = [card_of(house, "run:toy", 10), card_of(house, "run:grokking-demo", 800)]
+    named = {"sae_agreement", "sae_features", "tuned_lens", "tuned_lens_quality"}  # name a run: see test_contract
     for name, one in house.analyses().items():
+        if name in named:
+            continue
         card = next(c for c in cards if not one.unfit(c["capabilities"]))
         subject = PROMPT if one.subject is Prompt else house.subject(one.subject, card, {})
         kept = computed(house, name, card, subject)
