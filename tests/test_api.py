@@ -207,7 +207,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any], int, str]] = [
     ("POST", "/submit", {"json": {**ASK, "params": [1]}}, 400, "'params'.*list"),
     ("POST", "/submit", {"json": {**ASK, "params": {"top_k": 0}}}, 400, "top_k is integer from 1 to 50"),
     ("POST", "/submit", {"json": {**ASK, "params": {"top_k": [1]}}}, 400, "top_k is integer"),
-    ("POST", "/submit", {"json": {**ASK, "analysis": "attend"}}, 404, "Known: attention"),
+    ("POST", "/submit", {"json": {**ASK, "analysis": "attend"}}, 404, "Known: .*attention"),
     ("POST", "/models", {"json": {}}, 400, "'spec'.*lacks"),
     ("POST", "/models", {"json": {"spec": "dir:/no/such"}}, 404, "no such folder"),
     ("POST", "/runs", {"json": {"recipe": "nothing"}}, 404, "Known: .*induction"),

@@ -128,7 +128,8 @@ def test_a_click_on_a_head_enlarges_it_and_stays_in_the_address(house: Any, page
     opened.mouse.click(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.8)
     until(lambda: "layer=1" in address(opened), "the layer in the address")
     head = re.search(r"head=(\d)", address(opened))
-    assert head and opened.get_by_text(f"Layer 1, head {head.group(1)}").count()
+    assert head
+    until(lambda: opened.get_by_text(f"Layer 1, head {head.group(1)}").count(), "its heading")
     opened.get_by_role("link", name="Logit lens").click()
     opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     until(lambda: "layer=1" in address(opened), "the subject carried to the next page")

@@ -108,7 +108,7 @@ def test_run_json_says_for_which_model_and_the_model_reads_it(straight, demo):
 
 
 def test_it_is_no_model_and_says_whose_it_is(straight, runs):
-    with pytest.raises(BadInput, match="no model of its own but a sae for run:induction-demo"):
+    with pytest.raises(BadInput, match="it holds a sae for run:induction-demo, no model of its own"):
         open_model(parse_spec("run:straight"), Settings(device="cpu", runs=runs))
 
 

@@ -357,4 +357,6 @@ def test_every_recipe_declares_words_and_ranges():
         for knob, schema in declared.params.model_json_schema()["properties"].items():
             assert schema.get("description"), knob
             ends = ("maximum", "exclusiveMaximum", "enum", "maxLength")
-            assert "default" in schema and any(k in schema for k in ends), knob
+            forms = [f for f in schema.get("anyOf", [schema]) if f.get("type") != "null"]
+            ranged = all(f.get("type") == "boolean" or any(k in f for k in ends) for f in forms)
+            assert "default" in schema and ranged, knob
