@@ -54,7 +54,7 @@ def _side(house: Any, title: str, model: str, step: str) -> dict[str, Any]:
     spec = url.get(model) or (url.get("model") if model != "model" else "") or default_model(runs, house)
     model_picker(house, runs, spec, f"Model {title}", model, step)
     steps = runs[spec]["checkpoints"] if spec in runs else []
-    at = checkpoint_of(steps, step, first=model != "model") if steps else None
+    at = checkpoint_of(steps, step, first=model == "model") if steps else None
     return opened(house, spec, at)
 
 

@@ -82,8 +82,8 @@ def shown_pair(house: Any, card: dict[str, Any], subject: Pairs) -> None:
     told = f"{len(subject.pairs)} pairs of {lengths[0]}{most} tokens"
     lines = [f'<div class="ps-pair"><span class="ps-what">{title}</span>{said}</div>'
              for title, said in chips(words, pair).items()]  # fmt: skip
-    st.html("".join(lines) + f'<div class="ps-pair">{told}; answer <b>&nbsp;{answer}</b>, distractor '
-            f"<b>&nbsp;{distractor}</b>; logit_diff = answer − distractor at the last token</div>")  # fmt: skip
+    st.html("".join(lines) + f'<div class="ps-pair"><span>{told}; answer <b>{answer}</b>, distractor '
+            f"<b>{distractor}</b>; logit_diff = answer − distractor at the last token</span></div>")  # fmt: skip
 
 
 def chips(words: Any, pair: Pair, most: int = 0) -> dict[str, str]:

@@ -44,7 +44,7 @@ def test_first_and_last_checkpoint_of_a_run_with_their_difference(backend: Backe
 
 
 def test_two_models_of_one_vocabulary(backend: Backend) -> None:
-    at = visit(model="run:induction-demo", model_b="run:induction-1layer", step_b="800",
+    at = visit(model="run:induction-demo", step="1200", model_b="run:induction-1layer", step_b="800",
                compare="attention,head_scores")  # fmt: skip
     assert {"induction-demo (run) step 1200", "induction-1layer (run) step 800"} <= titles(at)
     assert len(next(s for s in at.selectbox if s.label == "Layer").options) == 1, "layers that both have"
@@ -57,7 +57,7 @@ def test_questions_about_tokens_are_left_out_where_vocabularies_differ(backend: 
 
 
 def test_the_same_twice_is_said(backend: Backend) -> None:
-    assert "A and B are the same" in said(visit(model="run:induction-demo", step_b="1200"))
+    assert "A and B are the same" in said(visit(model="run:induction-demo", step="1200", step_b="1200"))
 
 
 def test_titles_name_what_differs() -> None:

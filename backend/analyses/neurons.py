@@ -45,7 +45,8 @@ class NeuronsParams(Params):
 
 
 @analysis(
-    version=1, title="Neurons", asks="How often is each neuron active, how strongly, and which tokens does it write?",
+    version=1, group="Neurons & features",
+    title="Neurons", asks="How often is each neuron active, how strongly, and which tokens does it write?",
     subject=Corpus, params=NeuronsParams, needs=["mlp"],
     axes=[Axis("layer", "layer"), Axis("neuron", "neuron of the layer")],
     values=[
