@@ -168,6 +168,8 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     steps = [r["step"] for r in house.api.get(f"/runs/{run}/metrics", params={"names": "loss"}).json()]
     assert len(steps) == len(set(steps)), "a step was logged twice"
     opened.get_by_role("link", name=re.compile("Attention at step")).click()
+    until(lambda: "/attention" in address(opened), "the page Attention")
+    until(lambda: opened.locator(".psc-cells").count() == 1, "the Training page's own view of it to go")
     canvas(opened)
     assert f"model=run%3A{run}" in address(opened)
     clean(opened)
