@@ -50,6 +50,7 @@ class Remote:
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(60, connect=2),
             trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=1.0),  # the server closes an idle connection after 5 s: never meet it
         )
 
     def _call(self, method: str, path: str, **more: Any) -> httpx.Response:

@@ -66,6 +66,7 @@ def variables(place: Path) -> dict[str, str]:
 def client(place: Path) -> httpx.Client:
     known = json.loads((place / "cache" / "api.json").read_text())
     return httpx.Client(base_url=f"{known['url']}/api/v1", timeout=60, trust_env=False,
+                        limits=httpx.Limits(keepalive_expiry=1.0),
                         headers={"Authorization": f"Bearer {known['token']}"})  # fmt: skip
 
 

@@ -34,7 +34,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
     with browser.serve([sys.executable, "-m", "app"], folder / "log", env=env) as server:
         token = json.loads((folder / "cache" / "api.json").read_text())["token"]
         server.api = httpx.Client(  # type: ignore[attr-defined]
-            base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False
+            base_url=f"{server.url}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=1.0),  # the server closes an idle connection after 5 s: never meet it
         )
         server.folder = folder  # type: ignore[attr-defined]
         yield server
