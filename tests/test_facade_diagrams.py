@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,19 @@ def test_one_bad_run_among_many_refuses_all(house: Backend, tmp_path: Path, runs
 
 
 # ---------------------------------------------------------------- start, again, cancel
+
+
+def test_what_trained_since_the_last_look_is_finished_and_not_missing(
+    house: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, house.follower.interval = house.follower.interval, 1000.0  # as between two looks of a slow machine,
+    monkeypatch.setattr(house.engine, "_on_change", lambda job: None)  # whose keeper is behind, too
+    time.sleep(4 * wait)
+    house.start_diagram("induction", **{**AXES, "ys": [0]}, seeds=1, params=TINY, name="d")
+    for job in house.engine.jobs():
+        house.engine.wait(job.id, 180)
+    made = house.diagram("d")
+    assert [r["state"] for r in made["runs"]] == ["finished", "finished"] and made["state"] == "done"
 
 
 def test_a_diagram_computes_each_cell_once_and_again_only_what_is_missing(house: Backend, tmp_path: Path) -> None:

@@ -185,6 +185,19 @@ def test_a_forgotten_recorder_lets_go(tmp_path):
     Recorder(tmp_path / "r", resume=True).finish()
 
 
+def test_a_writer_that_ends_between_two_looks_is_not_taken_for_dead(tmp_path, monkeypatch):
+    run = Recorder(tmp_path / "r")
+    run.log(1, loss=1)
+    holder = layout.holder
+
+    def late(folder):
+        run.finish()
+        return holder(folder)
+
+    monkeypatch.setattr(layout, "holder", late)
+    assert RunFolder(tmp_path / "r").state() == "finished"
+
+
 def test_a_dead_writers_lock_is_taken_over(tmp_path):
     code = ("import sys, os, signal; from backend.runs.recorder import Recorder; r = Recorder(sys.argv[1]);"
             "r.log(7, loss=1.0); os.kill(os.getpid(), signal.SIGKILL)")  # fmt: skip

@@ -159,11 +159,13 @@ class Work(Base):
     def runs(self, expected: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return every run's record: name, folder, recipe, params, state, checkpoints, last_step.
 
-        A run whose training waits for a worker, or has not written yet, is there as `queued` or `running`. Where one of
-        the `expected` names is not known yet, the folders are looked at anew: it may have been written just now.
+        A run whose training waits for a worker, or has not written yet, is there as `queued` or `running`. Where a
+        training ended since the last look, or one of the `expected` names is not known yet, the folders are looked at
+        anew: it may have been written just now.
         """
         written = self.follower.runs()
-        if set(expected) - {r["name"] for r in written}:
+        ended = max((j.finished or 0.0 for j in self.engine.jobs() if j.kind == "train"), default=0.0)
+        if ended >= self.follower.looked or set(expected) - {r["name"] for r in written}:
             self.follower.poll()
             written = self.follower.runs()
         names = {r["name"] for r in written}

@@ -85,13 +85,17 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """Return {state, last_step, error}; the last line decides, then whether the lock's writer lives."""
         tail = layout.last_line(self.path / METRICS)
-        last = {"last_step": _as_int(tail.line.get("step")), "error": tail.line.get("error", "")}
-        if tail.line.get("event") in ENDS:
-            return {"state": tail.line["event"], **last}
+        if tail.line.get("event") not in ENDS:
+            if self._lives(tail):
+                return {"state": "running", **_last(tail)}
+            tail = layout.last_line(self.path / METRICS)  # it may have ended and let go between the two looks
+        ended = tail.line.get("event") in ENDS
+        return {"state": tail.line["event"] if ended else "interrupted", **_last(tail)}
+
+    def _lives(self, tail: layout.Tail) -> bool:
         held = layout.holder(self.path)
         self._pulse.look(self.path / METRICS, layout.seconds(tail.line.get("time")))
-        lives = layout.here(held) if layout.is_here(held) else held is not None and self._pulse.beats(tail.gap)
-        return {"state": "running" if lives else "interrupted", **last}
+        return layout.here(held) if layout.is_here(held) else held is not None and self._pulse.beats(tail.gap)
 
     # ------------------------------------------------------------ what a follower asks of every kind of run
 
@@ -268,3 +272,7 @@ def as_frame(rows: list[tuple]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=COLUMNS)
     kinds = {"step": "int64", "metric": "str", "layer": "Int64", "head": "Int64", "value": "float64", "time": "float64"}
     return frame.astype(kinds)
+
+
+def _last(tail: layout.Tail) -> dict[str, Any]:
+    return {"last_step": _as_int(tail.line.get("step")), "error": tail.line.get("error", "")}

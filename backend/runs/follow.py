@@ -51,7 +51,8 @@ class Follower:
         self.problems: dict[str, str] = {}
         self._attached, self._finder = attached, Finder()
         self._runs: dict[tuple[str, Path], _Followed] = {}
-        self._polled, self._whole = False, threading.Event()
+        self.looked = 0.0  # when the last whole pass began, seconds since 1970
+        self._whole = threading.Event()
         self._one = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -87,7 +88,7 @@ class Follower:
         """
         with self._one:
             names: dict[str, Path] = {}
-            carried, problems = 0, {}
+            carried, problems, began = 0, {}, time.time()
             for source in self._finder.find(self.folders, self._attached()):
                 if names.setdefault(source.name, source.path) != source.path:
                     problems[str(source.path)] = f"another run is called {source.name!r} already; rename one"
@@ -98,14 +99,14 @@ class Follower:
                     break
             else:
                 self._runs = {key: run for key, run in list(self._runs.items()) if key in names.items()}
-            self.problems, self._polled = problems, True
+            self.problems, self.looked = problems, began
             self._whole.set()
             return carried
 
     def runs(self) -> list[dict[str, Any]]:
         """Return every run's record, newest first: run.json's keys and name, folder, state, checkpoints, last_step, and
         `saw`: sentences on what a person should know of its lines."""
-        if not self._polled:
+        if not self.looked:
             self._first_look()
         records = [run.record for run in list(self._runs.values()) if run.record]
         return sorted(records, key=lambda r: layout.seconds(r.get("created")) or 0, reverse=True)
