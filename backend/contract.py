@@ -316,16 +316,20 @@ class Model(Protocol):
         """One forward of the bare module on tokens [batch, pos], as monitors see it."""
         ...
 
-    def run_with(self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[Any], Any]]) -> Any:
+    def run_with(
+        self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[Any], Any]],
+        known: Mapping[tuple[str, int], Any] | None = None, last: bool = False,
+    ) -> Any:
         """Run with points changed on the way: {(point, layer): function of its tensor to one of the same shape};
-        logits [batch, pos, d_vocab_out]. Nothing of it stays."""
+        logits [batch, pos, d_vocab_out]. Nothing of it stays. What is `known`, resid_pre of one layer and z of it, is
+        not computed; `last` gives the last position's logits alone, [batch, 1, d_vocab_out]."""
         ...
 
     def gradients(
         self, tokens: Any, metric: Callable[[Any], Any], places: Sequence[tuple[str, int]],
-        edits: Mapping[tuple[str, int], Callable[[Any], Any]] | None = None,
+        edits: Mapping[tuple[str, int], Callable[[Any], Any]] | None = None, last: bool = False,
     ) -> tuple[Any, dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
-        """Run with autograd (and with `edits`, as `run_with`); `metric(logits)` is a number or one per row.
+        """Run with autograd (and with `edits` and `last`, as `run_with`); `metric(logits)` is a number or one per row.
 
         Returns (metric detached, {place: its tensor}, {place: gradient of the metric's sum there}); tensors of rows
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""

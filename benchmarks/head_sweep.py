@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import numpy as np
 
 from backend.analyses import _causal
 from backend.contract import Model, parse_spec
+from backend.jobs.cluster import MALLOC
 from backend.models import prompts
 from backend.models.open import open_model
 from backend.settings import Settings
@@ -27,7 +29,7 @@ from benchmarks import bare
 from benchmarks.table import head, line
 
 TARGET = {"cpu": 2.0, "cuda": 10.0}
-CASES = (("run:induction-demo", 1), ("run:induction-demo", 4), ("run:induction-demo", 16), ("tiny", 1),
+CASES = (("run:induction-demo", 1), ("run:induction-demo", 4), ("run:induction-demo", 16), ("tiny", 1), ("tiny", 16),
          ("gpt2-shape", 1), ("gpt2-shape", 4))  # fmt: skip
 
 
@@ -58,11 +60,10 @@ def measure(name: str, pairs: int, folder: Path, device: str, repeats: int) -> N
     spec = parse_spec(name if name.startswith("run:") else f"dir:{folder / name}")
     model = open_model(spec, Settings(device=device, dtype="float32"))
     subject = prompts.make(model.card.model_dump(), "induction", pairs, 0)
-    (batch,) = _causal.batches(model, subject)
+    cut = [(batch, model.capture(batch.clean, ["z"])) for batch in _causal.batches(model, subject)]
     places = [_causal.Place("z", n, head=h) for n in range(model.card.n_layers) for h in range(model.card.n_heads)]
-    source = model.capture(batch.clean, ["z"])
-    ways = [lambda: loop(model, batch, places, source),
-            lambda: _causal.sweep(model, batch, batch.corrupted, places, source)]  # fmt: skip
+    ways = [lambda: np.hstack([loop(model, batch, places, source) for batch, source in cut]),
+            lambda: np.hstack([_causal.sweep(model, batch, batch.corrupted, places, source) for batch, source in cut])]
     rounds = [[timed(way, device) for way in ways] for _ in range(repeats + 1)][1:]
     slow, fast = (min(r[i][0] for r in rounds) for i in (0, 1))
     off = max(np.abs(r[0][1] - r[1][1]).max() for r in rounds)
@@ -79,6 +80,9 @@ def main() -> None:
     asked.add_argument("--repeats", type=int, default=3)
     asked.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     args = asked.parse_args()
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):  # as workers are started
+        again = [sys.executable, "-m", "benchmarks.head_sweep", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **MALLOC})
     import torch
 
     torch.set_num_threads(1)

@@ -1,10 +1,13 @@
 """Truth of running with edits: the same logits as a model whose weights do what the edit does; nothing of it stays."""
 
+import contextlib
+import dataclasses
+
 import pytest
 import torch
 
 from backend.errors import BadInput, Unfit
-from backend.models import bridge
+from backend.models import bridge, shorter
 from tests.tiny_models import opened
 from tests.wired import config, wired_induction, wired_run
 
@@ -136,3 +139,55 @@ def test_nothing_of_it_stays(native):
 def test_what_cannot_be_edited_is_refused(native, edits, error, words):
     with pytest.raises(error, match=words):
         native.run_with(TOKENS, edits)
+
+
+@contextlib.contextmanager
+def attentions(model):
+    """Yield a list that gets an entry per attention computed."""
+    ran = []
+    with contextlib.ExitStack() as hooks:
+        for block in model.view.blocks:
+            inner = block.attn.original_component
+            hooks.enter_context(inner.register_forward_hook(lambda module, args, out: ran.append(module)))
+        yield ran
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2", "neox", "llama"])
+@pytest.mark.parametrize("point", ["z", "attn_out", "mlp_out", "resid_post"])
+def test_what_is_known_is_left_out_and_changes_nothing(kind, point, tmp_path):
+    model, layer = opened(kind, tmp_path), 1
+    edits = {(point, layer): lambda t: t.flip(0)}
+    whole, known = model.run_with(TOKENS, edits), model.capture(TOKENS, ["resid_pre", "z"], [layer])
+    shorter.form_of(model.view)  # it is looked at once, by a run
+    with attentions(model) as ran:
+        for left_out, computed in (({}, 2), ({("resid_pre", layer): known["resid_pre", layer]}, 1), (known, 0)):
+            ran.clear()
+            same(model.run_with(TOKENS, edits, left_out), whole)
+            assert len(ran) == computed or kind != "native"  # others compute attention past the module that is watched
+            same(model.run_with(TOKENS, edits, left_out, last=True), whole[:, -1:])
+    assert torch.equal(model.run_with(TOKENS, edits), whole)  # nothing of it stays
+
+
+def test_attention_that_does_more_after_z_is_computed_whole(native):
+    known = native.capture(TOKENS, ["resid_pre", "z"], [1])
+    whole = native.run_with(TOKENS, {})
+    spoilt = {**known, ("z", 1): torch.zeros_like(known["z", 1])}
+    assert not torch.equal(native.run_with(TOKENS, {}, spoilt), whole)  # it is what the run goes on from
+    form = native.view.__dict__["phasescope_form"]
+    native.view.__dict__["phasescope_form"] = dataclasses.replace(form, projected=False)
+    same(native.run_with(TOKENS, {}, spoilt), whole)
+    native.view.__dict__["phasescope_form"] = form
+
+
+@pytest.mark.parametrize(("known", "edits", "said"), [
+    ([("z", 1)], {}, "Give resid_pre"), ([("resid_pre", 0), ("z", 1)], {}, "Give resid_pre"),
+    ([("resid_pre", 1)], {("z", 0): torch.zeros_like}, "z of layer 0 is edited"),
+    ([("resid_pre", 1)], {("embed", 0): torch.zeros_like}, "embed of layer 0 is edited"),
+    ([("resid_pre", 1), ("z", 1)], {("q", 1): torch.zeros_like}, "q of layer 1 is edited"),
+])  # fmt: skip
+def test_a_beginning_that_would_pass_an_edit_by_is_refused(native, known, edits, said):
+    found = native.capture(TOKENS, ["resid_pre", "z"])
+    with pytest.raises(BadInput, match=said):
+        native.run_with(TOKENS, edits, {place: found[place] for place in known})
+    with pytest.raises(BadInput, match="Give it for these tokens"):
+        native.run_with(TOKENS[:2], {}, {("resid_pre", 1): found["resid_pre", 1]})

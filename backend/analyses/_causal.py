@@ -57,12 +57,13 @@ class Batch:
 
 
 def rows_at_once(model: Model, length: int, gradients: bool = False) -> int:
-    """Return how many rows of `length` tokens one forward may hold; with gradients every layer is kept."""
+    """Return how many rows of `length` tokens one forward may hold, with logits for the last position only; with
+    gradients every layer is kept, without them resid_pre and z of every layer."""
     card = model.card
     layer = 12 * card.d_model + 4 * card.d_mlp + 3 * card.n_heads * length
-    kept = card.n_layers if gradients else 1
-    room = RUN_BYTES * (1 if model.card.device == "cpu" else ON_A_GPU)
-    return max(1, room // (4 * length * (3 * card.d_vocab_out + kept * layer)))
+    kept = card.n_layers * layer if gradients else layer + 2 * card.n_layers * card.d_model
+    room = RUN_BYTES * (1 if card.device == "cpu" else ON_A_GPU)
+    return max(1, room // (4 * (length * kept + 3 * card.d_vocab_out)))
 
 
 def batches(model: Model, subject: Pairs, gradients: bool = False) -> list[Batch]:
@@ -113,15 +114,37 @@ def sweep(model: Model, batch: Batch, tokens: Any, places: Sequence[Place], valu
           said: Callable[[int], None] | None = None) -> np.ndarray:  # fmt: skip
     """Patch every place on its own and return logit_diff [place, pair]: many patches per forward, one per batch row.
 
-    `values` are tensors [pair, pos, ...] per (point, layer). Exact: rows of a batch do not see each other.
+    `values` are tensors [pair, pos, ...] per (point, layer). Exact: rows of a batch do not see each other, and layers
+    before the patched one are as in the run without a patch, so they are computed once.
     """
-    n, found = len(batch.which), []
-    for start, some in copies(model, batch, places):
-        logits = model.run_with(tokens.repeat(len(some), 1), patch_edits(some, n, values))
-        found.append(batch.logit_diff(logits).reshape(len(some), n))
-        if said:
-            said(start + len(some))
-    return np.concatenate([f.cpu().numpy() for f in found])
+    n, found, done = len(batch.which), np.empty((len(places), len(batch.which))), 0
+    by_layer = _by_layer(places)
+    streams = model.capture(tokens, ["resid_pre", "z"], list(by_layer))
+    for layer, mine in by_layer.items():
+        behind = {places[i].point for i in mine} <= {"z", "attn_out", "mlp_out"}  # attention is as without a patch
+        known = {(p, layer): streams[p, layer] for p in (("resid_pre", "z") if behind else ("resid_pre",))}
+        for _, some in copies(model, batch, mine):
+            edits = patch_edits([places[i] for i in some], n, values)
+            begin = {at: repeated(tensor, len(some)) for at, tensor in known.items()}
+            logits = model.run_with(tokens.repeat(len(some), 1), edits, begin, last=True)
+            found[some] = batch.logit_diff(logits).reshape(len(some), n).cpu().numpy()
+            done += len(some)
+            if said:
+                said(done)
+    return found
+
+
+def repeated(tensor: Any, times: int) -> Any:
+    """Return [times * row, ...]: rows under each other, so often."""
+    return tensor.repeat(times, *[1] * (tensor.ndim - 1))
+
+
+def _by_layer(places: Sequence[Place]) -> dict[int, list[int]]:
+    """Return which places lie in a layer (counted in `places`), layers ascending."""
+    found: dict[int, list[int]] = {}
+    for i, place in sorted(enumerate(places), key=lambda pair: pair[1].layer):
+        found.setdefault(place.layer, []).append(i)
+    return found
 
 
 def patched_sweep(model: Model, batch: Batch, places: Sequence[Place], direction: str, said: Any = None) -> np.ndarray:
@@ -137,5 +160,5 @@ def both_sides(model: Model, subject: Pairs) -> tuple[np.ndarray, np.ndarray]:
     clean, corrupted = np.empty(len(subject.pairs)), np.empty(len(subject.pairs))
     for batch in batches(model, subject):
         for tokens, into in ((batch.clean, clean), (batch.corrupted, corrupted)):
-            into[batch.which] = batch.logit_diff(model.run_with(tokens, {})).cpu().numpy()
+            into[batch.which] = batch.logit_diff(model.run_with(tokens, {}, last=True)).cpu().numpy()
     return clean, corrupted

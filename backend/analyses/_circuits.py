@@ -81,7 +81,7 @@ def run_circuits(model: Model, groups: list[Batch], nodes: list[Place], kept: np
         n = len(batch.which)
         for start, some in copies(model, batch, range(len(kept))):
             edits = circuit_edits(model, nodes, kept[list(some)], n, values[i])
-            logits = model.run_with(batch.clean.repeat(len(some), 1), edits)
+            logits = model.run_with(batch.clean.repeat(len(some), 1), edits, last=True)
             found = batch.logit_diff(logits).reshape(len(some), n).cpu().numpy()
             out[start : start + len(some), batch.which] = found
             said((i + (start + len(some)) / len(kept)) / len(groups))

@@ -135,7 +135,7 @@ def input_gradients(model: Model, batch: Batch, embed: Any, receivers: Sequence[
 
     keys = dict.fromkeys(k for r in receivers for k in (_stream(r), _read(r)))
     edits: Edits = {key: watch(key) for key in keys}
-    model.gradients(batch.clean, metric, [("embed", 0)], {("embed", 0): lambda t: embed.to(t), **edits})
+    model.gradients(batch.clean, metric, [("embed", 0)], {("embed", 0): lambda t: embed.to(t), **edits}, last=True)
 
 
 def _read(receiver: Receiver) -> tuple[str, int]:
@@ -159,15 +159,15 @@ def exact_effects(model: Model, batch: Batch, edges: Sequence[tuple[Sender, Rece
                   w_o: list[Any]) -> np.ndarray:  # fmt: skip
     """Return clean minus patched logit_diff [edge, pair]: each receiver alone reads the sender's corrupted write."""
     writes, n = Writes(model, batch, w_o), len(batch.which)
-    clean = batch.logit_diff(model.run_with(batch.clean, {})).cpu().numpy()
+    clean = batch.logit_diff(model.run_with(batch.clean, {}, last=True)).cpu().numpy()
     out = np.empty((len(edges), n))
     for start, some in copies(model, batch, edges):
         tokens = batch.clean.repeat(len(some), 1)
         changed, heard = _changed(some, writes, n)
-        logits = model.run_with(tokens, changed)
+        logits = model.run_with(tokens, changed, last=True)
         put = _put(some, heard, n)
         if put:
-            patched = batch.logit_diff(model.run_with(tokens, put)).reshape(-1, n).cpu().numpy()
+            patched = batch.logit_diff(model.run_with(tokens, put, last=True)).reshape(-1, n).cpu().numpy()
         direct = batch.logit_diff(logits).reshape(-1, n).cpu().numpy()
         for i, (_, receiver) in enumerate(some):
             out[start + i] = clean - (direct if receiver.reads == "logits" else patched)[i]

@@ -78,7 +78,7 @@ def ablation(model: Model, subject: Pairs, params: AblationParams, progress: Pro
             values = _values(model, subject, batch, places, params.ablate, means, others)
             ablated[:, batch.which] += sweep(model, batch, batch.clean, places, values, said) / draws
     for batch in groups:
-        intact[batch.which] = batch.logit_diff(model.run_with(batch.clean, {})).cpu().numpy()
+        intact[batch.which] = batch.logit_diff(model.run_with(batch.clean, {}, last=True)).cpu().numpy()
     return _table(places, ablated, intact, params)
 
 

@@ -121,7 +121,7 @@ def exact_changes(model: Model, subject: Pairs, places: list[Place], direction: 
     """Return the change of logit_diff [place, pair] when each place is patched."""
     out, groups = np.empty((len(places), len(subject.pairs))), batches(model, subject)
     for i, batch in enumerate(groups):
-        unpatched = batch.logit_diff(model.run_with(batch.sides(direction)[0], {})).cpu().numpy()
+        unpatched = batch.logit_diff(model.run_with(batch.sides(direction)[0], {}, last=True)).cpu().numpy()
         out[:, batch.which] = patched_sweep(model, batch, places, direction) - unpatched
         said((i + 1) / len(groups))
     return out
@@ -157,7 +157,7 @@ def _differences(model: Model, batch: Batch, places: list[Place], direction: str
 def one_step(model: Model, batch: Batch, places: list[Place], direction: str) -> np.ndarray:
     """Return the first-order change of logit_diff [place, pair]: one forward and backward for all places."""
     moved = _differences(model, batch, places, direction)
-    _, _, slopes = model.gradients(batch.sides(direction)[0], batch.logit_diff, list(moved))
+    _, _, slopes = model.gradients(batch.sides(direction)[0], batch.logit_diff, list(moved), last=True)
     return np.stack([_share(moved[p.point, p.layer] * slopes[p.point, p.layer], p) for p in places])
 
 
@@ -192,7 +192,7 @@ def _path(model: Model, batch: Batch, direction: str, walker: Place, places: lis
                 tensor[i * n : i * n + n][walker.at] += t * moved[walker.at]
             return tensor
 
-        _, _, slopes = model.gradients(tokens.repeat(len(some), 1), batch.logit_diff, [key], {key: along})
+        _, _, slopes = model.gradients(tokens.repeat(len(some), 1), batch.logit_diff, [key], {key: along}, last=True)
         slope = slopes[key].reshape(len(some), n, *moved.shape[1:]).sum(0) / steps
         out += np.stack([_share(moved * slope, place) for place in places])
     return out

@@ -143,7 +143,7 @@ class Frozen:
         edits: Edits = {key: self._held(value) for key, value in self.base.items() if key[0] != "z"}
         for layer in range(self.model.card.n_layers):
             edits["z", layer] = self._sent(senders, layer, live)
-        logits = self.model.run_with(self.tokens.repeat(len(senders), 1), edits)
+        logits = self.model.run_with(self.tokens.repeat(len(senders), 1), edits, last=True)
         return self._logit_diff(logits), live
 
     def _held(self, value: Any) -> Callable[[Any], Any]:
@@ -174,7 +174,7 @@ class Frozen:
             return edit
 
         edits: Edits = {("z", layer): edit_of(layer) for layer in {at for _, at, _ in ways}}
-        return self._logit_diff(self.model.run_with(self.tokens.repeat(len(ways), 1), edits))
+        return self._logit_diff(self.model.run_with(self.tokens.repeat(len(ways), 1), edits, last=True))
 
     def _logit_diff(self, logits: Any) -> np.ndarray:
         return self.batch.logit_diff(logits).reshape(-1, self.n).cpu().numpy()

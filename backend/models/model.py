@@ -5,6 +5,7 @@ Gradients, counting and `torch.func` use `bare`. The view is for reading points 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from backend import settings
 from backend.contract import ModelCard, Observation
 from backend.errors import BadInput, Unfit
-from backend.models import bridge, companions, observe
+from backend.models import bridge, companions, observe, shorter
 
 
 class LoadedModel:
@@ -81,27 +82,56 @@ class LoadedModel:
         logits, found = bridge.run_hooked(self.view, ids, list(dict.fromkeys(names)))
         return logits, {(p, n): bridge.read_point(self.view, p, n, found) for p, n in wanted}
 
-    def run_with(self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]]) -> Any:
+    def run_with(
+        self, tokens: Any, edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]],
+        known: Mapping[tuple[str, int], torch.Tensor] | None = None, last: bool = False,
+    ) -> Any:
         """Run once with points changed on the way and return the logits [batch, pos, d_vocab_out].
 
         `edits` is {(point, layer): function from the point's tensor (shape as in `capture`) to one of the same shape};
         the function gets a copy. Weights, the bare module and later runs stay as they were. No gradients.
+        `known` gives resid_pre of one layer, before which nothing is computed then, and z of that layer, if its
+        attention is known, too; edits that would be passed by are refused. `last` gives the logits of the last position
+        alone, [batch, 1, d_vocab_out].
         Raises BadInput for an unknown point or layer or a changed shape, Unfit for a point that cannot be changed here.
         """
         ids, hooks = self.tokens(tokens), []
         for (point, layer), change in edits.items():
             for n in self._layers(point, [layer]):
                 hooks.append((bridge.edit_hook(self.view, point, n), _kept_shape(change, point, n)))
-        return bridge.run_edited(self.view, ids, hooks)
+        with contextlib.ExitStack() as within:
+            for (point, layer), tensor in self._known(known or {}, ids, edits).items():
+                leave_out = {"resid_pre": shorter.begun, "z": shorter.attended}[point]
+                within.enter_context(leave_out(self.view, layer, tensor))
+            if last:
+                within.enter_context(shorter.last_only(self.view))
+            return bridge.run_edited(self.view, ids, hooks)
+
+    def _known(self, known: Mapping[tuple[str, int], torch.Tensor], ids: torch.Tensor, edits: Any) -> Any:
+        """Refuse what is no beginning of a run, and a beginning that would pass an edit by."""
+        layers = {layer for _, layer in known}
+        if known and (("resid_pre", *layers) not in known or set(known) - {(p, *layers) for p in ("resid_pre", "z")}):
+            raise BadInput(f"A run that knows {list(known)}", "no beginning", "Give resid_pre, or also z, of one layer")
+        rows = {p: tuple(t.shape[:2]) for (p, _), t in known.items() if t.shape[:2] != ids.shape}
+        if rows:
+            raise BadInput(f"A run of tokens {tuple(ids.shape)}", f"known is {rows}", "Give it for these tokens")
+        before_z = ("resid_pre", "q", "k", "v", "attn_scores", "pattern")
+        passed = [(p, n) for p, n in edits for at in layers
+                  if p == "embed" or n < at or (n == at and ("z", at) in known and p in before_z)]  # fmt: skip
+        if passed:
+            found = f"{passed[0][0]} of layer {passed[0][1]} is edited, which would not be computed"
+            raise BadInput(f"A run that begins at layer {layers.pop()}", found, "Begin where the first edit is")
+        return known
 
     def gradients(
         self, tokens: Any, metric: Callable[[torch.Tensor], torch.Tensor], places: Sequence[tuple[str, int]],
-        edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        edits: Mapping[tuple[str, int], Callable[[torch.Tensor], torch.Tensor]] | None = None, last: bool = False,
     ) -> tuple[torch.Tensor, dict[tuple[str, int], torch.Tensor], dict[tuple[str, int], torch.Tensor]]:
         """Run once with autograd and return (metric, {place: tensor}, {place: gradient of the metric's sum}).
 
-        `metric` takes the logits [batch, pos, d_vocab_out]. An edit of a place comes before it is read, so what is
-        returned is the edited tensor and the gradient at it. No gradient reaches the weights' `.grad`.
+        `metric` takes the logits [batch, pos, d_vocab_out], or [batch, 1, d_vocab_out] with `last`. An edit of a place
+        comes before it is read, so what is returned is the edited tensor and the gradient at it. No gradient reaches
+        the weights' `.grad`.
         Raises as `run_with` does.
         """
         ids, hooks = self.tokens(tokens), []
@@ -111,7 +141,8 @@ class LoadedModel:
             for n in self._layers(point, [layer]):
                 keep = seen if (point, layer) in places else None
                 hooks.append((bridge.edit_hook(self.view, point, n), _watched(change, point, n, keep)))
-        value = metric(bridge.run_graph(self.view, ids, hooks))
+        with shorter.last_only(self.view) if last else contextlib.nullcontext():
+            value = metric(bridge.run_graph(self.view, ids, hooks))
         found = torch.autograd.grad(value.sum(), [seen[p] for p in places], allow_unused=True)
         grads = [torch.zeros_like(seen[p]) if g is None else g for p, g in zip(places, found, strict=True)]
         return value.detach(), {p: seen[p].detach() for p in places}, dict(zip(places, grads, strict=True))
