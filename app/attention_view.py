@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import asking, theme, url, widgets
+from app import over_checkpoints, theme, url
 from app.charts import curves
 from app.components.circuitsvis import LIMIT, circuitsvis
 from app.components.frame import pending, visible
 from app.components.heads import head_grid
 from app.components.pattern import pattern
 from app.components.token_strip import token_strip
+from app.over_checkpoints import Over
 from app.subject import Bar
 from backend.contract import Weights
 
@@ -132,13 +133,9 @@ def scores_table(house: Any, key: str, score_key: str | None) -> None:
 def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
     """The chosen head's scores over the run's checkpoints, with the scrubber's position."""
     st.markdown("##### Through training", help="Head scores at every checkpoint; each is computed once and kept.")
-    sweep = kept_sweep(house, bar)
+    over = Over("head_scores", bar.spec, bar.checkpoints, Weights(), place="sweep-head")
+    sweep = over_checkpoints.kept(house, over)
     missing = len(bar.checkpoints) - len(sweep)
-    if missing and widgets.pressed(st.button, f"Compute at all {len(bar.checkpoints)} checkpoints ({missing} missing)",
-                                   "sweep-head"):  # fmt: skip
-        house.sweep("head_scores", bar.spec, bar.checkpoints, Weights())
-    if missing:
-        _sweep_progress(house, bar)
     if len(sweep) > 1:
         table = house.sweep_table(sweep)
         table = table[(table["layer"] == layer) & (table["head"] == head)]
@@ -155,42 +152,3 @@ def through_training(house: Any, bar: Bar, layer: int, head: int) -> None:
         st.plotly_chart(figure.update_yaxes(title="score (attention probability)"), key="through-training")
         if missing:
             st.caption(f"{len(sweep)} of {len(bar.checkpoints)} checkpoints; lines join those that are computed")
-
-
-def kept_sweep(house: Any, bar: Bar) -> pd.DataFrame:
-    """Return [step, key] of the checkpoints whose head scores are kept."""
-    rows = []
-    for step in bar.checkpoints:
-        card = house.card(bar.spec, step)
-        request = house.request("head_scores", card, Weights(), {}) if card else None
-        if request and house.has(request.key):
-            rows.append((step, request.key))
-    return pd.DataFrame(rows, columns=["step", "key"])
-
-
-def _cancel_all(house: Any, job_ids: list[str]) -> None:
-    for job_id in job_ids:
-        house.cancel(job_id)
-
-
-@st.fragment(run_every=1.0)
-def _sweep_progress(house: Any, bar: Bar) -> None:
-    """Say how far the sweep is; redraw the page when it moved."""
-    waiting = [
-        j
-        for j in house.jobs(states=["queued", "running"])
-        if j["kind"] == "analysis"
-        and j["payload"]["request"]["analysis"] == "head_scores"
-        and j["payload"]["request"]["spec"] == bar.spec
-    ]
-    before = st.session_state.get("sweep-left", 0)
-    st.session_state["sweep-left"] = len(waiting)
-    if waiting:
-        n = len(bar.checkpoints)
-        st.progress(
-            1 - len(waiting) / max(n, len(waiting)),
-            text=f"{len(waiting)} checkpoints left · {asking.words(waiting[-1])}",
-        )
-        st.button("Cancel the rest", on_click=_cancel_all, args=(house, [j["id"] for j in waiting]))
-    if len(waiting) < before:
-        st.rerun()

@@ -1,4 +1,4 @@
-"""The page that an analysis gets for nothing: subject bar, form, every figure, numbers and provenance."""
+"""The page that an analysis gets for nothing: subject bar, form, every figure, through training, provenance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import asking, house, url, widgets
+from app import asking, house, over_checkpoints, url, widgets
 from app.parts import part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
@@ -33,6 +33,8 @@ def render(backend: Any, name: str) -> None:
         if key:
             figures(backend, one, key, bar)
     if key:
+        asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
+        over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, subject_sets, theme, url, widgets
+from app import asking, over_checkpoints, subject_sets, theme, url, widgets
+from app.over_checkpoints import Over
 from app.subject import Bar, begin
 from backend.errors import PhasescopeError
 from backend.figures import NULL_GREY, Line, lines
@@ -177,33 +178,13 @@ def _effect(house: Any, bar: Bar, edits: str) -> None:
 def _replay(house: Any, bar: Bar, edits: str, pairs: Any) -> None:
     """The effect at every checkpoint; what is missing is computed when asked for."""
     st.markdown("##### Over all checkpoints")
-    rows = []
-    for step in bar.checkpoints:
-        card = house.card(bar.spec, step)
-        key = house.kept("intervention_effect", card, pairs, {"edits": edits}) if card else None
-        if key:
-            rows.append(house.table(key).set_index("pair").loc[-1].to_dict() | {"step": step})
-    left = len(bar.checkpoints) - len(rows)
-    waiting = any(j["kind"] == "analysis" and j["payload"]["request"]["analysis"] == "intervention_effect"
-                  for j in house.jobs(states=["queued", "running"]))  # fmt: skip
-    if left and not waiting and widgets.pressed(st.button, f"Replay at all {len(bar.checkpoints)} checkpoints "
-                                                f"({left} missing)", "iv-replay"):  # fmt: skip
-        house.sweep("intervention_effect", bar.spec, bar.checkpoints, pairs, {"edits": edits})
-        st.rerun()
-    if waiting and left:
-        _wait(house, left)
+    over = Over("intervention_effect", bar.spec, bar.checkpoints, pairs, {"edits": edits}, "iv-replay")
+    found = over_checkpoints.kept(house, over)
+    rows = [house.table(key).set_index("pair").loc[-1].to_dict() | {"step": step}
+            for step, key in found.itertuples(index=False)]  # fmt: skip
     if len(rows) > 1:
         st.plotly_chart(_curve(pd.DataFrame(rows)), key="intervene:replay")
     st.caption(f"{len(rows)} of {len(bar.checkpoints)} checkpoints are computed.")
-
-
-@st.fragment(run_every=1.0)
-def _wait(house: Any, left: int) -> None:
-    going = [j for j in house.jobs(states=["queued", "running"]) if j["kind"] == "analysis"
-             and j["payload"]["request"]["analysis"] == "intervention_effect"]  # fmt: skip
-    st.progress(max(0.0, 1 - len(going) / max(left, 1)), text=f"{len(going)} checkpoints left")
-    if not going:
-        st.rerun()
 
 
 def _curve(frame: pd.DataFrame) -> Any:

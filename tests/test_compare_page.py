@@ -8,29 +8,20 @@ from collections.abc import Iterator
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import house, views
+from app import views
 from backend import Backend
-from backend.settings import ROOT
-from tests import tiny_models
-from tests.test_intervene_page import said, settle
+from tests import page_kit
+from tests.page_kit import said, settled_house
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    one = Backend(tiny_models.settings(tmp_path_factory.mktemp("compare"), dtype="float32"), inline=True)
-    house.settle(one)
-    one.follower.poll()
-    yield one
-    house.settle(None)
-    one.close()
+    with settled_house(tmp_path_factory.mktemp("compare")) as one:
+        yield one
 
 
 def visit(**query: str) -> AppTest:
-    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=90)
-    at.run()
-    at.switch_page("../pages/compare.py")
-    at.query_params.update(query)
-    return settle(at.run())
+    return page_kit.visit("compare", **query)
 
 
 def titles(at: AppTest) -> set[str]:

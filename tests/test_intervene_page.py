@@ -9,44 +9,19 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import house
 from backend import Backend
-from backend.settings import ROOT
-from tests import tiny_models
+from tests import page_kit
+from tests.page_kit import said, settle, settled_house
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    one = Backend(tiny_models.settings(tmp_path_factory.mktemp("intervene"), dtype="float32"), inline=True)
-    house.settle(one)
-    one.follower.poll()
-    yield one
-    house.settle(None)
-    one.close()
+    with settled_house(tmp_path_factory.mktemp("intervene")) as one:
+        yield one
 
 
 def visit(**query: str) -> AppTest:
-    at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=90)
-    at.run()
-    at.switch_page("../pages/intervene.py")
-    at.query_params.update({"model": "run:induction-demo", "n_pairs": "4", **query})
-    return settle(at.run())
-
-
-def settle(at: AppTest) -> AppTest:
-    for _ in range(8):
-        assert not at.exception, [e.value for e in at.exception]
-        waiting = house.backend().jobs(states=["queued", "running"])
-        if not waiting:
-            return at.run()
-        for job in waiting:
-            house.backend().wait(job["id"], 120)
-        at.run()
-    raise AssertionError("jobs go on")
-
-
-def said(at: AppTest) -> str:
-    return " ".join([h.proto.body for h in at.get("html")] + [c.value for c in at.caption])
+    return page_kit.visit("intervene", **{"model": "run:induction-demo", "n_pairs": "4", **query})
 
 
 def test_an_empty_list_says_what_to_do_and_a_line_is_added(backend: Backend) -> None:
@@ -61,7 +36,7 @@ def test_an_empty_list_says_what_to_do_and_a_line_is_added(backend: Backend) -> 
 
 def test_the_same_list_over_all_checkpoints(backend: Backend) -> None:
     at = visit(edits="zero L1H0; zero L1H1")
-    next(b for b in at.button if b.label.startswith("Replay at all 30")).click()
+    next(b for b in at.button if b.label.startswith("Compute at all 30")).click()
     at = settle(at.run())
     assert "30 of 30 checkpoints are computed." in said(at)
 

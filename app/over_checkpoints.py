@@ -1,0 +1,112 @@
+"""One question at every checkpoint of a run: what is kept, what is under way, a button for the rest, a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import asking, theme, widgets
+from backend.contract import Analysis, Subject
+from backend.errors import PhasescopeError
+from backend.figures.over_steps import SHOWN, by_change, over_steps
+
+
+@dataclass(frozen=True)
+class Over:
+    """What is asked, of which run, at which steps; `place` tells its widgets from those of another."""
+
+    analysis: str
+    spec: str
+    steps: list[int]
+    subject: Subject
+    params: dict[str, Any] = field(default_factory=dict)
+    place: str = "over"
+
+
+def kept(house: Any, over: Over) -> pd.DataFrame:
+    """Draw what is missing and how far it is; return [step, key] of the checkpoints that are computed."""
+    keys = _keys(house, over)
+    rows = [(step, key) for step, key in keys.items() if house.has(key)]
+    missing = len(over.steps) - len(rows)
+    if missing:
+        _rest(house, over, missing, bool(_waiting(house, list(keys.values()))))
+    return pd.DataFrame(rows, columns=["step", "key"])
+
+
+def section(house: Any, one: Analysis, over: Over, step: int | None) -> None:
+    """Draw the part of a page that shows an analysis through training: a value to choose, a curve per part."""
+    values = [v for v in one.values if v.kind in ("int", "float", "bool")]
+    if len(over.steps) < 2 or not values:
+        return
+    st.markdown("##### Through training", help="The same question at every checkpoint; each is computed once and kept.")
+    found = kept(house, over)
+    if len(found) > 1:
+        _picture(house.sweep_table(found), one, values, over, step)
+    if len(found) < len(over.steps):
+        st.caption(f"{len(found)} of {len(over.steps)} checkpoints are computed; curves join those that are")
+
+
+def _picture(table: pd.DataFrame, one: Analysis, values: list[Any], over: Over, step: int | None) -> None:
+    axes = [a.name for a in one.axes]
+    left, right = st.columns([1, 3])
+    value = left.selectbox("Value", values, format_func=lambda v: v.name.replace("_", " "), key=f"{over.place}:value")
+    left.caption(value.help)
+    parts = by_change(table, axes, value.name)
+    chosen = parts
+    if len(parts) > 1:
+        chosen = right.multiselect(
+            "Parts", parts, parts[:SHOWN], key=f"{over.place}:parts:{value.name}", max_selections=2 * SHOWN,
+            help="Those whose value changes most come first")  # fmt: skip
+    if chosen:
+        figure = over_steps(table, axes, value.name, unit=value.unit, parts=chosen, step=step)
+        st.plotly_chart(figure, key=f"{over.place}:picture")
+    else:
+        st.caption("Choose a part")
+
+
+def _keys(house: Any, over: Over) -> dict[int, str]:
+    cards = {step: house.card(over.spec, step) for step in over.steps}
+    return {s: house.request(over.analysis, c, over.subject, over.params).key for s, c in cards.items() if c}
+
+
+def _waiting(house: Any, keys: list[str]) -> list[dict[str, Any]]:
+    wanted = set(keys)
+    return [j for j in house.jobs(states=["queued", "running"]) if j["key"] in wanted]
+
+
+def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
+    expected = house.seconds_expected(over.analysis)
+    words = f"About {theme.seconds(expected * missing)} of one worker" if expected else None
+    label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing)"
+    if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help=words):
+        try:
+            house.sweep(over.analysis, over.spec, over.steps, over.subject, over.params)
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            return
+        st.rerun()
+    if waits:
+        _progress(house, over)
+
+
+@st.fragment(run_every=1.0)
+def _progress(house: Any, over: Over) -> None:
+    """Say how far it is; the page is redrawn when it moved."""
+    waiting = _waiting(house, list(_keys(house, over).values()))
+    if waiting:
+        text = f"{len(waiting)} checkpoints left · {asking.words(waiting[-1])}"
+        st.progress(1 - len(waiting) / max(len(over.steps), len(waiting)), text=text)
+        st.button("Cancel the rest", key=f"{over.place}:cancel", on_click=_cancel, args=(house, waiting))
+    left = f"{over.place}:left"
+    before = st.session_state.get(left, 0)
+    st.session_state[left] = len(waiting)
+    if len(waiting) < before:
+        st.rerun()
+
+
+def _cancel(house: Any, jobs: list[dict[str, Any]]) -> None:
+    for job in jobs:
+        house.cancel(job["id"])

@@ -1,0 +1,66 @@
+"""One value of an analysis over the checkpoints of a run: a curve per part, those that change most first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from backend.figures.lines import Line, lines
+
+SHOWN = 8  # curves that are told apart by colour
+PARTS = 500  # parts that are offered to choose from
+BANDS = (("{}_low", "{}_high"), ("{}_se", "{}_se"))
+
+
+def part_names(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
+    """Return the name of each row's part: L1H2, or `axis value` of what is neither layer nor head; "" without axes."""
+    named = pd.Series("", index=table.index)
+    for axis in axes:
+        letter = {"layer": "L", "head": "H"}.get(axis)
+        words = table[axis].astype("string").fillna("-")
+        named += (letter + words) if letter else (" " + axis + " " + words)
+    return named.str.strip()
+
+
+def by_change(table: pd.DataFrame, axes: Sequence[str], value: str) -> list[str]:
+    """Return the parts of a table [step, axes, value], at most PARTS: the largest range of the value first."""
+    part = part_names(table, axes)
+    ranges = table[value].astype(float).groupby(part).agg(lambda v: v.max() - v.min())
+    return list(ranges.sort_values(ascending=False, kind="stable").index[:PARTS])
+
+
+def over_steps(
+    table: pd.DataFrame,
+    axes: Sequence[str],
+    value: str,
+    *,
+    unit: str = "",
+    parts: Sequence[str] | None = None,
+    step: int | None = None,
+) -> Any:
+    """Draw the value over steps, one curve per part (by default the SHOWN of largest range), with its interval where
+    the table has one, and a dotted line at `step`."""
+    chosen = list(parts) if parts is not None else by_change(table, axes, value)[:SHOWN]
+    named = table.assign(part=part_names(table, axes)).sort_values("step")
+    curves = [_curve(part, named[named["part"] == part], value) for part in chosen]
+    figure = lines(curves, x_title="step", y_title=f"{value} ({unit})" if unit else value)
+    if step is not None:
+        figure.add_vline(step, line={"dash": "dot", "width": 1})
+    return figure
+
+
+def _curve(part: str, rows: pd.DataFrame, value: str) -> Line:
+    low, high = _interval(rows, value)
+    return Line(part or value, rows["step"], rows[value].astype(float), low, high)
+
+
+def _interval(rows: pd.DataFrame, value: str) -> tuple[Any, Any]:
+    for low, high in ((a.format(value), b.format(value)) for a, b in BANDS):
+        if low == high and low in rows:
+            error = rows[low].astype(float)
+            return rows[value].astype(float) - error, rows[value].astype(float) + error
+        if low != high and low in rows and high in rows:
+            return rows[low].astype(float), rows[high].astype(float)
+    return None, None

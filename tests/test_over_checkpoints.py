@@ -1,0 +1,98 @@
+"""An analysis over the checkpoints of a run: what is drawn is what is kept, at every page of an analysis."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import house
+from backend import Backend
+from backend.figures.over_steps import SHOWN, by_change, over_steps
+from tests.page_kit import said, settle, settled_house
+
+AXES = ["layer", "head", "query"]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Three checkpoints; L1H2 at query 0 moves most, though its mean is the smallest."""
+    rows = [{"step": s, "layer": n, "head": h, "query": 0, "x": 10.0 + n + h, "x_low": 0.0, "x_high": 20.0}
+            for s in (30, 10, 20) for n in (0, 1) for h in range(6)]  # fmt: skip
+    made = pd.DataFrame(rows)
+    here = (made["layer"] == 1) & (made["head"] == 2)
+    made.loc[here, "x"] = made.loc[here, "step"] / 10 - 5
+    return made
+
+
+def test_the_part_that_moves_most_comes_first_and_its_curve_is_the_tables(table: pd.DataFrame) -> None:
+    first = by_change(table, AXES, "x")[0]
+    assert first == "L1H2 query 0"
+    curve = over_steps(table, AXES, "x", parts=[first]).data
+    line = next(t for t in curve if t.name == first)
+    assert list(line.x) == [10, 20, 30] and np.allclose(line.y, [-4, -3, -2])
+    assert {t.name for t in curve} == {first, f"{first} low", f"{first} high"}  # its interval
+    assert len(over_steps(table.drop(columns=["x_low"]), AXES, "x").data) == SHOWN
+
+
+def test_a_standard_error_is_a_band_and_a_table_without_axes_one_curve(table: pd.DataFrame) -> None:
+    one = pd.DataFrame({"step": [1, 2], "x": [1.0, 2.0], "x_se": [0.25, 0.5]})
+    low, high, line = over_steps(one, [], "x", step=2).data
+    assert list(low.y) == [0.75, 1.5] and list(high.y) == [1.25, 2.5] and line.name == "x"
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    with settled_house(tmp_path_factory.mktemp("over")) as one:
+        yield one
+
+
+def page() -> AppTest:
+    source = """
+from app import house, over_checkpoints
+from app.subject import begin
+one = house.backend().analysis("head_scores")
+bar = begin(house.backend(), one.name, "")
+asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints[-3:], bar.subject)
+over_checkpoints.section(house.backend(), one, asked, bar.step)
+"""
+    at = AppTest.from_string(source, default_timeout=90)
+    at.query_params.update({"model": "run:induction-1layer"})
+    return settle(at.run())
+
+
+def numbers(drawn: dict[str, str]) -> list[float]:
+    """Read an array as plotly's JSON has it."""
+    return np.frombuffer(base64.b64decode(drawn["bdata"]), drawn["dtype"]).tolist()
+
+
+def test_all_checkpoints_are_computed_when_asked_and_drawn(backend: Backend) -> None:
+    at = page()
+    assert not at.get("plotly_chart")
+    next(b for b in at.button if b.label == "Compute at all 3 checkpoints (3 missing)").click()
+    at = settle(at.run())
+    assert not [b for b in at.button if b.label.startswith("Compute at all")] and " are computed" not in said(at)
+    kept = backend.results(analysis="head_scores")
+    assert set(kept["step"]) == set(backend.run("induction-1layer")["checkpoints"][-3:])
+    (drawn,) = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    value = backend.analysis("head_scores").values[0].name
+    last = backend.table(kept.loc[kept["step"].idxmax(), "key"]).set_index(["layer", "head"])[value]
+    ends = {t["name"]: numbers(t["y"])[-1] for t in drawn["data"] if " " not in t["name"]}
+    assert ends == pytest.approx({f"L{a}H{b}": v for (a, b), v in last.items()}) and len(ends) == 4
+
+
+def test_only_its_own_jobs_count_as_under_way(backend: Backend) -> None:
+    from app.over_checkpoints import Over, _keys, _waiting
+    from backend.contract import Weights
+
+    over = Over("head_scores", "run:induction-1layer", [0], Weights())
+    keys = list(_keys(house.backend(), over).values())
+    assert len(keys) == 1 and _waiting(house.backend(), keys) == []
