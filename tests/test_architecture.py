@@ -52,7 +52,7 @@ ROOMS = [
     room("backend/facade/",
          CONTRACT | SETTINGS | {"backend.facade", "backend.tables", "backend.export", "backend.analyses",
                                 "backend.store", "backend.jobs", "backend.models.registry", "backend.models.tokens",
-                                "backend.models.prompts", "backend.runs.corpora",
+                                "backend.models.prompts", "backend.models.trained", "backend.runs.corpora",
                                 "backend.models.fingerprints", "backend.runs.follow", "backend.runs.recipes",
                                 "backend.runs.folder", "backend.runs.layout", "backend.runs.attached",
                                 "backend.runs.diagrams", "backend.runs.prompt_sets",

@@ -23,6 +23,10 @@ class InterventionParams(Params):
     def _readable(cls, edits: str) -> str:
         return "; ".join(map(str, language.parse(edits)))
 
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The autoencoders whose features are added."""
+        return tuple((run, None) for run in dict.fromkeys(one.sae for one in language.parse(self.edits) if one.sae))
+
 
 def run(model: Model, tokens: Any, edits: str, corrupted: Any = None) -> Any:
     """Return the logits [row, pos, d_vocab_out] with the list applied; without any those of the plain forward.

@@ -21,15 +21,19 @@ def opened(model: Model, run: str, step: int) -> tuple[dict[str, Any], Any]:
     if not run:
         todo = "Train one for this model (recipe sae on the Training page) and give the run's name"
         raise BadInput("Which sparse autoencoder", "no run is named", todo)
-    record, _ = model.companion(run)
+    record, tensors = model.companion(run, step)
     made = record["companion"]
     if made.get("kind") != "sae":
         found = f"it holds a {made.get('kind')}, no sparse autoencoder"
         raise Unfit(f"Run {run!r}", found, "Choose a run of recipe sae")
-    _, tensors = model.companion(run, int(record["params"]["steps"]) if step < 0 else step)
     dtype = torch.promote_types(getattr(torch, model.card.dtype), torch.float32)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     return made, sae.from_tensors(tensors, made["activation"], made["k"])
+
+
+def named(*asked: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+    """Return those (run, step) that name a run: what `Params.companions` of an analysis of SAEs answers."""
+    return tuple((run, step) for run, step in asked if run)
 
 
 def point_of(made: dict[str, Any]) -> str:

@@ -42,6 +42,10 @@ class SaeAgreementParams(Params):
     n_null: int = Field(3, ge=1, le=50, description="random dictionaries of the null")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
 
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """Both."""
+        return _saes.named((self.a, self.step_a), (self.b, self.step_b))
+
 
 @analysis(
     version=1, group="Neurons & features",

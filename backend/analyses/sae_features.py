@@ -38,6 +38,10 @@ class SaeFeaturesParams(Params):
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     examples: int = Field(5, ge=1, le=20, description="largest activations whose tokens are kept")
 
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The autoencoder."""
+        return _saes.named((self.sae, self.sae_step))
+
 
 @analysis(
     version=1, group="Neurons & features",
