@@ -9,6 +9,7 @@ from backend import analyses
 from backend.analyses import neuron_ablation as ablation
 from backend.analyses import neuron_examples as examples
 from backend.analyses import neurons as room
+from backend.analyses._units import bootstrap
 from backend.contract import Corpus, Rows, View, parse_spec
 from backend.errors import BadInput
 from backend.models.open import open_model
@@ -201,7 +202,7 @@ def test_the_bootstrap_interval_covers_the_mean_of_a_gaussian():
     """95 % intervals over 60 samples hold the truth in 94 % of 400 repetitions (the percentile bootstrap is narrow)."""
     dice = np.random.default_rng(0)
     held = [low <= 0 <= high for low, high in
-            (ablation.bootstrap(dice.standard_normal(60), i) for i in range(400))]
+            (bootstrap(dice.standard_normal(60), i) for i in range(400))]
     assert 0.90 < np.mean(held) < 0.98
 
 

@@ -39,3 +39,24 @@ def named(*asked: tuple[str, int]) -> tuple[tuple[str, int], ...]:
 def point_of(made: dict[str, Any]) -> str:
     """Return the point in words: resid_post of layer 0."""
     return f"{made['point']} of layer {made['layer']}"
+
+
+def read(model: Model, made: dict[str, Any], tokens: Any) -> Any:
+    """Return what the autoencoder reads on tokens: [row, pos, d_in], heads joined, as the model computes it."""
+    return model.capture(tokens, [made["point"]], [made["layer"]])[made["point"], made["layer"]].flatten(2)
+
+
+def encoded(model: Model, made: dict[str, Any], sae: Any, tokens: Any) -> Any:
+    """Return the features on tokens [row, pos, feature] in the autoencoder's dtype, without gradients."""
+    import torch
+
+    with torch.no_grad():
+        return sae.encode(read(model, made, tokens).to(sae.W_dec.dtype))
+
+
+def feature_of(sae: Any, run: str, feature: int) -> int:
+    """Return the feature. Raises BadInput where the dictionary has no such one."""
+    if feature >= len(sae.W_dec):
+        found = f"{run} has features 0 to {len(sae.W_dec) - 1}"
+        raise BadInput(f"Feature {feature}", found, "Choose one of them")
+    return feature

@@ -65,8 +65,6 @@ class SaeFeaturesParams(Params):
 )
 def sae_features(model: Model, subject: Rows, params: SaeFeaturesParams, progress: Progress) -> pd.DataFrame:
     """Return one row per feature."""
-    import torch
-
     from backend.maths import streaming
     from backend.maths.sae import unit
 
@@ -74,9 +72,7 @@ def sae_features(model: Model, subject: Rows, params: SaeFeaturesParams, progres
     all_of, by_row, top = streaming.Moments(), streaming.Moments(), streaming.Top(params.examples)
     for start, tokens in batches(model, subject, 3 * len(sae.W_dec)):
         progress(start / len(subject.tokens), f"Row {start} of {len(subject.tokens)}")
-        found = model.capture(tokens, [made["point"]], [made["layer"]])[made["point"], made["layer"]].flatten(2)
-        with torch.no_grad():
-            features = sae.encode(found.to(sae.W_dec.dtype)).cpu()
+        features = _saes.encoded(model, made, sae, tokens).cpu()
         by_row.update((features > 0).double().mean(1))
         all_of.update(features.flatten(0, 1))
         top.update(features.flatten(0, 1))
