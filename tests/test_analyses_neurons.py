@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backend import analyses
+from backend.analyses import _contexts
 from backend.analyses import neuron_ablation as ablation
 from backend.analyses import neuron_examples as examples
 from backend.analyses import neurons as room
@@ -136,7 +137,7 @@ def test_no_two_windows_of_a_kind_overlap_and_quantiles_are_close(tiny):
     assert not table.duplicated(["kind", "row", "pos"]).any()
     here = table[table["offset"] == 0].groupby("kind")["rank"].mean() / (30 * 16)
     assert abs(here["q50"] - 0.5) < 0.1 and abs(here["q90"] - 0.1) < 0.05 and here["top"] < 0.05
-    assert table["offset"].abs().max() == 3 and set(table["kind"]) == set(examples.KINDS)
+    assert table["offset"].abs().max() == 3 and set(table["kind"]) == set(_contexts.KINDS)
 
 
 def test_a_wired_neuron_shows_its_token_on_top(wired):

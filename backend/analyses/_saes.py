@@ -7,6 +7,16 @@ from typing import Any
 from backend.contract import Model
 from backend.errors import BadInput, Unfit
 
+#: an autoencoder starts from directions drawn with its own seed; a null must never draw the same
+_NULL = 4_000_003
+
+
+def dice(seed: int) -> Any:
+    """Return the generator of random directions that are a null."""
+    import torch
+
+    return torch.Generator().manual_seed(seed + _NULL)
+
 
 def opened(model: Model, run: str, step: int) -> tuple[dict[str, Any], Any]:
     """Return (what its run.json says of it, the autoencoder in the model's dtype); step -1 is the last of its training.
@@ -52,6 +62,22 @@ def encoded(model: Model, made: dict[str, Any], sae: Any, tokens: Any) -> Any:
 
     with torch.no_grad():
         return sae.encode(read(model, made, tokens).to(sae.W_dec.dtype))
+
+
+def written(model: Model, made: dict[str, Any], directions: Any) -> tuple[Any, Any] | None:
+    """Return (what directions [unit, d_in] of the point write into the stream [unit, d_model], W_U).
+
+    mlp_post is read through W_out, z through W_O. None where the weights are not known by name.
+    """
+    try:
+        weights = model.weights()
+        if made["point"] == "mlp_post":
+            directions = directions @ weights["W_out"][made["layer"]].to(directions)
+        elif made["point"] == "z":
+            directions = directions @ weights["W_O"][made["layer"]].flatten(0, 1).to(directions)
+        return directions, weights["W_U"]
+    except (Unfit, KeyError):
+        return None
 
 
 def feature_of(sae: Any, run: str, feature: int) -> int:

@@ -122,7 +122,7 @@ def _directions(rows: Any, draws: int, seed: int) -> list[Any]:
 
     from backend.maths.sae import unit
 
-    dice = torch.Generator().manual_seed(seed)
+    dice = _saes.dice(seed)
     drawn = [torch.randn(rows.shape, generator=dice, dtype=torch.float64).to(rows.device) for _ in range(draws)]
     return [(unit(d) * rows.double().norm(dim=1, keepdim=True)).to(rows.dtype) for d in drawn]
 

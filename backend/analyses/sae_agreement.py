@@ -27,8 +27,6 @@ from backend.contract import Axis, Model, Params, Progress, Value, View, Weights
 from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, Line, lines
 
-#: an autoencoder starts from directions drawn with its own seed; the null must never draw the same
-_NULL = 4_000_003
 MOST = 8192  # features above which the assignment takes minutes
 
 
@@ -83,7 +81,7 @@ def agreement(a: Any, b: Any, n_null: int, seed: int, progress: Progress) -> pd.
     from backend.maths.sae import match
 
     partner, cosine = match(a, b)
-    dice, nulls = torch.Generator().manual_seed(seed + _NULL), []
+    dice, nulls = _saes.dice(seed), []
     for draw in range(n_null):
         progress((1 + draw) / (1 + n_null), f"Random directions, {draw + 1} of {n_null}")
         null = match(a, torch.randn(b.shape, generator=dice, dtype=torch.float64))

@@ -23,7 +23,6 @@ from pydantic import Field
 from backend.analyses import _saes
 from backend.analyses._units import batches, logit_effects, token_words
 from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
-from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, bars, label, scatter
 
 TOKENS = 5
@@ -98,15 +97,10 @@ def _table(subject: Rows, all_of: Any, by_row: Any, top: Any) -> pd.DataFrame:
 
 def _written(model: Model, made: dict[str, Any], directions: Any) -> dict[str, Any]:
     """Return the columns raises, lowers, effect; empty where the weights are not known by name."""
-    try:
-        weights = model.weights()
-        if made["point"] == "mlp_post":
-            directions = directions @ weights["W_out"][made["layer"]].to(directions)
-        elif made["point"] == "z":
-            directions = directions @ weights["W_O"][made["layer"]].flatten(0, 1).to(directions)
-        high, low, effect = logit_effects(directions, weights["W_U"], TOKENS)
-    except (Unfit, KeyError):
+    found = _saes.written(model, made, directions)
+    if found is None:
         return {"raises": "", "lowers": "", "effect": np.nan}
+    high, low, effect = logit_effects(*found, TOKENS)
     return {"raises": high, "lowers": low, "effect": effect.astype(float)}
 
 
