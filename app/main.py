@@ -36,6 +36,7 @@ auto: dict[str, list[st.Page]] = {}  # an automatic page per analysis that has n
 for one in house.backend().analyses().values():
     if not (PAGES / f"{one.name}.py").exists():
         auto.setdefault(one.group, []).append(auto_page.page(one))
+auto.setdefault("Neurons & features", []).insert(0, _page("sae_features", "Features of an SAE", "auto_awesome"))
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
