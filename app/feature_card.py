@@ -54,22 +54,24 @@ def _ablation(house: Any, bar: Bar, run: str, feature: int) -> None:
             st.button, "Measure what is lost without it", f"ablate:{feature}", icon=":material/content_cut:",
             help="Takes what it writes out on every token, beside features of like density and random directions.",
         )  # fmt: skip
-        if not wanted or not asking.answer(house, *asked, start=True, patience=3.0):
-            return
+        if wanted and asking.answer(house, *asked, start=True, patience=3.0):
+            st.rerun()
+        return
     st.caption(":material/content_cut: " + ablation_words(house.table(request.key)))
 
 
 def ablation_words(table: pd.DataFrame) -> str:
     """Say the effect of taking a feature out, beside its two controls."""
     rows = table.set_index("condition")
-    value, unit = ("loss_change", "loss") if rows["loss_change"].notna().all() else ("kl", "KL")
     chosen = rows.loc["chosen"]
-    controls = [f"{words} {theme.number(rows.loc[name, value])}" for name, words in (
-        ("random features", "features of like density"), ("random directions", "as much along random directions"))
-        if name in rows.index]  # fmt: skip
-    return (f"Taken out on every token: change of the {unit} {theme.number(chosen[value])} nats (95 %: "
-            f"{theme.number(chosen[f'{value}_low'])} to {theme.number(chosen[f'{value}_high'])}); "
-            f"{', '.join(controls)}.")  # fmt: skip
+    said: list[str] = []
+    controls = {"random features": "features of like density", "random directions": "as much along random directions"}
+    for value, name in (("loss_change", "loss"), ("kl", "KL of the predictions")):
+        if not pd.isna(chosen[value]):
+            beside = [f"{w} {theme.number(rows.loc[c, value])}" for c, w in controls.items() if c in rows.index]
+            low, high = (theme.number(chosen[f"{value}_{end}"]) for end in ("low", "high"))
+            said.append(f"{name} {theme.number(chosen[value])} nats (95 %: {low} to {high}; {', '.join(beside)})")
+    return f"Taken out on every token: {'; '.join(said)}."
 
 
 def _pictures(house: Any, key: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, feature_card, url, widgets
+from app import asking, feature_card, features_over_steps, url, widgets
 from app.links import link
 from app.subject import Bar, begin
 from backend.contract import canonical_hash
@@ -28,6 +28,7 @@ def show(house: Any) -> None:
     features = house.table(key).set_index("feature")
     feature = _table(house, bar, features, key)
     feature_card.draw(house, bar, run, features, feature)
+    features_over_steps.draw(house, bar, run, autoencoders(house, bar.spec), feature)
     with st.expander("The whole dictionary: densities and largest activations"):
         for name in ("densities", "cards"):
             st.plotly_chart(house.figure(key, name), key=f"{key}:{name}")
@@ -38,9 +39,11 @@ def show(house: Any) -> None:
 
 
 def autoencoders(house: Any, spec: str) -> dict[str, dict[str, Any]]:
-    """Return {run: its record} of the autoencoders that were trained for checkpoints of this model."""
-    made = {r["name"]: r for r in house.runs() if (r.get("companion") or {}).get("kind") == "sae" and r["checkpoints"]}
-    return {name: r for name, r in made.items() if r["companion"]["spec"] == spec}
+    """Return {run: its record} of the autoencoders that were trained, to the end, for checkpoints of this model."""
+    made = {r["name"]: r for r in house.runs() if (r.get("companion") or {}).get("kind") == "sae"}
+    return {
+        n: r for n, r in made.items() if r["companion"]["spec"] == spec and r["params"]["steps"] in r["checkpoints"]
+    }
 
 
 def autoencoder(house: Any, bar: Bar) -> dict[str, Any]:
@@ -66,8 +69,7 @@ def words(run: Mapping[str, Any]) -> str:
     made = run["companion"]
     step = f" · step {made['step']}" if made.get("step") is not None else ""
     null = " · trained on a Gaussian (null)" if made.get("surrogate") else ""
-    going = "" if run["state"] == "finished" else f" · {run['state']}"
-    return f"{run['name']} · {made['point']} of layer {made['layer']} · {made['d_sae']} features{step}{null}{going}"
+    return f"{run['name']} · {made['point']} of layer {made['layer']} · {made['d_sae']} features{step}{null}"
 
 
 def _elsewhere(run: Mapping[str, Any], bar: Bar) -> None:

@@ -338,9 +338,12 @@ class Model(Protocol):
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
         ...
 
-    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def companion(
+        self, run: str, step: int | None = None, own: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What was trained for this model in a run of its own (a tuned lens, an SAE): (run.json, tensors of a
-        checkpoint: a step, -1 the last of its training, None the newest). Params say so in `companions`."""
+        checkpoint: a step, -1 the last of its training, None the newest). Params say so in `companions`. Without
+        `own` it may be another checkpoint's of the same run."""
         ...
 
     def weights(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ SUBJECTS = {
 }  # fmt: skip
 #: what has no default because it names something of the user's own
 GIVEN = {"sae_features": {"sae": "sae-0"}, "feature_ablation": {"sae": "sae-0"},
-         "feature_card": {"sae": "sae-0"},
+         "feature_card": {"sae": "sae-0"}, "feature_drift": {"sae": "sae-0"},
          "sae_agreement": {"a": "sae-0", "b": "sae-1"},
          "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"}}  # fmt: skip
 

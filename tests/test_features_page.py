@@ -13,17 +13,19 @@ from backend.contract import parse_spec
 from backend.models.open import open_model
 from backend.settings import ROOT
 from tests import tiny_models
+from tests.models_support import run_folder
 from tests.sae_kit import sae_run
 from tests.test_intervene_page import said, settle
 
-SMALL = {"n_rows": "6", "row_length": "16", "model": "run:induction-demo"}
+SMALL = {"n_rows": "6", "row_length": "12", "model": "run:toy"}
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     one = Backend(tiny_models.settings(tmp_path_factory.mktemp("features"), dtype="float32"), inline=True)
-    for step in (200, 1200):
-        model = open_model(parse_spec("run:induction-demo", step), one.settings)
+    run_folder(one.settings.runs / "toy", steps=(0, 10, 25))
+    for step in (10, 25):
+        model = open_model(parse_spec("run:toy", step), one.settings)
         sae_run(one.settings.runs / f"sae-{step}", model)
     house.settle(one)
     one.follower.poll()
@@ -49,16 +51,16 @@ def test_a_model_without_one_is_told_how_to_train_it(backend: Backend) -> None:
 
 
 def test_the_table_and_the_card_of_the_feature_in_the_address(backend: Backend) -> None:
-    at = visit(sae="sae-1200", feature="5")
+    at = visit(sae="sae-25", feature="5")
     assert "Feature 5" in headings(at) and "48 features. A click" in said(at)
     assert len(at.dataframe[0].value.columns) == 7 and at.dataframe[0].value["density"].is_monotonic_decreasing
     assert len(at.get("plotly_chart")) == 5, "contexts, logits, neighbours, and the two of the whole dictionary"
-    nothing = visit(sae="sae-1200", feature="999")
+    nothing = visit(sae="sae-25", feature="999")
     assert "Feature " in headings(nothing) and "999" not in headings(nothing)
 
 
 def test_a_search_keeps_the_rows_that_hold_the_token(backend: Backend) -> None:
-    at = visit(sae="sae-1200")
+    at = visit(sae="sae-25")
     every = len(at.dataframe[0].value)
     next(t for t in at.text_input if t.label == "Find a token").set_value("17").run()
     kept = at.dataframe[0].value
@@ -67,27 +69,37 @@ def test_a_search_keeps_the_rows_that_hold_the_token(backend: Backend) -> None:
 
 
 def test_what_is_lost_without_it_is_measured_when_asked_and_then_kept(backend: Backend) -> None:
-    at = visit(sae="sae-1200", feature="5")
+    at = visit(sae="sae-25", feature="5")
     assert "Taken out on every token" not in said(at)
     next(b for b in at.button if b.label == "Measure what is lost without it").click()
     at = settle(at.run())
-    assert "Taken out on every token: change of the loss" in said(at) and "random directions" in said(at)
-    again = visit(sae="sae-1200", feature="5")
+    assert "Taken out on every token: loss" in said(at) and "random directions" in said(at)
+    again = visit(sae="sae-25", feature="5")
     assert "Taken out on every token" in said(again)
     assert not [b for b in again.button if b.label.startswith("Measure")]
 
 
 def test_one_of_another_checkpoint_offers_the_way_there(backend: Backend) -> None:
-    at = visit(sae="sae-200", step="1200")
-    assert "sae-200 was trained for step 200" in said(at)
-    next(b for b in at.button if b.label == "Go to step 200").click()
+    at = visit(sae="sae-10", step="25")
+    assert "sae-10 was trained for step 10" in said(at)
+    next(b for b in at.button if b.label == "Go to step 10").click()
     at = settle(at.run())
-    assert "Feature " in headings(at) and at.select_slider[0].value == 200
+    assert "Feature " in headings(at) and at.select_slider[0].value == 10
 
 
 def test_the_steering_link_is_a_line_that_intervene_reads(backend: Backend) -> None:
     from app.feature_card import line_of
 
-    run = backend.run("sae-1200")
-    assert backend.read_interventions(line_of(run, 5, 0.5)) == ["add L0.resid_post 0.5 feature sae-1200 5"]
+    run = backend.run("sae-25")
+    assert backend.read_interventions(line_of(run, 5, 0.5)) == ["add L0.resid_post 0.5 feature sae-25 5"]
     assert line_of({**run, "companion": {**run["companion"], "point": "z"}}, 5, 0.5) == ""
+
+
+def test_it_is_followed_through_all_checkpoints_and_paired_with_others(backend: Backend) -> None:
+    at = visit(sae="sae-25", feature="5")
+    pairs = at.dataframe[1].value
+    assert pairs["autoencoder"].tolist() == ["sae-10"] and pairs["MCC"][0].startswith("1.00"), "the same directions"
+    next(b for b in at.button if b.label.startswith("Follow it through all 3")).click()
+    at = settle(at.run())
+    assert "3 checkpoints; the dotted line is step 25" in said(at)
+    assert not [b for b in at.button if b.label.startswith("Follow")]

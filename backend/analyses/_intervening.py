@@ -72,7 +72,7 @@ def _direction(model: Model, one: Intervention) -> Any:
             raise BadInput(f"Intervention {one}", f"there are {columns.shape[1]} tokens", "Correct the token")
         vector = columns[:, one.token]
     else:
-        rows = model.companion(one.sae)[1]["W_dec"]
+        rows = model.companion(one.sae, own=False)[1]["W_dec"]  # a direction means something elsewhere in its run
         if one.feature is None or one.feature >= len(rows):
             raise BadInput(f"Intervention {one}", f"{one.sae} has {len(rows)} features", "Correct the feature")
         vector = rows[one.feature]

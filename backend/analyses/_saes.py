@@ -18,11 +18,12 @@ def dice(seed: int) -> Any:
     return torch.Generator().manual_seed(seed + _NULL)
 
 
-def opened(model: Model, run: str, step: int) -> tuple[dict[str, Any], Any]:
+def opened(model: Model, run: str, step: int, own: bool = True) -> tuple[dict[str, Any], Any]:
     """Return (what its run.json says of it, the autoencoder in the model's dtype); step -1 is the last of its training.
 
     A run that still trains has no last step yet and is refused: its name would mean other numbers later.
-    Raises BadInput where no run is named, NotFound for no such run or step, Unfit where it belongs to another model.
+    Raises BadInput where no run is named, NotFound for no such run or step, Unfit where it belongs to another model;
+    without `own` it may be another checkpoint's of the same run.
     """
     import torch
 
@@ -31,7 +32,7 @@ def opened(model: Model, run: str, step: int) -> tuple[dict[str, Any], Any]:
     if not run:
         todo = "Train one for this model (recipe sae on the Training page) and give the run's name"
         raise BadInput("Which sparse autoencoder", "no run is named", todo)
-    record, tensors = model.companion(run, step)
+    record, tensors = model.companion(run, step, own)
     made = record["companion"]
     if made.get("kind") != "sae":
         found = f"it holds a {made.get('kind')}, no sparse autoencoder"
@@ -62,6 +63,16 @@ def encoded(model: Model, made: dict[str, Any], sae: Any, tokens: Any) -> Any:
 
     with torch.no_grad():
         return sae.encode(read(model, made, tokens).to(sae.W_dec.dtype))
+
+
+def activity(features: Any, by_row: Any) -> dict[str, Any]:
+    """Return density, density_se and mean_active of every feature, from Moments of tokens and of rows."""
+    import numpy as np
+
+    density = features.density.numpy()
+    with np.errstate(invalid="ignore"):
+        active = np.where(density > 0, features.mean.numpy() / density, np.nan)
+    return {"density": density, "density_se": by_row.standard_error().numpy(), "mean_active": active}
 
 
 def written(model: Model, made: dict[str, Any], directions: Any) -> tuple[Any, Any] | None:

@@ -3,8 +3,9 @@
 Their directions (rows of W_dec) are paired one to one so that the sum of cosines is largest. `cosine` is that of each
 feature of `a` with its partner; their mean over the smaller dictionary is the MCC (mean correlation coefficient).
 The null: `b` replaced by as many random directions, paired in the same way, `n_null` times; `null` is its cosine at the
-same place of the order (largest first), mean over draws. Features that both seeds find are more likely the model's than
-the autoencoder's; what a surrogate finds (recipe sae with `surrogate`) is neither.
+same place of the order (largest first), mean over draws. `b` may have been trained for another checkpoint of the same
+run: the agreement then says which features were there already, or still are. Features that both seeds find are more
+likely the model's than the autoencoder's; what a surrogate finds (recipe sae with `surrogate`) is neither.
 
 Exact given the two. `mcc_low` and `mcc_high`: 95 % bootstrap interval over the paired features. Random directions are
 isotropic: data of low dimension makes even unrelated dictionaries agree better than that, so compare with a surrogate,
@@ -34,7 +35,8 @@ class SaeAgreementParams(Params):
     """Which two, and the null."""
 
     a: str = Field("", max_length=200, description="run of the first autoencoder (recipe sae, for this model)")
-    b: str = Field("", max_length=200, description="run of the second one, at the same point")
+    b: str = Field("", max_length=200, description="run of the second one, at the same point; also one of another "
+                   "checkpoint of the same run")  # fmt: skip
     step_a: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     step_b: int = Field(-1, ge=-1, le=2**31 - 1, description="the second one's checkpoint")
     n_null: int = Field(3, ge=1, le=50, description="random dictionaries of the null")
@@ -63,8 +65,8 @@ class SaeAgreementParams(Params):
 )
 def sae_agreement(model: Model, subject: Weights, params: SaeAgreementParams, progress: Progress) -> pd.DataFrame:
     """Return one row per feature of the first autoencoder, the paired ones first."""
-    (made, a), (other, b) = (_saes.opened(model, run, step) for run, step in
-                             ((params.a, params.step_a), (params.b, params.step_b)))  # fmt: skip
+    made, a = _saes.opened(model, params.a, params.step_a)
+    other, b = _saes.opened(model, params.b, params.step_b, own=False)
     if (made["point"], made["layer"]) != (other["point"], other["layer"]):
         found = f"{params.a} reads {_saes.point_of(made)}, {params.b} {_saes.point_of(other)}"
         raise Unfit("Agreement of two autoencoders", found, "Choose two of one point")

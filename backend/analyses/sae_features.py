@@ -86,11 +86,8 @@ def _table(subject: Rows, all_of: Any, by_row: Any, top: Any) -> pd.DataFrame:
     values, tokens = top.values.numpy(), subject.tokens[row, pos]
     tops = [" ".join(str(t) for t, v in zip(tokens[:, i], values[:, i], strict=True) if v > 0)
             for i in range(values.shape[1])]
-    density = all_of.density.numpy()
-    with np.errstate(invalid="ignore"):
-        active = np.where(density > 0, all_of.mean.numpy() / density, np.nan)
     return pd.DataFrame({
-        "feature": range(len(tops)), "density": density, "density_se": by_row.standard_error(), "mean_active": active,
+        "feature": range(len(tops)), **_saes.activity(all_of, by_row),
         "max": values[0].astype(float), "max_row": row[0], "max_pos": pos[0], "tops": tops,
     })  # fmt: skip
 

@@ -176,15 +176,18 @@ class LoadedModel:
             found = f"the weights of {type(self.bare).__name__} are not known by name here"
             raise Unfit("The model's weights", found, "Use a native or GPT-2 model") from None
 
-    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def companion(
+        self, run: str, step: int | None = None, own: bool = True
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return (run.json, tensors on the model's device) of a run that was trained for this model.
 
         Its run.json says so: {"companion": {"kind": ..., "fingerprint": the model's}}. Raises NotFound for no such run
-        or step, Unfit where it was made for other weights.
+        or step, Unfit where it was made for other weights; without `own` those may be another checkpoint's of this run.
         """
         record, tensors = companions.read(run, step, self.settings)
         made = record["companion"]
-        if made.get("fingerprint") != self.card.fingerprint:
+        ours = made.get("spec") == self.card.spec and self.card.step is not None
+        if made.get("fingerprint") != self.card.fingerprint and (own or not ours):
             found = f"it was trained for {made.get('spec', 'another model')}, step {made.get('step')}"
             raise Unfit(f"{run} for {self.card.spec}", found, "Choose that model, or train one for this")
         return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
