@@ -73,9 +73,10 @@ def _curves(table: pd.DataFrame, feature: int, own: int | None) -> None:
             Line(f"feature {feature}", step, density, density - error, density + error)]  # fmt: skip
     fit = [Line("Gaussian null", step, one["fvu_null"], colour=NULL_GREY),
            Line("the dictionary", step, one["fvu"], one["fvu_low"], one["fvu_high"])]  # fmt: skip
-    for place, curves, title in ((left, rate, "density (share of tokens; band: ± s.e.)"),
-                                 (right, fit, "variance unexplained (band: 95 %)")):  # fmt: skip
-        figure = lines(curves, x_title="step", y_title=title)
+    panels = ((left, rate, "density (share of tokens; band: ± s.e.)", "linear"),
+              (right, fit, "variance unexplained (logarithmic; band: 95 %)", "log"))  # fmt: skip
+    for place, curves, title, scale in panels:
+        figure = lines(curves, x_title="step", y_title=title).update_yaxes(type=scale)
         if own is not None:
             figure.add_vline(x=own, line={"color": NULL_GREY, "dash": "dot", "width": 1})
         place.plotly_chart(figure, key=f"over-steps:{title[:7]}")
@@ -109,6 +110,10 @@ def _others(
                    "dictionaries are paired here.")  # fmt: skip
     if rows:
         st.dataframe(rows, hide_index=True, column_config=_column_words(feature))
+    seed = run["params"].get("seed")
+    if any(other["params"].get("seed") == seed for other in beside.values()):
+        st.caption(f":material/info: Autoencoders of one seed ({seed}) start from the same directions: "
+                   "what agrees beyond another seed's is partly that start.")  # fmt: skip
 
 
 def _pairing(table: pd.DataFrame, feature: int, name: str, step: int | None) -> dict[str, Any]:

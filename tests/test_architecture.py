@@ -55,7 +55,7 @@ ROOMS = [
                                 "backend.models.prompts", "backend.models.trained", "backend.runs.corpora",
                                 "backend.models.fingerprints", "backend.runs.follow", "backend.runs.recipes",
                                 "backend.runs.folder", "backend.runs.layout", "backend.runs.attached",
-                                "backend.runs.diagrams", "backend.runs.prompt_sets",
+                                "backend.runs.diagrams", "backend.runs.directions", "backend.runs.prompt_sets",
                                 "backend.monitors", "backend.maths.transitions",
                                 "backend.maths.segmentation", "backend.maths.verdicts",
                                 "backend.maths.phases", "backend.maths.interventions", "backend.runs.saved"},

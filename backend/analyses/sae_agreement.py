@@ -9,7 +9,8 @@ likely the model's than the autoencoder's; what a surrogate finds (recipe sae wi
 
 Exact given the two. `mcc_low` and `mcc_high`: 95 % bootstrap interval over the paired features. Random directions are
 isotropic: data of low dimension makes even unrelated dictionaries agree better than that, so compare with a surrogate,
-too. Cost: no forward; one assignment of size d_sae, 1 + n_null times (seconds up to 2,000 features).
+too. Autoencoders of one seed start from the same directions: what agrees may be that start, so compare other seeds.
+Cost: no forward; one assignment of size d_sae, 1 + n_null times (seconds up to 2,000 features).
 Source: Paulo and Belrose (2025), Sparse Autoencoders Trained on the Same Data Learn Different Features; Sharkey et al.
 (2022), Taking features out of superposition with sparse autoencoders (MMCS).
 """
