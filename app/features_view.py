@@ -12,6 +12,7 @@ from app import asking, feature_card, features_over_steps, url, widgets
 from app.links import link
 from app.subject import Bar, begin
 from backend.contract import canonical_hash
+from backend.errors import PhasescopeError
 
 TOKENS = 5  # of each list in the table
 TABLE_HEIGHT = 300  # px
@@ -49,19 +50,50 @@ def autoencoders(house: Any, spec: str) -> dict[str, dict[str, Any]]:
 def autoencoder(house: Any, bar: Bar) -> dict[str, Any]:
     """Draw the picker and return the run's record; stops the page where there is none for these very weights."""
     known = autoencoders(house, bar.spec)
+    asked = url.get("sae") or ""
+    if "/" in asked:
+        known = {asked: _foreign(house, asked), **known}
     if not known:
-        todo = "Train one on the Training page: recipe Sparse autoencoder, with this model as its spec."
-        widgets.empty_state("No autoencoder for this model yet", f"{todo} A minute is enough for the shipped runs.")
-        link("training", label="Train an autoencoder", icon="monitoring", query={"recipe": "sae"})
-        st.stop()
-    here = [name for name, r in known.items() if r["companion"]["fingerprint"] == bar.card["fingerprint"]]
+        _none(house)
+    here = [n for n, r in known.items() if r["companion"]["fingerprint"] in (bar.card["fingerprint"], "")]
     first = (here or list(known))[0]
-    name = url.bound(st.selectbox, "Autoencoder", "sae", fallback=first, options=[*known],
-                     format_func=lambda n: words(known[n]),
-                     also=lambda n: {"step": known[n]["companion"]["step"], "feature": None})  # fmt: skip
+    name = url.bound(st.selectbox, "Autoencoder", "sae", fallback=first, options=[*known], accept_new_options=True,
+                     format_func=lambda n: words(known[n]) if n in known else n,
+                     also=lambda n: {"step": _step_of(known, n), "feature": None},
+                     help="One trained here, or type the path of a folder in the SAELens layout (cfg.json beside "
+                     "sae_weights.safetensors).")  # fmt: skip
     if name not in here:
         _elsewhere(known[name], bar)
     return known[name]
+
+
+def _step_of(known: Mapping[str, Mapping[str, Any]], name: str) -> int | None:
+    """The checkpoint that a choice moves to: the one that it was trained for, else where one stands."""
+    step = known[name]["companion"]["step"] if name in known else None
+    return url.get("step") if step is None else step
+
+
+def _foreign(house: Any, path: str) -> dict[str, Any]:
+    """Return the record of a SAELens folder; stops the page with the reason, and a way back, where it is none."""
+    try:
+        return house.companion(path)
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+        st.button("Back to the autoencoders trained here", on_click=lambda: url.put(sae=None))
+        st.stop()
+        raise
+
+
+def _none(house: Any) -> None:
+    todo = "Train one on the Training page: recipe Sparse autoencoder, with this model as its spec."
+    widgets.empty_state("No autoencoder for this model yet", f"{todo} A minute is enough for the shipped runs.")
+    link("training", label="Train an autoencoder", icon="monitoring", query={"recipe": "sae"})
+    with st.popover("Open one of others", icon=":material/folder_open:"):
+        path = st.text_input("Folder in the SAELens layout", key="foreign-sae", placeholder="/shared/saes/layer-8")
+        if path.strip() and "/" in path:
+            url.put(sae=path.strip())
+            st.rerun()
+    st.stop()
 
 
 def words(run: Mapping[str, Any]) -> str:

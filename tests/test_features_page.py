@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -103,3 +104,16 @@ def test_it_is_followed_through_all_checkpoints_and_paired_with_others(backend: 
     at = settle(at.run())
     assert "3 checkpoints; the dotted line is step 25" in said(at)
     assert not [b for b in at.button if b.label.startswith("Follow")]
+
+
+def test_one_of_others_is_opened_by_its_path(backend: Backend, tmp_path: Path) -> None:
+    from tests.test_models_saelens import folder
+
+    meta = {"model_name": "theirs", "hook_name": "blocks.1.hook_resid_post"}
+    at = visit(sae=folder(tmp_path / "theirs", "jumprelu", meta=meta), step="25")
+    assert "20 features. A click" in said(at) and "Feature " in headings(at)
+    wrong = visit(sae=folder(tmp_path / "gated", "standard", architecture="gated"))
+    assert "its architecture is &#x27;gated&#x27;" in said(wrong).lower()
+    next(b for b in wrong.button if b.label.startswith("Back to")).click()
+    assert "Feature " in headings(settle(wrong.run()))
+    assert "no such run" in said(visit(sae="/nowhere/at-all")).lower()

@@ -35,7 +35,7 @@ SCALE = ("all features", "error", "all and error")
 class FeatureAblationParams(Params):
     """Which features of which autoencoder, what stays of them, and the controls."""
 
-    sae: str = Field("", max_length=200, description="run of the autoencoder (recipe sae, trained for this model)")
+    sae: str = Field("", max_length=1000, description="run of the autoencoder (recipe sae), or a SAELens folder")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     feature: int = Field(-1, ge=-1, le=1_000_000, description="the feature; -1: the top features")
     top: int = Field(8, ge=1, le=4096, description="how many top features, where none is named")

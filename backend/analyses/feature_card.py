@@ -33,7 +33,7 @@ LISTS = ("raises", "lowers", "near")
 class FeatureCardParams(Params):
     """Which feature, and how much of everything."""
 
-    sae: str = Field("", max_length=200, description="run of the autoencoder (recipe sae, trained for this model)")
+    sae: str = Field("", max_length=1000, description="run of the autoencoder (recipe sae), or a SAELens folder")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     feature: int = Field(0, ge=0, le=1_000_000, description="feature of the autoencoder")
     n: int = Field(5, ge=1, le=50, description="examples of each kind, at most")

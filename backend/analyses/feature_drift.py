@@ -33,7 +33,7 @@ SHOWN = 24
 class FeatureDriftParams(Params):
     """Which autoencoder."""
 
-    sae: str = Field("", max_length=200, description="run of the autoencoder, trained for any checkpoint of this run")
+    sae: str = Field("", max_length=1000, description="run of the autoencoder, trained for any checkpoint of this run")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
 

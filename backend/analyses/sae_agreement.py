@@ -35,8 +35,8 @@ MOST = 8192  # features above which the assignment takes minutes
 class SaeAgreementParams(Params):
     """Which two, and the null."""
 
-    a: str = Field("", max_length=200, description="run of the first autoencoder (recipe sae, for this model)")
-    b: str = Field("", max_length=200, description="run of the second one, at the same point; also one of another "
+    a: str = Field("", max_length=1000, description="run of the first autoencoder (recipe sae, for this model)")
+    b: str = Field("", max_length=1000, description="run of the second one, at the same point; also one of another "
                    "checkpoint of the same run")  # fmt: skip
     step_a: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     step_b: int = Field(-1, ge=-1, le=2**31 - 1, description="the second one's checkpoint")

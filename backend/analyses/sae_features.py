@@ -33,7 +33,7 @@ BINS = 24
 class SaeFeaturesParams(Params):
     """Which autoencoder, and how many examples."""
 
-    sae: str = Field("", max_length=200, description="run of the autoencoder (recipe sae, trained for this model)")
+    sae: str = Field("", max_length=1000, description="run of the autoencoder (recipe sae), or a SAELens folder")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     examples: int = Field(5, ge=1, le=20, description="largest activations whose tokens are kept")
 

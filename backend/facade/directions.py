@@ -7,11 +7,19 @@ from typing import Any
 from backend.errors import BadInput
 from backend.facade.results import Results
 from backend.facade.work import Work
+from backend.models import trained
 from backend.runs import directions
 
 
 class Directions(Work, Results):
     """The part of the facade that keeps directions."""
+
+    def companion(self, run: str) -> dict[str, Any]:
+        """Return run.json of a lens or an SAE, given by name or, an SAE of others, as the path of a SAELens folder.
+
+        Raises NotFound, Unfit or Unsupported with one sentence.
+        """
+        return trained.locate(run, None, self.settings).record
 
     def keep_directions(self, key: str, name: str) -> dict[str, Any]:
         """Keep the directions of a result of pca_directions as a run; `add ... feature NAME i` then adds direction i.

@@ -26,7 +26,7 @@ NEEDS_AMOUNT = ("scale", "set", "add")
 _PLACE = re.compile(r"L(\d{1,3})(?:H(\d{1,4})|N(\d{1,6})|\.([a-z_]+))$")
 _LINE = re.compile(
     r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?))?"
-    r"(?:\s+token\s+(?P<token>\d+)|\s+feature\s+(?P<sae>[A-Za-z0-9._-]+)\s+(?P<feature>\d+))?"
+    r"(?:\s+token\s+(?P<token>\d+)|\s+feature\s+(?P<sae>[A-Za-z0-9._~/-]+)\s+(?P<feature>\d+))?"
     r"(?:\s+at\s+(?P<at>-?\d+(?:\s*,\s*-?\d+)*))?$"
 )
 

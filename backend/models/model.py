@@ -186,11 +186,25 @@ class LoadedModel:
         """
         record, tensors = companions.read(run, step, self.settings)
         made = record["companion"]
+        if made.get("format") == "saelens" and not made["fingerprint"]:  # it does not say which weights: does it fit?
+            self._fits(made, run)
+            return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
         ours = made.get("spec") == self.card.spec and self.card.step is not None
         if made.get("fingerprint") != self.card.fingerprint and (own or not ours):
             found = f"it was trained for {made.get('spec', 'another model')}, step {made.get('step')}"
             raise Unfit(f"{run} for {self.card.spec}", found, "Choose that model, or train one for this")
         return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _fits(self, made: dict[str, Any], run: str) -> None:
+        card = self.card
+        wide = {"mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}.get(made["point"], card.d_model)
+        if made["layer"] >= card.n_layers:
+            found = f"it reads layer {made['layer']}, the model has layers 0 to {card.n_layers - 1}"
+        elif made["d_in"] != wide:
+            found = f"it reads {made['d_in']} coordinates (d_in), {made['point']} has {wide}"
+        else:
+            return
+        raise Unfit(f"{run} for {card.spec}", f"{found} (it was trained for {made['spec']})", "Choose that model")
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors, those of the view that are not shared included."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import NotFound, Unfit
-from backend.models import fingerprints, registry
+from backend.models import fingerprints, registry, saelens_files
 from backend.settings import Settings
 
 #: of run.json's "companion": where the model lay is no part of what was trained
@@ -31,8 +31,13 @@ class Found:
 def locate(run: str, step: int | None, settings: Settings) -> Found:
     """Find a companion's checkpoint: a step, -1 for the last of its training, None for the newest there is.
 
-    Raises NotFound for no such run or step (an unfinished run has no last one), Unfit for a run that is no companion.
+    A path to a folder in the SAELens layout is one, too; it has no steps.
+    Raises NotFound for no such run or step (an unfinished run has no last one), Unfit for a run that is no companion,
+    Unsupported for a SAELens folder that our encoder cannot do exactly.
     """
+    theirs = saelens_files.folder_of(run)
+    if theirs is not None:
+        return Found(_at(saelens_files.describe(theirs), step), theirs / saelens_files.WEIGHTS)
     folder, asked = registry.run_folder(run, settings), f"Run {run!r}"
     record = registry.read_json(folder / "run.json", asked)
     if not isinstance(record.get("companion"), dict):
@@ -45,6 +50,12 @@ def locate(run: str, step: int | None, settings: Settings) -> Found:
         there = ", ".join(map(str, files)) or "none"
         raise NotFound(asked, f"no checkpoint at step {chosen}", f"Its checkpoints: {there}")
     return Found(record, files[chosen])
+
+
+def _at(record: dict[str, Any], step: int | None) -> dict[str, Any]:
+    if step is not None and step > 0:
+        raise NotFound(f"Step {step} of {record['name']}", "a folder of SAELens has no steps", "Leave the step at -1")
+    return record
 
 
 def _last(record: dict[str, Any]) -> int:
