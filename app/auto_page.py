@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -21,8 +22,8 @@ def page(one: Analysis) -> Any:
     return st.Page(show, title=one.title, icon=":material/insights:", url_path=one.name)
 
 
-def render(backend: Any, name: str) -> None:
-    """Draw the page of the analysis `name`."""
+def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = None) -> None:
+    """Draw the page of the analysis `name`; `also(backend, key)` draws below the figures of its result."""
     one = backend.analysis(name)
     bar = begin(backend, name, one.asks)
     left, right = st.columns([3, 1])
@@ -32,6 +33,8 @@ def render(backend: Any, name: str) -> None:
         key = asking.answer(backend, one.name, bar.card, bar.subject, params)
         if key:
             figures(backend, one, key, bar)
+    if key and also:
+        also(backend, key)
     if key:
         asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
         over_checkpoints.section(backend, one, asked, bar.step)

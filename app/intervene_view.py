@@ -55,7 +55,8 @@ def _list(house: Any, bar: Bar) -> str:
     with st.popover("Write the list", icon=":material/edit:"):
         url.bound(st.text_area, "One intervention a line", "edits", fallback="", height=140,
                   help="zero L1H2 · mean L0.mlp_out at 3,-1 · scale L0.attn_out 0.5 · set L0N17 4 · "
-                  "add L1.resid_pre 3 token 5 · add L1.resid_pre 2 feature my-sae 12 · patch L1H2 at -1")  # fmt: skip
+                  "add L1.resid_pre 3 token 5 · add L1.resid_pre 2 feature my-sae 12 (an SAE's, or of a set of "
+                  "directions kept on the page Directions by PCA) · patch L1H2 at -1")  # fmt: skip
     return "; ".join(lines)
 
 
@@ -103,7 +104,8 @@ def _amount(op: str, card: Mapping[str, Any]) -> str:
     if op != "add":
         return f" {amount:g}"
     token = st.number_input("Along the direction of token (id)", 0, card["d_vocab_out"] - 1, 0, key="iv-token",
-                            help="Its column of W_U, of length 1. For a feature of an SAE write the line.")
+                            help="Its column of W_U, of length 1. For a feature of an SAE, or a kept direction of PCA, "
+                            "write the line.")
     return f" {amount:g} token {token}"
 
 

@@ -36,6 +36,9 @@ auto: dict[str, list[st.Page]] = {}  # an automatic page per analysis that has n
 for one in house.backend().analyses().values():
     if not (PAGES / f"{one.name}.py").exists():
         auto.setdefault(one.group, []).append(auto_page.page(one))
+features = auto.setdefault("Neurons & features", [])
+features.insert(0, _page("sae_features", "Features of an SAE", "auto_awesome"))
+features.append(_page("pca_directions", "Directions by PCA", "explore"))
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],

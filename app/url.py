@@ -106,10 +106,12 @@ FIELDS: dict[str, Field] = {
     "n_rows": Field(_int),
     "row_length": Field(_int),
     "corpus_seed": Field(_int),
+    "sae": Field(str),
+    "feature": Field(_int),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
-           "n_rows", "row_length", "corpus_seed")  # fmt: skip
+           "n_rows", "row_length", "corpus_seed", "sae", "feature")  # fmt: skip
 #: pages that are not about a subject keep fields of their own
 OWN = {
     "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",

@@ -28,6 +28,13 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """Return (run, step) of what was trained for the model and is named here (a tuned lens, an SAE).
+
+        Step -1 is the last of its training, None the newest. A request is keyed by what they hold, not by the name.
+        """
+        return ()
+
 
 # ---------------------------------------------------------------- what a table holds
 
@@ -335,9 +342,12 @@ class Model(Protocol):
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
         ...
 
-    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def companion(
+        self, run: str, step: int | None = None, own: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What was trained for this model in a run of its own (a tuned lens, an SAE): (run.json, tensors of a
-        checkpoint, the last without `step`)."""
+        checkpoint: a step, -1 the last of its training, None the newest). Params say so in `companions`. Without
+        `own` it may be another checkpoint's of the same run."""
         ...
 
     def weights(self) -> dict[str, Any]:
@@ -363,9 +373,11 @@ class Request(BaseModel):
     device: str
     subject: dict[str, Any]
     params: dict[str, Any]
+    companions: tuple[str, ...] = Field((), description="fingerprints of what `Params.companions` names, in its order")
 
     def identity(self) -> dict[str, Any]:
         """Return what the key hashes: all but where the weights happen to lie and the words for people."""
+        with_others = {"companions": list(self.companions)} if self.companions else {}
         return {
             "analysis": self.analysis,
             "version": self.version,
@@ -374,6 +386,7 @@ class Request(BaseModel):
             "device": self.device.split(":")[0],
             "subject": subject_from(self.subject).identity(),
             "params": self.params,
+            **with_others,
         }
 
     @property

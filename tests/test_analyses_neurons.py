@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from backend import analyses
+from backend.analyses import _contexts
 from backend.analyses import neuron_ablation as ablation
 from backend.analyses import neuron_examples as examples
 from backend.analyses import neurons as room
+from backend.analyses._units import bootstrap
 from backend.contract import Corpus, Rows, View, parse_spec
 from backend.errors import BadInput
 from backend.models.open import open_model
@@ -135,7 +137,7 @@ def test_no_two_windows_of_a_kind_overlap_and_quantiles_are_close(tiny):
     assert not table.duplicated(["kind", "row", "pos"]).any()
     here = table[table["offset"] == 0].groupby("kind")["rank"].mean() / (30 * 16)
     assert abs(here["q50"] - 0.5) < 0.1 and abs(here["q90"] - 0.1) < 0.05 and here["top"] < 0.05
-    assert table["offset"].abs().max() == 3 and set(table["kind"]) == set(examples.KINDS)
+    assert table["offset"].abs().max() == 3 and set(table["kind"]) == set(_contexts.KINDS)
 
 
 def test_a_wired_neuron_shows_its_token_on_top(wired):
@@ -201,7 +203,7 @@ def test_the_bootstrap_interval_covers_the_mean_of_a_gaussian():
     """95 % intervals over 60 samples hold the truth in 94 % of 400 repetitions (the percentile bootstrap is narrow)."""
     dice = np.random.default_rng(0)
     held = [low <= 0 <= high for low, high in
-            (ablation.bootstrap(dice.standard_normal(60), i) for i in range(400))]
+            (bootstrap(dice.standard_normal(60), i) for i in range(400))]
     assert 0.90 < np.mean(held) < 0.98
 
 

@@ -101,7 +101,8 @@ def test_a_link_carries_the_subject_with_changes(query: Query) -> None:
 
 def test_the_whole_subject_is_carried() -> None:
     assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs",
-                                "pairs_seed", "source", "n_rows", "row_length", "corpus_seed"}  # fmt: skip
+                                "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "sae",
+                                "feature"}  # fmt: skip
 
 
 def test_what_is_out_of_a_widget_s_limits_is_cut_and_the_address_says_so(query: Query) -> None:

@@ -23,6 +23,10 @@ class InterventionParams(Params):
     def _readable(cls, edits: str) -> str:
         return "; ".join(map(str, language.parse(edits)))
 
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The autoencoders whose features are added."""
+        return tuple((run, None) for run in dict.fromkeys(one.sae for one in language.parse(self.edits) if one.sae))
+
 
 def run(model: Model, tokens: Any, edits: str, corrupted: Any = None) -> Any:
     """Return the logits [row, pos, d_vocab_out] with the list applied; without any those of the plain forward.
@@ -68,7 +72,7 @@ def _direction(model: Model, one: Intervention) -> Any:
             raise BadInput(f"Intervention {one}", f"there are {columns.shape[1]} tokens", "Correct the token")
         vector = columns[:, one.token]
     else:
-        rows = model.companion(one.sae)[1]["W_dec"]
+        rows = model.companion(one.sae, own=False)[1]["W_dec"]  # a direction means something elsewhere in its run
         if one.feature is None or one.feature >= len(rows):
             raise BadInput(f"Intervention {one}", f"{one.sae} has {len(rows)} features", "Correct the feature")
         vector = rows[one.feature]

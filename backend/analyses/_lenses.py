@@ -56,6 +56,11 @@ def mean_and_se(values: Any) -> tuple[np.ndarray, np.ndarray]:
     return mean, values.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
 
 
+def lens_named(run: str, step: int | None) -> tuple[tuple[str, int | None], ...]:
+    """Return what `Params.companions` of an analysis of a tuned lens answers; () where none is named."""
+    return ((run, -1 if step is None else step),) if run else ()
+
+
 def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
     """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
 
@@ -65,11 +70,9 @@ def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
     if not run:
         raise BadInput("A tuned lens", "no run is named",
                        "Train one on the Training page (recipe Tuned lens) and give its run's name")
-    record, tensors = model.companion(run, step)
+    record, tensors = model.companion(run, -1 if step is None else step)
     if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
         raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")
-    if step is None:
-        tensors = model.companion(run, int(record["params"]["steps"]))[1]
     return tensors["A"], tensors["b"]
 
 

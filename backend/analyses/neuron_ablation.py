@@ -16,18 +16,15 @@ Learning and Induction Heads, argument 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._units import batches, bootstrap, layer_of, log_probs, neuron_of, neurons_at, row_kl, row_losses
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
-from backend.figures import CATEGORIES, NULL_GREY, bars
-
-ALONE = 24  # neurons of the choice that are ablated one by one, too
+from backend.analyses import _ablating
+from backend.analyses._units import batches, layer_of, neuron_of, neurons_at
+from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, View, analysis
 
 
 class NeuronAblationParams(Params):
@@ -47,18 +44,7 @@ class NeuronAblationParams(Params):
     title="Ablation of neurons", asks="What do the predictions lose when neurons are ablated?",
     subject=Corpus, params=NeuronAblationParams, needs=["mlp"],
     axes=[Axis("condition", "intact; ablated: chosen, random others, one neuron alone", kind="str")],
-    values=[
-        Value("loss", "mean loss; NULL where no right answer is known", "nats"),
-        Value("loss_change", "loss minus the intact model's", "nats"),
-        Value("loss_change_low", "lower end of its 95 % interval", "nats"),
-        Value("loss_change_high", "upper end of its 95 % interval", "nats"),
-        Value("kl", "KL(intact || ablated) of the predictions", "nats"),
-        Value("kl_low", "lower end of its 95 % interval", "nats"),
-        Value("kl_high", "upper end of its 95 % interval", "nats"),
-        Value("n_neurons", "neurons ablated at once", kind="int"),
-        Value("n", "rows (random: draws) that the interval is over", kind="int"),
-        Value("neurons", "which neurons, or how they were drawn", kind="str"),
-    ],
+    values=_ablating.values("neurons"),
 )
 def neuron_ablation(model: Model, subject: Rows, params: NeuronAblationParams, progress: Progress) -> pd.DataFrame:
     """Return one row per condition."""
@@ -66,12 +52,13 @@ def neuron_ablation(model: Model, subject: Rows, params: NeuronAblationParams, p
     mean, score = _means(model, subject, layer, params.by)
     chosen = np.argsort(-score, kind="stable")[: params.top] if params.neuron < 0 else np.array(
         [neuron_of(model, layer, params.neuron)])  # fmt: skip
-    alone = chosen[:ALONE] if len(chosen) > 1 else chosen[:0]
+    alone = chosen[: _ablating.ALONE] if len(chosen) > 1 else chosen[:0]
     draws = _draws(model.card.d_mlp, chosen, params.draws, params.seed)
-    sets = [np.array([], int), chosen, *draws, *([i] for i in alone)]
     fill = mean if params.kind == "mean" else mean * 0
-    losses, kls = _sweep(model, subject, layer, [np.asarray(s) for s in sets], fill, progress)
-    return _table(losses, kls, layer, chosen, draws, alone, model.card.d_mlp, params.seed)
+    edits = [None, *(_edit(which, fill) for which in (chosen, *draws, *([i] for i in alone)))]
+    losses, kls = _ablating.sweep(model, subject, ("mlp_post", layer), lambda _: edits, model.card.d_mlp, progress)
+    conditions = _conditions(layer, chosen, draws, len(alone), model.card.d_mlp)
+    return _ablating.table(losses, kls, conditions, "neurons", params.seed)
 
 
 def _means(model: Model, subject: Rows, layer: int, by: str) -> tuple[Any, Any]:
@@ -96,58 +83,25 @@ def _draws(width: int, chosen: Any, draws: int, seed: int) -> list[Any]:
     return [dice.choice(others, k, replace=False) for _ in range(draws)] if k else []
 
 
-def _sweep(model: Model, subject: Rows, layer: int, sets: list[Any], fill: Any, progress: Progress) -> tuple[Any, Any]:
-    """Return (loss, kl), each [set, row]; the loss is NaN where no answer is known."""
-    shape = len(sets), len(subject.tokens)
-    losses, kls = np.full(shape, np.nan), np.zeros(shape)
-    for start, tokens in batches(model, subject, model.card.d_mlp + 3 * model.card.d_vocab_out):
-        rows = slice(start, start + len(tokens))
-        intact = log_probs(model.run_with(tokens, {}))
-        for at, chosen in enumerate(sets):
-            progress((start + len(tokens) * at / len(sets)) / shape[1], f"Ablation {at + 1} of {len(sets)}")
-            told = log_probs(ablated_logits(model, tokens, layer, chosen, fill)) if len(chosen) else intact
-            loss = row_losses(model, tokens, told)
-            losses[at, rows] = np.nan if loss is None else loss.cpu().numpy()
-            kls[at, rows] = row_kl(model, intact, told).cpu().numpy()
-    return losses, kls
-
-
-def ablated_logits(model: Model, tokens: Any, layer: int, chosen: Iterable[int], fill: Any) -> Any:
-    """Return the logits with mlp_post of these neurons replaced by `fill` [pos, neuron]."""
-    import torch
-
-    which = torch.as_tensor(np.asarray(chosen), device=tokens.device)
+def _edit(chosen: Any, fill: Any) -> _ablating.Edit:
+    """Return the change that puts `fill` [pos, neuron] in place of these neurons; None for none."""
+    which = [int(i) for i in chosen]
 
     def edit(acts: Any) -> Any:
         acts[..., which] = fill[: acts.shape[1]].to(acts)[:, which]
         return acts
 
-    return model.run_with(tokens, {("mlp_post", layer): edit})
+    return edit if which else None
 
 
-def _table(losses: Any, kls: Any, layer: int, chosen: Any, draws: list[Any], alone: Any, width: int,
-           seed: int) -> pd.DataFrame:  # fmt: skip
-    change = losses - losses[0]
+def _conditions(layer: int, chosen: Any, draws: list[Any], n_alone: int, width: int) -> list[_ablating.Condition]:
     names = [f"L{layer}N{i}" for i in chosen]
-    said = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    rows = [_row("intact", losses[0], change[0], kls[0], 0, "none", seed),
-            _row("chosen", losses[1], change[1], kls[1], len(chosen), said, seed)]  # fmt: skip
+    found: list[_ablating.Condition] = [("intact", 0, 0, "none"), ("chosen", 1, len(chosen), _ablating.listed(names))]
     if draws:
-        part = slice(2, 2 + len(draws))
         k, fewer = len(draws[0]), f"; fewer than the {len(chosen)} chosen" if len(draws[0]) < len(chosen) else ""
         words = f"{k} of the other {width - len(chosen)}{fewer}"
-        rows.append(_row("random", losses[part].mean(1), change[part].mean(1), kls[part].mean(1), k, words, seed))
-    first = 2 + len(draws)
-    for at, name in enumerate(names[: len(alone)], start=first):
-        rows.append(_row(name, losses[at], change[at], kls[at], 1, f"{name} alone", seed))
-    return pd.DataFrame(rows)
-
-
-def _row(condition: str, loss: Any, change: Any, kl: Any, k: int, said: str, seed: int) -> dict[str, Any]:
-    (low, high), (kl_low, kl_high) = bootstrap(change, seed), bootstrap(kl, seed)
-    return {"condition": condition, "loss": float(loss.mean()), "loss_change": float(change.mean()),
-            "loss_change_low": low, "loss_change_high": high, "kl": float(kl.mean()), "kl_low": kl_low,
-            "kl_high": kl_high, "n_neurons": k, "n": len(kl), "neurons": said}  # fmt: skip
+        found.append(("random", slice(2, 2 + len(draws)), k, words))
+    return found + [(name, 2 + len(draws) + i, 1, f"{name} alone") for i, name in enumerate(names[:n_alone])]
 
 
 # ---------------------------------------------------------------- figures
@@ -156,8 +110,7 @@ def _row(condition: str, loss: Any, change: Any, kl: Any, k: int, said: str, see
 @neuron_ablation.figure("Change of the loss")
 def loss_change(table: pd.DataFrame, view: View) -> Any:
     """Loss minus the intact model's, with its interval; grey: as many random neurons."""
-    unit = "nats" if table["loss_change"].notna().any() else "no right answer is known here"
-    return _drawn(table, "loss_change", f"change of the loss ({unit})")
+    return _drawn(table, "loss_change", _ablating.loss_words(table))
 
 
 @neuron_ablation.figure("Change of the predictions")
@@ -167,11 +120,4 @@ def kl(table: pd.DataFrame, view: View) -> Any:
 
 
 def _drawn(table: pd.DataFrame, name: str, words: str) -> Any:
-    shown = table[table["condition"] != "intact"]
-    hover = [f"{r['condition']}: {r[name]:.3g} [{r[f'{name}_low']:.3g}, {r[f'{name}_high']:.3g}]<br>{r['neurons']}"
-             for r in shown.to_dict("records")]
-    special = {"random": NULL_GREY, "chosen": CATEGORIES[1]}
-    errors = (shown[f"{name}_high"] - shown[name], shown[name] - shown[f"{name}_low"])
-    return bars(shown["condition"].tolist(), shown[name], errors=errors[0], errors_below=errors[1], hover=hover,
-                colours=[special.get(c, CATEGORIES[0]) for c in shown["condition"]],
-                x_title="what is ablated", y_title=words)
+    return _ablating.drawn(table, name, words, "neurons", controls=["random"], chosen="chosen")

@@ -3,12 +3,14 @@
 Their directions (rows of W_dec) are paired one to one so that the sum of cosines is largest. `cosine` is that of each
 feature of `a` with its partner; their mean over the smaller dictionary is the MCC (mean correlation coefficient).
 The null: `b` replaced by as many random directions, paired in the same way, `n_null` times; `null` is its cosine at the
-same place of the order (largest first), mean over draws. Features that both seeds find are more likely the model's than
-the autoencoder's; what a surrogate finds (recipe sae with `surrogate`) is neither.
+same place of the order (largest first), mean over draws. `b` may have been trained for another checkpoint of the same
+run: the agreement then says which features were there already, or still are. Features that both seeds find are more
+likely the model's than the autoencoder's; what a surrogate finds (recipe sae with `surrogate`) is neither.
 
 Exact given the two. `mcc_low` and `mcc_high`: 95 % bootstrap interval over the paired features. Random directions are
 isotropic: data of low dimension makes even unrelated dictionaries agree better than that, so compare with a surrogate,
-too. Cost: no forward; one assignment of size d_sae, 1 + n_null times (seconds up to 2,000 features).
+too. Autoencoders of one seed start from the same directions: what agrees may be that start, so compare other seeds.
+Cost: no forward; one assignment of size d_sae, 1 + n_null times (seconds up to 2,000 features).
 Source: Paulo and Belrose (2025), Sparse Autoencoders Trained on the Same Data Learn Different Features; Sharkey et al.
 (2022), Taking features out of superposition with sparse autoencoders (MMCS).
 """
@@ -27,20 +29,23 @@ from backend.contract import Axis, Model, Params, Progress, Value, View, Weights
 from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, Line, lines
 
-#: an autoencoder starts from directions drawn with its own seed; the null must never draw the same
-_NULL = 4_000_003
 MOST = 8192  # features above which the assignment takes minutes
 
 
 class SaeAgreementParams(Params):
     """Which two, and the null."""
 
-    a: str = Field("", max_length=200, description="run of the first autoencoder (recipe sae, for this model)")
-    b: str = Field("", max_length=200, description="run of the second one, at the same point")
+    a: str = Field("", max_length=1000, description="run of the first autoencoder (recipe sae, for this model)")
+    b: str = Field("", max_length=1000, description="run of the second one, at the same point; also one of another "
+                   "checkpoint of the same run")  # fmt: skip
     step_a: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     step_b: int = Field(-1, ge=-1, le=2**31 - 1, description="the second one's checkpoint")
     n_null: int = Field(3, ge=1, le=50, description="random dictionaries of the null")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
+
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """Both."""
+        return _saes.named((self.a, self.step_a), (self.b, self.step_b))
 
 
 @analysis(
@@ -61,8 +66,8 @@ class SaeAgreementParams(Params):
 )
 def sae_agreement(model: Model, subject: Weights, params: SaeAgreementParams, progress: Progress) -> pd.DataFrame:
     """Return one row per feature of the first autoencoder, the paired ones first."""
-    (made, a), (other, b) = (_saes.opened(model, run, step) for run, step in
-                             ((params.a, params.step_a), (params.b, params.step_b)))  # fmt: skip
+    made, a = _saes.opened(model, params.a, params.step_a)
+    other, b = _saes.opened(model, params.b, params.step_b, own=False)
     if (made["point"], made["layer"]) != (other["point"], other["layer"]):
         found = f"{params.a} reads {_saes.point_of(made)}, {params.b} {_saes.point_of(other)}"
         raise Unfit("Agreement of two autoencoders", found, "Choose two of one point")
@@ -79,7 +84,7 @@ def agreement(a: Any, b: Any, n_null: int, seed: int, progress: Progress) -> pd.
     from backend.maths.sae import match
 
     partner, cosine = match(a, b)
-    dice, nulls = torch.Generator().manual_seed(seed + _NULL), []
+    dice, nulls = _saes.dice(seed), []
     for draw in range(n_null):
         progress((1 + draw) / (1 + n_null), f"Random directions, {draw + 1} of {n_null}")
         null = match(a, torch.randn(b.shape, generator=dice, dtype=torch.float64))

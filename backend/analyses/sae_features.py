@@ -23,7 +23,6 @@ from pydantic import Field
 from backend.analyses import _saes
 from backend.analyses._units import batches, logit_effects, token_words
 from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
-from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, bars, label, scatter
 
 TOKENS = 5
@@ -34,9 +33,13 @@ BINS = 24
 class SaeFeaturesParams(Params):
     """Which autoencoder, and how many examples."""
 
-    sae: str = Field("", max_length=200, description="run of the autoencoder (recipe sae, trained for this model)")
+    sae: str = Field("", max_length=1000, description="run of the autoencoder (recipe sae), or a SAELens folder")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     examples: int = Field(5, ge=1, le=20, description="largest activations whose tokens are kept")
+
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The autoencoder."""
+        return _saes.named((self.sae, self.sae_step))
 
 
 @analysis(
@@ -61,8 +64,6 @@ class SaeFeaturesParams(Params):
 )
 def sae_features(model: Model, subject: Rows, params: SaeFeaturesParams, progress: Progress) -> pd.DataFrame:
     """Return one row per feature."""
-    import torch
-
     from backend.maths import streaming
     from backend.maths.sae import unit
 
@@ -70,9 +71,7 @@ def sae_features(model: Model, subject: Rows, params: SaeFeaturesParams, progres
     all_of, by_row, top = streaming.Moments(), streaming.Moments(), streaming.Top(params.examples)
     for start, tokens in batches(model, subject, 3 * len(sae.W_dec)):
         progress(start / len(subject.tokens), f"Row {start} of {len(subject.tokens)}")
-        found = model.capture(tokens, [made["point"]], [made["layer"]])[made["point"], made["layer"]].flatten(2)
-        with torch.no_grad():
-            features = sae.encode(found.to(sae.W_dec.dtype)).cpu()
+        features = _saes.encoded(model, made, sae, tokens).cpu()
         by_row.update((features > 0).double().mean(1))
         all_of.update(features.flatten(0, 1))
         top.update(features.flatten(0, 1))
@@ -87,26 +86,18 @@ def _table(subject: Rows, all_of: Any, by_row: Any, top: Any) -> pd.DataFrame:
     values, tokens = top.values.numpy(), subject.tokens[row, pos]
     tops = [" ".join(str(t) for t, v in zip(tokens[:, i], values[:, i], strict=True) if v > 0)
             for i in range(values.shape[1])]
-    density = all_of.density.numpy()
-    with np.errstate(invalid="ignore"):
-        active = np.where(density > 0, all_of.mean.numpy() / density, np.nan)
     return pd.DataFrame({
-        "feature": range(len(tops)), "density": density, "density_se": by_row.standard_error(), "mean_active": active,
+        "feature": range(len(tops)), **_saes.activity(all_of, by_row),
         "max": values[0].astype(float), "max_row": row[0], "max_pos": pos[0], "tops": tops,
     })  # fmt: skip
 
 
 def _written(model: Model, made: dict[str, Any], directions: Any) -> dict[str, Any]:
     """Return the columns raises, lowers, effect; empty where the weights are not known by name."""
-    try:
-        weights = model.weights()
-        if made["point"] == "mlp_post":
-            directions = directions @ weights["W_out"][made["layer"]].to(directions)
-        elif made["point"] == "z":
-            directions = directions @ weights["W_O"][made["layer"]].flatten(0, 1).to(directions)
-        high, low, effect = logit_effects(directions, weights["W_U"], TOKENS)
-    except (Unfit, KeyError):
+    found = _saes.written(model, made, directions)
+    if found is None:
         return {"raises": "", "lowers": "", "effect": np.nan}
+    high, low, effect = logit_effects(*found, TOKENS)
     return {"raises": high, "lowers": low, "effect": effect.astype(float)}
 
 

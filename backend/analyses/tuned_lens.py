@@ -23,7 +23,17 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.analyses._lenses import LAYER, blocks, layer_axis, layer_names, logits_of, streams, translators, tuned
+from backend.analyses._lenses import (
+    LAYER,
+    blocks,
+    layer_axis,
+    layer_names,
+    lens_named,
+    logits_of,
+    streams,
+    translators,
+    tuned,
+)
 from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
 from backend.figures import CATEGORIES, Line, label, lines, pixels
 
@@ -34,6 +44,10 @@ class TunedLensReadParams(Params):
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
     top_k: int = Field(5, ge=1, le=50, description="most likely tokens kept per layer and position")
+
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The lens."""
+        return lens_named(self.lens, self.lens_step)
 
 
 @analysis(

@@ -26,6 +26,7 @@ from backend.analyses._lenses import (
     LOGIT_BYTES,
     layer_axis,
     layer_names,
+    lens_named,
     logits_of,
     mean_and_se,
     streams,
@@ -41,6 +42,10 @@ class TunedLensQualityParams(Params):
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
+
+    def companions(self) -> tuple[tuple[str, int | None], ...]:
+        """The lens."""
+        return lens_named(self.lens, self.lens_step)
 
 
 def _with_error(name: str, words: str) -> list[Value]:

@@ -12,6 +12,7 @@ from backend.errors import BadInput, Unfit
 from backend.facade.base import validated
 from backend.facade.models import Models
 from backend.facade.results import Results
+from backend.models import trained
 
 
 class Asking(Models, Results):
@@ -20,12 +21,16 @@ class Asking(Models, Results):
     def request(
         self, analysis: str, card: ModelCard | Mapping[str, Any], subject: Subject, params: Mapping[str, Any]
     ) -> Request:
-        """Name everything the number depends on. Raises BadInput (params) or Unfit (the model cannot)."""
+        """Name everything the number depends on.
+
+        Raises BadInput (params), Unfit (the model cannot), NotFound (a lens or SAE that the params name is not there).
+        """
         asked = self.analysis(analysis)
         card = card if isinstance(card, ModelCard) else ModelCard(**card)
         reason = asked.unfit(card.capabilities)
         if reason:
             raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
+        chosen = validated(asked.params, params, asked.title)
         return Request(
             analysis=asked.name,
             version=asked.version,
@@ -35,7 +40,8 @@ class Asking(Models, Results):
             dtype=card.dtype,
             device=card.device,
             subject=subject.model_dump(),
-            params=validated(asked.params, params, asked.title).model_dump(),
+            params=chosen.model_dump(),
+            companions=tuple(trained.fingerprint(run, step, self.settings) for run, step in chosen.companions()),
         )
 
     def kept(

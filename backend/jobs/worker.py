@@ -77,6 +77,7 @@ def _analysis(payload: Mapping[str, Any], settings: Settings, progress: Progress
     started, begin = datetime.now(UTC), time.perf_counter()
     model = _resident(request.spec, request.step, settings, _part(progress, 0.0, LOADING))
     _same_weights(request, model)
+    _same_companions(request, params, settings)
     loaded = time.perf_counter()
     frame = _compute(analysis, model, request, params, _part(progress, LOADING, 1.0))
     progress(1.0, "packing the table")
@@ -135,6 +136,14 @@ def _same_weights(request: Request, model: Any) -> None:
         found = f"this worker computes on {here}, asked was {asked}"
         raise BadInput(f"{request.analysis} on {request.spec}", found,
                        "Use workers of one kind, or set PHASESCOPE_DEVICE=cpu for all")
+
+
+def _same_companions(request: Request, params: Any, settings: Settings) -> None:
+    from backend.models import trained
+
+    if tuple(trained.fingerprint(run, step, settings) for run, step in params.companions()) != request.companions:
+        names = ", ".join(run for run, _ in params.companions())
+        raise BadInput(f"{request.analysis} with {names}", "it was trained again since it was asked for", "Ask again")
 
 
 def _compute(analysis: Analysis, model: Any, request: Request, params: Any, progress: Progress) -> Any:

@@ -6,7 +6,8 @@ One line each, `;` or a new line between them:
     scale L0.attn_out 0.5         multiplied
     set L0N17 4                   neuron 17 of the layer's MLP (mlp_post) has the value 4
     add L1.resid_pre 3 token 5    3 times the unit vector of W_U's column of token 5 is added
-    add L1.resid_pre 2 feature my-sae 12     2 times the unit decoder direction of a feature of a trained SAE
+    add L1.resid_pre 2 feature my-sae 12     2 times the unit decoder direction of a feature of a trained SAE,
+                                  or direction 12 of a set kept from pca_directions
     patch L1H2 at -1              the value that it has on the corrupted prompt (pairs only)
 A point is one of POINTS; L1H2 is z of that head, L1N7 mlp_post of that neuron. Positions count from 0, negative ones
 from the end; without `at` all are meant. Where several name one place they act in turn.
@@ -25,7 +26,7 @@ NEEDS_AMOUNT = ("scale", "set", "add")
 _PLACE = re.compile(r"L(\d{1,3})(?:H(\d{1,4})|N(\d{1,6})|\.([a-z_]+))$")
 _LINE = re.compile(
     r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?))?"
-    r"(?:\s+token\s+(?P<token>\d+)|\s+feature\s+(?P<sae>[A-Za-z0-9._-]+)\s+(?P<feature>\d+))?"
+    r"(?:\s+token\s+(?P<token>\d+)|\s+feature\s+(?P<sae>[A-Za-z0-9._~/-]+)\s+(?P<feature>\d+))?"
     r"(?:\s+at\s+(?P<at>-?\d+(?:\s*,\s*-?\d+)*))?$"
 )
 

@@ -207,18 +207,35 @@ class LoadedModel:
             found = f"the weights of {type(self.bare).__name__} are not known by name here"
             raise Unfit("The model's weights", found, "Use a native or GPT-2 model") from None
 
-    def companion(self, run: str, step: int | None = None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def companion(
+        self, run: str, step: int | None = None, own: bool = True
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return (run.json, tensors on the model's device) of a run that was trained for this model.
 
         Its run.json says so: {"companion": {"kind": ..., "fingerprint": the model's}}. Raises NotFound for no such run
-        or step, Unfit where it was made for other weights.
+        or step, Unfit where it was made for other weights; without `own` those may be another checkpoint's of this run.
         """
         record, tensors = companions.read(run, step, self.settings)
         made = record["companion"]
-        if made.get("fingerprint") != self.card.fingerprint:
+        if made.get("format") == "saelens" and not made["fingerprint"]:  # it does not say which weights: does it fit?
+            self._fits(made, run)
+            return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        ours = made.get("spec") == self.card.spec and self.card.step is not None
+        if made.get("fingerprint") != self.card.fingerprint and (own or not ours):
             found = f"it was trained for {made.get('spec', 'another model')}, step {made.get('step')}"
             raise Unfit(f"{run} for {self.card.spec}", found, "Choose that model, or train one for this")
         return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
+
+    def _fits(self, made: dict[str, Any], run: str) -> None:
+        card = self.card
+        wide = {"mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}.get(made["point"], card.d_model)
+        if made["layer"] >= card.n_layers:
+            found = f"it reads layer {made['layer']}, the model has layers 0 to {card.n_layers - 1}"
+        elif made["d_in"] != wide:
+            found = f"it reads {made['d_in']} coordinates (d_in), {made['point']} has {wide}"
+        else:
+            return
+        raise Unfit(f"{run} for {card.spec}", f"{found} (it was trained for {made['spec']})", "Choose that model")
 
     def memory_bytes(self) -> int:
         """Bytes of all tensors, those of the view that are not shared included."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from backend.models import bridge
+from backend.models.saelens_files import CONFIG, WEIGHTS
 
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+__all__ = ["ARCHITECTURES", "CONFIG", "WEIGHTS", "config"]
+
 ARCHITECTURES = {"topk": "topk", "batch_topk": "jumprelu", "l1": "standard"}
 
 
