@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import streamlit as st
@@ -12,35 +13,50 @@ from app.components.token_strip import token_strip
 from app.subject import Bar
 from backend.errors import BadInput, PhasescopeError
 
+POINTS = {"resid_pre": "resid_pre (before)", "resid_mid": "resid_mid (between)", "resid_post": "resid_post (after)"}
 
-def target_picker(house: Any, bar: Bar) -> int | None:
-    """Choose the token whose probability and rank are followed: empty means the next token of the prompt."""
+
+def stream_picker(bar: Bar) -> str:
+    """Choose where each layer's stream is read; a point that the model lacks is named in grey with the reason."""
+    options = [p for p in POINTS if p != "resid_mid" or "resid_mid" in bar.card["capabilities"]]
+    point = url.bound(
+        st.selectbox, "Stream", "point", "resid_post", options=options, format_func=POINTS.get,
+        help="resid_pre: what enters a layer; resid_mid: between its attention and its MLP; resid_post: what leaves it",
+    )  # fmt: skip
+    if len(options) < len(POINTS):
+        st.caption("resid_mid is not there: attention and MLP read the same stream in this model.")
+    elif not bar.card["d_mlp"]:
+        st.caption("Without MLP layers resid_mid is resid_post.")
+    return point
+
+
+def token_picker(house: Any, bar: Bar, name: str, label: str, placeholder: str, help: str) -> int | None:
+    """Choose one token, whose probability and rank are followed; `name` is its URL field, empty means None."""
     words = house.tokenizer(bar.card)
-    target = url.get("target")
-    if target is not None and not 0 <= target < bar.card["d_vocab_out"]:
-        target = None
-    key = f"target:{bar.spec}"
-    st.session_state[key] = "" if target is None else words.label(target)
+    token = url.get(name)
+    if token is not None and not 0 <= token < bar.card["d_vocab_out"]:
+        token = None
+    key = f"{name}:{bar.spec}"
+    st.session_state[key] = "" if token is None else words.label(token)
     st.text_input(
-        "Target token",
+        label,
         key=key,
-        placeholder="the next token",
-        help="Its probability and rank are followed through the layers. Empty: the next token of the prompt. "
-        "Spaces may be written as ·, a token id as #17.",
-        on_change=lambda: _choose(words, key, bar.card["d_vocab_out"]),
+        placeholder=placeholder,
+        help=f"{help} Spaces may be written as ·, a token id as #17.",
+        on_change=lambda: _choose(words, key, name, bar.card["d_vocab_out"]),
     )
-    problem = st.session_state.pop("target-problem", None)
+    problem = st.session_state.pop(f"{name}-problem", None)
     if problem:
         widgets.error_panel(problem)
-    return target
+    return token
 
 
-def _choose(words: Any, key: str, d_vocab: int) -> None:
+def _choose(words: Any, key: str, name: str, d_vocab: int) -> None:
     text = st.session_state[key]
     try:
-        url.put(target=_token(words, text, d_vocab) if text else None)
+        url.put(**{name: _token(words, text, d_vocab) if text else None})
     except PhasescopeError as error:
-        st.session_state["target-problem"] = error.record()
+        st.session_state[f"{name}-problem"] = error.record()
 
 
 def _token(words: Any, text: str, d_vocab: int) -> int:
@@ -49,12 +65,12 @@ def _token(words: Any, text: str, d_vocab: int) -> int:
     if number.isdecimal() and (text.strip().startswith("#") or words.kind == "ids"):
         found = [int(number)]
     elif words.kind == "ids":
-        raise BadInput(f"Target {text!r}", "this model has no tokenizer", "Give a token id")
+        raise BadInput(f"Token {text!r}", "this model has no tokenizer", "Give a token id")
     else:
         found = words.encode(text.replace("·", " ").replace("⏎", "\n"))
     if len(found) != 1 or found[0] >= d_vocab:
         what = f"{len(found)} tokens" if len(found) != 1 else f"not an id from 0 to {d_vocab - 1}"
-        raise BadInput(f"Target {text!r}", what, "Give one token; a word inside a text starts with a space")
+        raise BadInput(f"Token {text!r}", what, "Give one token; a word inside a text starts with a space")
     return found[0]
 
 
@@ -99,25 +115,31 @@ def cell_details(house: Any, key: str, bar: Bar) -> None:
         _top_tokens(house, key, bar, position)
 
 
+def _place(layer: int, point: str, n_layers: int) -> str:
+    """Say in words which stream a row of the table reads."""
+    if layer == -1 or (layer == 0 and point == "resid_pre"):
+        return "of the embeddings"
+    if layer == n_layers or (layer == n_layers - 1 and point == "resid_post"):
+        return "of the model itself"
+    return {"resid_pre": "before", "resid_mid": "between attention and MLP of", "resid_post": "after"}[point] + (
+        f" layer {layer}")  # fmt: skip
+
+
 def _top_tokens(house: Any, key: str, bar: Bar, position: int) -> None:
     table = house.table(key, {"pos": position}, arrays=False)
     words = house.tokenizer(bar.card)
     layers = sorted((int(v) for v in table["layer"].unique()), reverse=True)
     layer = url.bound(
-        st.selectbox,
-        "Top tokens after",
-        "after",
-        layers[0],
-        options=layers,
-        format_func=lambda v: "the embeddings" if v == -1 else f"layer {v}",
-    )
+        st.selectbox, "Top tokens", "after", layers[0], options=layers,
+        format_func=lambda v: _place(v, url.get("point"), bar.card["n_layers"]),
+    )  # fmt: skip
     rows = table[table["layer"] == layer].sort_values("rank")
     st.dataframe(
         [
             {
                 "rank": int(r.rank),
                 "token": words.label(int(r.token_id)),
-                "probability": theme.number(2.718281828459045**r.log_prob),
+                "probability": theme.number(math.exp(r.log_prob)),
                 "log prob (nats)": theme.number(r.log_prob),
             }
             for r in rows.itertuples()

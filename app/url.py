@@ -63,6 +63,8 @@ FIELDS: dict[str, Field] = {
     "query": Field(_int),
     "colour": Field(_choice(*COLOURS), default="probability"),
     "target": Field(_int),
+    "distractor": Field(_int),
+    "point": Field(_choice("resid_pre", "resid_mid", "resid_post"), default="resid_post"),
     "after": Field(_int),
     "runs": Field(_names, _joined, default=[]),
     "focus": Field(str),

@@ -173,7 +173,14 @@ NEEDS = {
     "gradients": "gradients of the bare module",
     "causal": "a causal model",
     "next_token": "a model that predicts its own vocabulary",
+    "resid_mid": "a stream between attention and MLP (here both read the same stream)",
+    "uncapped_logits": "logits that are a sum (here they are capped by a tanh)",
+    "linear_attn_out": "heads that write to the stream themselves (here a norm stands behind W_O)",
+    "named_weights": "weights known by name (native and GPT-2 models)",
+    "separate_heads": "weights known by name, and keys and values of each head's own",
 }
+#: counts the changes of how capabilities are measured: a kept card of other rules does not hold
+CAPABILITY_RULES = 1
 
 
 def analysis(
@@ -275,6 +282,7 @@ class ModelCard(BaseModel):
     memory_bytes: int
     fingerprint: str
     capabilities: list[str]
+    rules: int = Field(0, description="CAPABILITY_RULES under which the capabilities were measured")
     tokenizer: dict[str, Any] = Field(
         default_factory=lambda: {"kind": "ids"},
         description="{kind: ids} | {kind: chars or words, symbols: [...]} | {kind: hf, json: tokenizer.json as text}",

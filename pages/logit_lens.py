@@ -3,19 +3,27 @@
 import streamlit as st
 
 from app import asking, house, url
-from app.lens_view import cell_details, lens_grid, target_picker
+from app.lens_view import cell_details, lens_grid, stream_picker, token_picker
 from app.subject import begin
 
 backend = house.backend()
 bar = begin(
-    backend, "logit_lens", "What would the model predict if it stopped after each layer? Each cell: the top token."
+    backend, "logit_lens", "What would the model predict if it stopped at each layer? Each cell: the top token."
 )
 main, side = st.columns([5, 1], gap="medium")
 with side:
-    target = target_picker(backend, bar)
+    point = stream_picker(bar)
+    target = token_picker(
+        backend, bar, "target", "Target token", "the next token",
+        "Its probability and rank are followed through the layers. Empty: the next token of the prompt.",
+    )  # fmt: skip
+    distractor = token_picker(
+        backend, bar, "distractor", "Distractor token", "none", "A second token: why the target rather than this one."
+    )
     url.bound(st.selectbox, "Colour", "colour", options=list(url.COLOURS), format_func=lambda c: c.replace("_", " "))
+params = {"point": point, "target": target, "distractor": distractor}
 with main:
-    key = asking.answer(backend, "logit_lens", bar.card, bar.subject, {"target": target})
+    key = asking.answer(backend, "logit_lens", bar.card, bar.subject, params)
     if key:
         lens_grid(backend, key, bar)
 if key:

@@ -20,8 +20,8 @@ TOKENS = (3, 9, 4, 9, 1, 3, 20, 17, 3, 9)
 ROWS = np.random.default_rng(0).integers(50, size=(6, 10))
 SUBJECTS = {
     "prompt": Prompt(tokens=TOKENS), "weights": Weights(),
-    "pairs": Pairs(pairs=tuple(Pair(clean=a, corrupted=b, answer=3, distractor=4) for a, b in zip(ROWS[:3].tolist(),
-                   ROWS[3:].tolist(), strict=True))),
+    "pairs": Pairs(pairs=tuple(Pair(clean=a, corrupted=b, answer=a[2], distractor=a[5])
+                               for a, b in zip(ROWS[:3].tolist(), ROWS[3:].tolist(), strict=True))),
     "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
 }  # fmt: skip
 #: what has no default because it names something of the user's own

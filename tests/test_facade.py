@@ -589,7 +589,8 @@ def test_a_sibling_of_another_architecture_is_no_sibling(tmp_path: Path) -> None
         assert house.card("run:copy", 240) is None
 
 
-def test_a_card_made_on_another_device_does_not_hold(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [{"device": "cuda:0"}, {"rules": 0}])
+def test_a_card_made_on_another_device_or_by_older_rules_does_not_hold(made: dict[str, Any], tmp_path: Path) -> None:
     chosen = tiny_models.settings(tmp_path, dtype="float32")
     with closing(Backend(chosen, inline=True)) as house:
         opened = house.open("run:induction-demo", 200)
@@ -597,7 +598,7 @@ def test_a_card_made_on_another_device_does_not_hold(tmp_path: Path) -> None:
         card = house.card("run:induction-demo", 200)
         assert card is not None
         located = registry.locate(parse_spec("run:induction-demo", 200), chosen)
-        house.store.put_model(card.model_copy(update={"device": "cuda:0"}).model_dump(), located.signature)
+        house.store.put_model(card.model_copy(update=made).model_dump(), located.signature)
         assert house.card("run:induction-demo", 200) is None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backend.contract import CAPABILITY_RULES
 from backend.errors import BadInput, Unfit
 from backend.models import bridge
 from backend.models.fidelity import sample
@@ -181,7 +182,11 @@ def test_the_card_is_complete(models: dict[str, LoadedModel]) -> None:
     assert (llama.d_vocab, llama.n_ctx, llama.dtype, llama.device) == (50, 24, "float64", "cpu")
     assert llama.architecture == "LlamaForCausalLM" and len(llama.fingerprint) == 32 and llama.seconds > 0
     assert llama.n_params == sum(p.numel() for p in models["llama"].bare.parameters())
-    assert set(llama.capabilities) == {"attention_patterns", "unembed", "mlp", "gradients", "causal", "next_token"}
+    assert set(llama.capabilities) == {"attention_patterns", "unembed", "mlp", "gradients", "causal", "next_token",
+                                       "resid_mid", "uncapped_logits", "linear_attn_out"}  # fmt: skip
+    assert "resid_mid" not in models["neox"].card.capabilities and llama.rules == CAPABILITY_RULES
+    assert {"named_weights", "separate_heads"} <= set(models["gpt2"].card.capabilities)
+    assert "named_weights" in mlp.capabilities and "separate_heads" not in mlp.capabilities
     assert native.d_mlp == 0 and "mlp" not in native.capabilities and "next_token" in native.capabilities
     assert mlp.d_mlp == 40 and mlp.d_vocab_out == 7 and "next_token" not in mlp.capabilities
     assert native.step == 10 and native.tokenizer == {"kind": "ids"}

@@ -38,15 +38,33 @@ def streams(model: Model, tokens: Any) -> dict[int, Any]:
     return {-1: kept["embed", 0]} | {n: kept["resid_post", n] for n in range(model.card.n_layers)}
 
 
-def layer_names(layers: Any) -> list[str]:
-    """Return "embed" for -1, else the number."""
-    return ["embed" if x == -1 else str(x) for x in layers]
+def point_streams(model: Model, tokens: Any, point: str) -> dict[int, Any]:
+    """Return {layer: stream [batch, pos, d_model]} at one residual point, in order, from the embedding to the last.
+
+    resid_pre: what enters layer l, layer n_layers the last stream. resid_mid: between attention and MLP of layer l,
+    with layer -1 the embedding and n_layers the last stream. resid_post: as `streams`. Raises Unfit for a model
+    without the point.
+    """
+    n_layers = model.card.n_layers
+    after = streams(model, tokens)
+    if point == "resid_post":
+        return after
+    if point == "resid_pre":
+        return {layer + 1: stream for layer, stream in after.items()}
+    mid = model.capture(tokens, ["resid_mid"])
+    between = {n: mid["resid_mid", n] for n in range(n_layers)}
+    return {-1: after[-1], **between, n_layers: after[n_layers - 1]}
 
 
-def layer_axis(layers: Any) -> dict[str, Any]:
+def layer_names(layers: Any, final: int | None = None) -> list[str]:
+    """Return "embed" for -1, "final" for the layer that stands for the last stream, else the number."""
+    return ["embed" if x == -1 else "final" if x == final else str(x) for x in layers]
+
+
+def layer_axis(layers: Any, final: int | None = None) -> dict[str, Any]:
     """Return the settings of an axis that names at most 32 layers."""
     shown = list(layers)[:: -(-len(layers) // 32)]
-    return {"tickmode": "array", "tickvals": [int(x) for x in shown], "ticktext": layer_names(shown)}
+    return {"tickmode": "array", "tickvals": [int(x) for x in shown], "ticktext": layer_names(shown, final)}
 
 
 def mean_and_se(values: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,8 @@ mask alone spreads rollout and draws it to the beginning.
 `effective_keys` = exp(-sum R ln R).
 
 Exact for its definition (the kept rows are float16: relative error at most 2^-11). There is nothing estimated, so no
-error bar. Max-flow, the other half of the source, is left out: it costs a flow problem per token.
+error bar. Max-flow, the other half of the source, is an analysis of its own (Attention max-flow): it costs a flow
+problem per token.
 Cost: one forward with patterns, more where all patterns exceed 256 MiB, and n_layers products of [pos, pos].
 Source: Abnar and Zuidema (2020), Quantifying Attention Flow in Transformers, section 3 (attention rollout).
 """

@@ -54,7 +54,7 @@ class CircuitEdgesParams(Params):
 @analysis(
     version=1, group="Causal", title="Circuit of edges",
     asks="Which direct connections between components carry a task, and does exact patching agree?",
-    subject=Pairs, params=CircuitEdgesParams, needs=["gradients"],
+    subject=Pairs, params=CircuitEdgesParams, needs=["gradients", "separate_heads"],
     axes=[Axis("sender", "embed, head or mlp", kind="str"), Axis("sender_layer", "its layer, 0-based; -1: embed"),
           Axis("sender_head", "its head; -1: none"), Axis("reads", "q, k or v of a head, mlp, or logits", kind="str"),
           Axis("receiver_layer", "layer of the receiver; n_layers: the logits"),

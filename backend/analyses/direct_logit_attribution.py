@@ -45,7 +45,7 @@ class DirectLogitAttributionParams(Params):
 @analysis(
     version=1, group="Lenses", title="Direct logit attribution",
     asks="Which parts of the model write the answer rather than the distractor directly?",
-    subject=Pairs, params=DirectLogitAttributionParams, needs=["unembed"],
+    subject=Pairs, params=DirectLogitAttributionParams, needs=["unembed", "uncapped_logits"],
     axes=[Axis("part", "embed, pos_embed, attn_out, mlp_out, constant; head, attn_bias (within attn_out); total",
                kind="str"),
           Axis("layer", "layer, 0-based; -1 where the part has none"),

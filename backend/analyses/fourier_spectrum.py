@@ -37,7 +37,7 @@ class FourierSpectrumParams(Params):
 
 @analysis(
     version=1, group="Training", title="Fourier spectrum", asks="Which frequencies modulo p do the weights hold?",
-    subject=Weights, params=FourierSpectrumParams,
+    subject=Weights, params=FourierSpectrumParams, needs=["named_weights"],
     axes=[Axis("matrix", "W_E, W_U or W_L = W_out W_U", kind="str"),
           Axis("frequency", "w: waves over 0..p-1; 0 is the constant", "cycles per p")],
     values=[

@@ -15,8 +15,8 @@ errors. A head may earn several, or none. Entropy does not change under a shuffl
 by its own threshold. `stable`: earned or not alike on two halves of the rows with tokens of their own; `stability`: of
 all labels that at least one half earned, the share that both did (NULL where there are none).
 
-Name movers have no label: it takes names and what the head copies, not a pattern alone. Exact given the rows; errors
-are over rows. A label says what a head attends to, not what the model does with it.
+Name movers have no label here: it takes names and what the head copies, not a pattern alone (see Name movers). Exact
+given the rows; errors are over rows. A label says what a head attends to, not what the model does with it.
 Cost: one forward with patterns per batch of rows, four kinds of rows.
 Source: Olsson et al. (2022), In-context Learning and Induction Heads, "Head activation evaluators"; Voita et al.
 (2019), Analyzing Multi-Head Self-Attention, section 4 (positional heads); Xiao et al. (2023), Efficient Streaming

@@ -41,7 +41,7 @@ class ModularProgressParams(Params):
 @analysis(
     version=1, group="Training", title="Progress of modular addition",
     asks="Which frequencies carry the answers, and how much is memorised?",
-    subject=Weights, params=ModularProgressParams, needs=["mlp"],
+    subject=Weights, params=ModularProgressParams, needs=["mlp", "named_weights"],
     axes=[Axis("measure", "which measure, as in the text above", kind="str"),
           Axis("frequency", "w it is of; 0: the whole model", "cycles per p")],
     values=[Value("value", "losses in nats; fractions 0 to 1; neurons and key frequencies are counts")],

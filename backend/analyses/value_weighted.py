@@ -48,7 +48,8 @@ class ValueWeightedParams(Params):
 
 @analysis(
     version=1, group="Attention", title="Value-weighted attention", subject=Prompt, params=ValueWeightedParams,
-    asks="What does each head move from each token, rather than where does it look?", needs=["attention_patterns"],
+    asks="What does each head move from each token, rather than where does it look?",
+    needs=["attention_patterns", "linear_attn_out"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based"),
           Axis("query_pos", "position of the query token, 0-based", "token")],
     values=[

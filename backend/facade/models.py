@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from backend.contract import (
+    CAPABILITY_RULES,
     Corpus,
     ModelCard,
     ModelSpec,
@@ -90,7 +91,9 @@ class Models(PromptSets):
         return self._card_of_sibling(located) if located.spec.scheme == "run" else None
 
     def _as_set(self, card: Mapping[str, Any]) -> bool:
-        """Dtype and device are settings: a card made under others does not hold now."""
+        """Dtype and device are settings: a card made under others, or by older rules, does not hold now."""
+        if card.get("rules", 0) != CAPABILITY_RULES:
+            return False
         return card["dtype"] == self.settings.dtype and self.settings.device in ("auto", card["device"].split(":")[0])
 
     def _card_of_sibling(self, located: Any) -> ModelCard | None:

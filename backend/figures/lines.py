@@ -37,13 +37,18 @@ def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = F
 
 
 def stacked_lines(
-    panels: Sequence[tuple[Line, str, Mapping[str, Any]]], *, x_title: str, x_axis: Mapping[str, Any] | None = None,
-    title: str = "",
+    panels: Sequence[tuple[Line | Sequence[Line], str, Mapping[str, Any]]], *, x_title: str,
+    x_axis: Mapping[str, Any] | None = None, title: str = "",
 ) -> go.Figure:
-    """Draw one (line, y title, y axis settings) per row under a shared x axis."""
+    """Draw one (line or lines, y title, y axis settings) per row under a shared x axis.
+
+    The lines of a row say their names in their hover, or are told apart in `title`: there is no legend.
+    """
     figure = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (line, y_title, settings) in enumerate(panels, start=1):
-        figure.add_traces(_traces(line, row - 1), rows=row, cols=1)
+        drawn = [line] if isinstance(line, Line) else line
+        for at, one in enumerate(drawn):
+            figure.add_traces(_traces(one, row - 1 + at), rows=row, cols=1)
         figure.update_yaxes({"title": {"text": y_title}} | dict(settings), row=row, col=1)
         figure.update_xaxes(dict(x_axis or {}), row=row, col=1)
     figure.update_xaxes(title={"text": x_title}, row=len(panels), col=1)

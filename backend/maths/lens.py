@@ -19,8 +19,8 @@ class Readout(NamedTuple):
     top_log_probs: Tensor  # [n, k]
     entropy: Tensor  # [n]
     kl_to_final: Tensor  # [n] KL(final || layer)
-    target_log_prob: Tensor  # [n]
-    target_rank: Tensor  # [n] number of tokens with a strictly larger logit
+    target_log_prob: Tensor  # [n] or [n, m], as the targets
+    target_rank: Tensor  # the same shape: number of tokens with a strictly larger logit
 
 
 class Final(NamedTuple):
@@ -45,7 +45,7 @@ def readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readou
 
     KL(final || layer) = -H(final) - sum p_final ln p_layer: with p_final and H(final) kept, each layer costs one
     pass instead of two, and the last layer's own KL is exactly 0. Rounding below 0 is cut to 0.
-    Args: logits [n, d_vocab_out], targets [n] token ids.
+    Args: logits [n, d_vocab_out], targets [n] token ids, or [n, m] of m tokens followed at each position.
     """
     step = len(logits)
     if logits.device.type == "cpu":
@@ -57,15 +57,17 @@ def readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readou
 
 def _readout(logits: Tensor, final: Final, targets: Tensor, top_k: int) -> Readout:
     top_ids = logits.topk(top_k, dim=-1).indices
-    target_logit = logits.gather(-1, targets[:, None])
-    target_rank = (logits > target_logit).sum(-1)
+    followed = targets.reshape(len(targets), -1)
+    target_logits = logits.gather(-1, followed)
+    target_rank = torch.stack([(logits > one[:, None]).sum(-1) for one in target_logits.unbind(-1)], -1)
     log_probs = torch.log_softmax(logits, -1)
     crossed = -torch.linalg.vecdot(final.probs, log_probs)
-    top_log_probs, target_log_prob = log_probs.gather(-1, top_ids), log_probs.gather(-1, targets[:, None])[:, 0]
+    top_log_probs, target_log_prob = log_probs.gather(-1, top_ids), log_probs.gather(-1, followed)
     # exp_ would destroy log_probs, which entropy still needs: one scratch tensor per layer is the price
     entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs)
     kl = (crossed - final.entropy).clamp(min=0)
-    return Readout(top_ids, top_log_probs, entropy, kl, target_log_prob, target_rank)
+    return Readout(top_ids, top_log_probs, entropy, kl, target_log_prob.reshape(targets.shape),
+                   target_rank.reshape(targets.shape))
 
 
 def translate(resid: Tensor, A: Tensor, b: Tensor) -> Tensor:  # noqa: N803 - the lens' own names

@@ -237,12 +237,17 @@ def run_graph(view: TransformerBridge, tokens: torch.Tensor, edits: Any) -> torc
         return view.run_with_hooks(tokens, fwd_hooks=edits)
 
 
+def logit_cap(view: TransformerBridge) -> float:
+    """Return c where logits are c tanh(logits / c), as in Gemma 2; 0 where they are not capped."""
+    return max(float(getattr(view.cfg, "output_logits_soft_cap", None) or 0.0), 0.0)
+
+
 def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
     """Read a residual stream [..., d_model] through the final norm, W_U and b_U."""
     flat = resid.reshape(1, -1, resid.shape[-1])
     logits = view.unembed(view.ln_final(flat)) * _scale(view.cfg)
-    cap = float(getattr(view.cfg, "output_logits_soft_cap", -1.0) or -1.0)
-    if cap > 0:
+    cap = logit_cap(view)
+    if cap:
         logits = cap * torch.tanh(logits / cap)
     return logits.reshape(*resid.shape[:-1], logits.shape[-1])
 
@@ -255,7 +260,7 @@ def direct_logits(
     The norm is n(v) = gain * C v / s(v) + bias with C v = v - mean(v) or v, s(v) = sqrt(mean((C v)^2) + eps). Held at s
     of the whole stream it is linear: (n(v) - n(0)) s(v) / s(resid), with n as the model computes it.
     """
-    if float(getattr(view.cfg, "output_logits_soft_cap", -1.0) or -1.0) > 0:
+    if logit_cap(view):
         raise Unfit("Direct logits", "the logits are capped, so they are no sum", "Choose a model without a cap")
     nothing = _normed(view, torch.zeros_like(resid[0]))
     held = _norm_scale(view, parts) / _norm_scale(view, resid[:, None])

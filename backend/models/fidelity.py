@@ -8,6 +8,7 @@ import torch
 
 from backend.errors import Unfit
 from backend.models import bridge
+from backend.models.capabilities import beyond_the_forward
 from backend.models.model import LoadedModel
 
 #: largest log-probability difference (nats) at which reading the last residual through W_U counts as the model's own
@@ -68,6 +69,7 @@ def _capabilities(
         "gradients": True,
         "causal": bool(patterns) and all(not t.triu(1).any() for t in patterns),
         "next_token": logits.shape[-1] == model.sizes["d_vocab"],
+        **beyond_the_forward(model),
     }
     notes = [] if can["unembed"] else [f"The last residual stream read through W_U is off by {read:.2g} nats: no lens"]
     return [name for name, able in can.items() if able], notes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.contract import ModelCard, ModelSpec, Progress
+from backend.contract import CAPABILITY_RULES, ModelCard, ModelSpec, Progress
 from backend.errors import Unsupported
 from backend.models import bridge, fingerprints, hf, hub, legacy, nanogpt, registry, weights
 from backend.models.fidelity import examine
@@ -68,6 +68,7 @@ def _card(model: LoadedModel, located: Located, opened: Opened, began: float) ->
         **sizes, d_vocab_out=int(model.logits([[0]]).shape[-1]), n_params=sum(p.numel() for p in parameters),
         dtype=str(parameters[0].dtype).removeprefix("torch."), device=parameters[0].device.type,
         memory_bytes=model.memory_bytes(), fingerprint=opened.fingerprint, capabilities=capabilities,
+        rules=CAPABILITY_RULES,
         tokenizer=opened.tokenizer, fidelity=measured, notes=[*opened.notes, *notes],
         seconds=time.perf_counter() - began, training=located.extra.get("training", {}),
     )  # fmt: skip
