@@ -48,6 +48,17 @@ def test_jaccard_and_edit_distance():
         assert circuits.edit_distance(x, z) <= circuits.edit_distance(x, y) + circuits.edit_distance(y, z)
 
 
+def test_edges_on_a_path_are_those_of_all_paths_written_out():
+    """Random acyclic graphs: an edge is on a path exactly where one of all simple paths holds it."""
+    dice = np.random.default_rng(3)
+    for _ in range(20):
+        edges = [(a, b) for a in range(6) for b in range(a + 1, 6) if dice.random() < 0.4]
+        inner = [list(c) for k in range(5) for c in itertools.combinations(range(1, 5), k)]
+        paths = [list(itertools.pairwise([0, *c, 5])) for c in inner]
+        used = {e for p in paths if set(p) <= set(edges) for e in p}
+        assert circuits.on_a_path(edges, 0, 5).tolist() == [e in used for e in edges]
+
+
 def test_faithfulness_of_the_ends_and_between():
     dice = np.random.default_rng(2)
     nothing, whole = dice.normal(size=30), 5 + dice.normal(size=30)

@@ -68,6 +68,25 @@ def edit_distance(a: Circuit, b: Circuit) -> int:
     return len(a.nodes ^ b.nodes) + len(a.edges ^ b.edges)
 
 
+def on_a_path(edges: Sequence[tuple[Hashable, Hashable]], source: Hashable, sink: Hashable) -> np.ndarray:
+    """Say of each edge (sender, receiver) whether some path over these edges leads through it from source to sink.
+
+    The others carry nothing from the source to the sink, so a circuit does without them what it does with them.
+    Returns a mask [edge] of bool.
+    """
+    down = _reached(edges, source)
+    up = _reached([(b, a) for a, b in edges], sink)
+    return np.array([a in down and b in up for a, b in edges], bool)
+
+
+def _reached(edges: Sequence[tuple[Hashable, Hashable]], start: Hashable) -> set[Hashable]:
+    found, now = {start}, {start}
+    while now:
+        now = {b for a, b in edges if a in now} - found
+        found |= now
+    return found
+
+
 def faithfulness(circuit: np.ndarray, whole: np.ndarray, nothing: np.ndarray, weights: np.ndarray) -> Estimate:
     """Estimate (m(circuit) - m(nothing)) / (m(whole) - m(nothing)), a ratio of means over prompts.
 
