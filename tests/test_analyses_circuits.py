@@ -103,6 +103,8 @@ def test_the_shipped_pairs_do_not_move_the_previous_token(induction):
     table = ask(circuit_nodes, induction, pairs_for(induction, 3), ablate="corrupted", random=4)
     assert chosen(table) == {"L1H0"}
     assert chosen(ask(circuit_nodes, induction, pairs_for(induction, 3), ablate="zero", random=4)) == INDUCTION
+    moved = pairs_for(induction, 4, "induction_previous")
+    assert chosen(ask(circuit_nodes, induction, moved, ablate="corrupted", random=4)) == INDUCTION
 
 
 # ---------------------------------------------------------------- identities on random models
