@@ -1,4 +1,4 @@
-"""Circuits as sets of nodes and edges: how one agrees with a known circuit, with another, and with the whole model.
+"""Circuits as sets of nodes and edges: how one agrees with a known circuit and with the whole model.
 
 A node is a name or a number, an edge a pair of nodes (sender, receiver); nothing here knows of models.
 Source: Conmy et al. (2023), Towards Automated Circuit Discovery, section 4 (ROC against a known circuit, pruning from
@@ -10,21 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence, Set
-from dataclasses import dataclass
 
 import numpy as np
 
 from backend.maths.patching import Estimate, recovered, worth_dividing
 
 ROUNDING = 1e-5  # of the metric's size: what float32 runs differ by where nothing differs
-
-
-@dataclass(frozen=True)
-class Circuit:
-    """Nodes, and edges (sender, receiver) between them."""
-
-    nodes: frozenset[Hashable]
-    edges: frozenset[tuple[Hashable, Hashable]] = frozenset()
 
 
 def precision_recall(found: Set[Hashable], true: Set[Hashable]) -> tuple[float, float]:
@@ -52,20 +43,6 @@ def area_under_roc(scores: np.ndarray, true: np.ndarray) -> float:
     """Return the area under `roc`: the chance that a true thing scores above another one, ties counting one half."""
     _, false_rate, true_rate = roc(scores, true)
     return float(np.trapezoid(true_rate, false_rate))
-
-
-def jaccard(a: Set[Hashable], b: Set[Hashable]) -> float:
-    """Return what two sets share of what either holds; 1 for two empty ones."""
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def edit_distance(a: Circuit, b: Circuit) -> int:
-    """Return how many nodes and edges have to be added or taken away to turn one circuit into the other.
-
-    Names are fixed, so this is the size of the symmetric differences: a metric (0 only for equal circuits, symmetric,
-    with the triangle inequality).
-    """
-    return len(a.nodes ^ b.nodes) + len(a.edges ^ b.edges)
 
 
 def on_a_path(edges: Sequence[tuple[Hashable, Hashable]], source: Hashable, sink: Hashable) -> np.ndarray:
