@@ -6,9 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from app import url, views, widgets
+from app import subject_sets, url, views, widgets
 from app.subject import checkpoint_of, default_model, model_picker, openable, opened
-from backend.contract import Prompt
+from backend.contract import Pairs, Prompt
 
 
 def show(house: Any) -> None:
@@ -40,10 +40,11 @@ def show(house: Any) -> None:
         prompt = views.prompt_of(house, first)
         if prompt is None or _too_long(prompt, second):
             return
+    pairs = _pairs(house, first) if any(house.analysis(n).subject is Pairs for n in picked) else None
     _heads(first, second)
     for name in picked:
         st.markdown(f"##### {both[name]}")
-        views.two(house, name, [first, second], prompt)
+        views.two(house, name, [first, second], prompt, pairs)
     if not picked:
         st.caption("Choose an analysis above.")
 
@@ -56,6 +57,13 @@ def _side(house: Any, title: str, model: str, step: str) -> dict[str, Any]:
     steps = runs[spec]["checkpoints"] if spec in runs else []
     at = checkpoint_of(steps, step, first=model == "model") if steps else None
     return opened(house, spec, at)
+
+
+def _pairs(house: Any, first: dict[str, Any]) -> Pairs:
+    """Draw the field of pairs and the first of them; both sides are asked the same."""
+    pairs = subject_sets.pairs_field(house, first, st.container())
+    subject_sets.shown_pair(house, first, pairs)
+    return pairs
 
 
 def _unlike(house: Any, name: str, first: dict[str, Any], second: dict[str, Any]) -> str:

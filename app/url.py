@@ -120,7 +120,8 @@ OWN = {
                  "tokens", "text"),
     "phase_diagram": ("diagram", "tab", "cell", "shade", "reach", "late", "budget", "train_metric", "test_metric",
                       "final_metric", "runs", "across", "up", "logs"),
-    "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text"),
+    "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
+                "pairs_seed"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import asking, theme, url, widgets
+from app import asking, circuits_view, theme, url, widgets
 from app.subject import presets, short_name
 from backend.contract import Pairs, Prompt
 from backend.errors import PhasescopeError
@@ -147,9 +147,14 @@ def _part(house: Any, key: str, axes: Sequence[str], card: Mapping[str, Any]) ->
 # ---------------------------------------------------------------- two checkpoints
 
 
-def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt | None) -> None:
-    """Draw before | after | difference of one analysis at two checkpoints of a run."""
-    subject = subject_of(house, name, prompt, cards[0])
+def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt | None,
+        pairs: Pairs | None = None) -> None:  # fmt: skip
+    """Draw before | after | difference of one analysis at two checkpoints of a run.
+
+    `pairs`: what questions about pairs are asked of; without any, those of a first visit.
+    """
+    paired = pairs is not None and house.analysis(name).subject is Pairs
+    subject = pairs if paired else subject_of(house, name, prompt, cards[0])
     if subject is None:
         return
     told = params_of(name, cards[0], prompt)
@@ -163,6 +168,8 @@ def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt |
     elif name == "logit_lens" and alike:
         _lens(house, keys, cards, prompt, titles)
     else:
+        if name in circuits_view.CIRCUITS:
+            circuits_view.overlap(house, keys, titles)
         _any(house, name, keys, cards, titles)
 
 

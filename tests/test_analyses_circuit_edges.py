@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from backend.analyses import _causal, _edges
+from backend.analyses._circuit_curves import apart
+from backend.analyses._circuits import nodes_of, outside_values, run_circuits
+from backend.analyses._edge_circuits import run_edge_circuits
 from backend.analyses._edges import Receiver, Sender
 from backend.analyses.circuit_edges import circuit_edges
 from backend.analyses.path_patching import path_patching
 from backend.contract import View, parse_spec
 from backend.errors import Unfit
+from backend.maths import circuits
 from backend.models.open import open_model
 from tests.causal_kit import ask, pairs_for, swapped_keys, wired
 from tests.tiny_models import NATIVE, native_run, opened, settings
@@ -29,7 +33,7 @@ def batch_of(model, n=3):
 def test_without_a_norm_the_edges_to_the_logits_are_exact_and_sum_to_all(tmp_path):
     model = native(tmp_path, normalization_type=None)
     subject = pairs_for(model, 4)
-    table = ask(circuit_edges, model, subject, steps=1, exact_top=4096, exact_others=0, draws=100)
+    table = ask(circuit_edges, model, subject, steps=1, exact_top=4096, exact_others=0, draws=100, held_out=0, random=1)
     last = table[table["reads"] == "logits"]
     clean, corrupted = _causal.both_sides(model, subject)
     assert last["score"].sum() == pytest.approx((clean - corrupted).mean(), abs=1e-8)
@@ -107,3 +111,92 @@ def test_what_cannot_be_told_apart_is_refused(kind, words, tmp_path):
     model = opened(kind, tmp_path)
     with pytest.raises(Unfit, match=words):
         ask(circuit_edges, model, pairs_for(model, 2))
+
+
+# ---------------------------------------------------------------- circuits cut out of the edges
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2"])
+def test_all_edges_are_the_clean_run_none_the_corrupted_and_one_cut_its_exact_effect(kind, tmp_path):
+    model = opened(kind, tmp_path)
+    batch, w_o, edges = batch_of(model, 2), _edges.output_weights(model), _edges.edges_of(model)
+    some = np.random.default_rng(0).choice(len(edges), 24, replace=False)
+    kept = np.concatenate([np.ones((1, len(edges)), bool), np.zeros((1, len(edges)), bool),
+                           ~np.eye(len(edges), dtype=bool)[some]])  # fmt: skip
+    found = run_edge_circuits(model, [batch], edges, w_o, kept)
+    clean, corrupted = (batch.logit_diff(model.run_with(t, {})) for t in (batch.clean, batch.corrupted))
+    np.testing.assert_allclose(found[0], clean, atol=1e-9)
+    np.testing.assert_allclose(found[1], corrupted, atol=1e-9)
+    exact = _edges.exact_effects(model, batch, [edges[i] for i in some], w_o)
+    np.testing.assert_allclose(found[0] - found[2:], exact, atol=1e-9)
+    assert np.abs(exact).max() > 1e-4
+
+
+def test_cutting_all_that_some_nodes_send_is_ablating_them(tmp_path):
+    """Random sets of nodes put at their corrupted values, by the analysis of nodes, which never cuts an edge."""
+    model = native(tmp_path)
+    batch, w_o, edges, nodes = batch_of(model), _edges.output_weights(model), _edges.edges_of(model), nodes_of(model)
+    kept = np.random.default_rng(1).random((6, len(nodes))) < 0.5
+    by_nodes = run_circuits(model, [batch], nodes, kept, outside_values(model, [batch], nodes, "corrupted"))
+    at = {(p.layer, p.head): i for i, p in enumerate(nodes)}
+    stays = [at[s.layer, s.head] if s.kind != "embed" else -1 for s, _ in edges]
+    masks = np.concatenate([kept, np.ones((6, 1), bool)], 1)[:, stays]
+    np.testing.assert_allclose(run_edge_circuits(model, [batch], edges, w_o, masks), by_nodes, atol=1e-9)
+
+
+def test_edges_on_no_path_change_nothing(tmp_path):
+    model = native(tmp_path)
+    batch, w_o, edges = batch_of(model), _edges.output_weights(model), _edges.edges_of(model)
+    names = [(f"{s.kind}{s.layer}{s.head}", "logits" if r.reads == "logits" else f"{'mlp' if r.head < 0 else 'head'}"
+              f"{r.layer}{r.head}") for s, r in edges]  # fmt: skip
+    kept = np.random.default_rng(2).random((8, len(edges))) < 0.08
+    pruned = np.zeros_like(kept)
+    for some, less in zip(kept, pruned, strict=True):
+        less[some] = circuits.on_a_path([n for n, k in zip(names, some, strict=True) if k], "embed-1-1", "logits")
+    assert 0 < pruned.sum() < kept.sum()
+    runs = [run_edge_circuits(model, [batch], edges, w_o, m) for m in (kept, pruned)]
+    np.testing.assert_allclose(runs[0], runs[1], atol=1e-12)
+
+
+def test_the_wired_circuit_is_a_few_edges_and_holds_on_fresh_pairs(tmp_path):
+    """L0H0 -> k of L1H0 -> logits, fed by the embedding; the other heads are in no edge of the circuit."""
+    model = wired(tmp_path / "w")
+    table = ask(circuit_edges, model, swapped_keys(8, n=8), exact_top=0, exact_others=0, least=0.99, draws=100)
+    inside = table[table["in_circuit"]].set_index(AXES).index.tolist()
+    assert ("head", 0, 0, "k", 1, 0) in inside and ("head", 1, 0, "logits", 2, -1) in inside
+    assert all(s[2] in (-1, 0) and s[5] in (-1, 0) for s in inside) and len(inside) <= 6
+    at = table[table["faithfulness"].notna()].sort_values("order").set_index("order")
+    size = int(table["kept"].sum())
+    assert at.loc[size, "held_out_faithfulness"] >= 0.99 and at.loc[size, "held_out_completeness"] >= 0.99
+    assert at["faithfulness"].iloc[0] < 0.5 and at.loc[size, "random_high"] < 0.5
+    last = at.iloc[-1]
+    assert last[["faithfulness", "held_out_faithfulness", "random_mean"]].to_numpy(float) == pytest.approx([1] * 3)
+    assert table["n"].eq(4).all() and table["n_held_out"].eq(4).all()
+
+
+def speaking_for_the_clean(model, subject):
+    """Exchange answer and distractor where a random model has them the other way: there is something to explain."""
+    clean, corrupted = _causal.both_sides(model, subject)
+    turned = [p if more > 0 else p.model_copy(update={"answer": p.distractor, "distractor": p.answer})
+              for p, more in zip(subject.pairs, clean - corrupted, strict=True)]  # fmt: skip
+    return subject.model_copy(update={"pairs": tuple(turned)})
+
+
+def test_pairs_held_out_are_those_that_chose_nothing(tmp_path):
+    """Faithfulness on them by hand, and scores are those of the choosing half asked alone."""
+    model = native(tmp_path)
+    subject = speaking_for_the_clean(model, pairs_for(model, 7))
+    asked = {"exact_top": 2, "exact_others": 0, "draws": 100, "random": 1}
+    table = ask(circuit_edges, model, subject, **asked)
+    chose, held = apart(subject, 0.5, 0)
+    assert {*chose.pairs, *held.pairs} == {*subject.pairs} and (len(chose.pairs), len(held.pairs)) == (3, 4)
+    alone = ask(circuit_edges, model, chose, **asked, held_out=0)
+    same = ["score", "exact", "order", "in_circuit", "faithfulness", "whole"]
+    np.testing.assert_allclose(table[same].astype(float), alone[same].astype(float), atol=1e-9)
+    size = sorted(table.loc[table["faithfulness"].notna(), "order"])[-3]
+    kept = np.stack([table["order"] > 0, table["order"] <= size, table["order"] < 0])
+    groups, w_o = _causal.batches(model, held), _edges.output_weights(model)
+    whole, circuit, nothing = run_edge_circuits(model, groups, _edges.edges_of(model), w_o, kept).mean(1)
+    at = table.set_index("order").loc[size]
+    assert at["held_out_faithfulness"] == pytest.approx((circuit - nothing) / (whole - nothing), abs=1e-9)
+    assert abs(at["held_out_faithfulness"] - at["faithfulness"]) > 1e-4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from backend.analyses import _circuit_curves as curves_room
 from backend.analyses import circuit_nodes as room
 from backend.analyses._circuits import name_of, nodes_of
 from backend.analyses.ablation import ablation
@@ -102,6 +103,8 @@ def test_the_shipped_pairs_do_not_move_the_previous_token(induction):
     table = ask(circuit_nodes, induction, pairs_for(induction, 3), ablate="corrupted", random=4)
     assert chosen(table) == {"L1H0"}
     assert chosen(ask(circuit_nodes, induction, pairs_for(induction, 3), ablate="zero", random=4)) == INDUCTION
+    moved = pairs_for(induction, 4, "induction_previous")
+    assert chosen(ask(circuit_nodes, induction, moved, ablate="corrupted", random=4)) == INDUCTION
 
 
 # ---------------------------------------------------------------- identities on random models
@@ -121,7 +124,7 @@ def speaking_for(model, subject, ablate):
 def test_ends_and_scores_on_every_architecture(kind, tmp_path):
     model = opened(kind, tmp_path)
     subject = speaking_for(model, pairs_for(model, 5), "zero")
-    table = ask(circuit_nodes, model, subject, ablate="zero", random=2, draws=100)
+    table = ask(circuit_nodes, model, subject, ablate="zero", random=2, draws=100, held_out=0)
     last = table.set_index("order").loc[len(table)]
     assert last["faithfulness"] == pytest.approx(1, abs=1e-9) and last["completeness"] == pytest.approx(1, abs=1e-9)
     assert last["random_low"] == pytest.approx(1, abs=1e-9) == last["random_high"]
@@ -129,6 +132,27 @@ def test_ends_and_scores_on_every_architecture(kind, tmp_path):
     single = single[single["component"] != "attn"].reset_index(drop=True)
     np.testing.assert_allclose(table["score"], -single["change"], atol=1e-9)
     assert sorted(table["order"]) == list(range(1, len(table) + 1))
+
+
+def test_held_out_pairs_choose_nothing_and_are_measured_as_if_asked_alone(tmp_path):
+    """Scores of the choosing half are those it gives when asked alone; the other half's curve, too."""
+    model = opened("native", tmp_path)
+    subject = speaking_for(model, pairs_for(model, 7), "corrupted")
+    asked = {"ablate": "corrupted", "random": 2, "draws": 100}
+    table = ask(circuit_nodes, model, subject, **asked)
+    chose, held = curves_room.apart(subject, 0.5, 0)
+    assert {*chose.pairs, *held.pairs} == {*subject.pairs} and (len(chose.pairs), len(held.pairs)) == (3, 4)
+    assert table["n"].eq(3).all() and table["n_held_out"].eq(4).all()
+    alone = ask(circuit_nodes, model, chose, **asked, held_out=0)
+    same = ["score", "order", "in_circuit", "faithfulness", "completeness_high", "whole"]
+    np.testing.assert_allclose(table[same].astype(float), alone[same].astype(float), atol=1e-9)
+    assert alone["held_out_faithfulness"].isna().all() and alone["n_held_out"].eq(0).all()
+    task = room.task_of(model, held, "corrupted")
+    order = table.sort_values("order").index.to_numpy()
+    grown = curves_room.grown(task.metric, order, np.arange(1, len(order) + 1), 100, 0)
+    found = table.sort_values("order")
+    np.testing.assert_allclose(found["held_out_faithfulness"], grown["faithfulness"], atol=1e-9)
+    assert (found["held_out_faithfulness"] - found["faithfulness"]).abs().max() > 1e-3
 
 
 def test_faithfulness_by_hand(tmp_path):
@@ -161,8 +185,9 @@ def test_the_mean_is_over_all_pairs_of_one_length(programs, monkeypatch):
 def test_integrated_gradients_agree_with_exact_scores(tmp_path):
     model = opened("native", tmp_path)
     subject = pairs_for(model, 4)
-    exact = ask(circuit_nodes, model, subject, ablate="corrupted", random=2)
-    near = ask(circuit_nodes, model, subject, ablate="corrupted", score="integrated gradients", steps=50, random=2)
+    exact = ask(circuit_nodes, model, subject, ablate="corrupted", random=2, held_out=0)
+    near = ask(circuit_nodes, model, subject, ablate="corrupted", score="integrated gradients", steps=50, random=2,
+               held_out=0)  # fmt: skip
     mlp = exact["component"] == "mlp"  # an MLP moves alone on its path: completeness
     np.testing.assert_allclose(near["score"][mlp], exact["score"][mlp], rtol=0.02, atol=1e-3)
     with pytest.raises(BadInput, match="Ablate by corrupted"):

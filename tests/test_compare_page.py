@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import views
 from backend import Backend
+from backend.errors import BadInput
 from tests import page_kit
 from tests.page_kit import said, settled_house
 
@@ -45,6 +46,51 @@ def test_questions_about_tokens_are_left_out_where_vocabularies_differ(backend: 
     at = visit(model="run:induction-demo", model_b="run:grokking-demo")
     offered = next(m for m in at.multiselect if m.label == "Compare in").options
     assert "Attention" not in offered and "Monitors" in offered
+
+
+def test_two_circuits_of_one_run_are_counted_beside_chance_and_drawn_on_one_scale(backend: Backend) -> None:
+    at = visit(model="run:induction-demo", step="1200", step_b="200", compare="circuit_nodes", n_pairs="4",
+               task="induction_previous")  # fmt: skip
+    table = at.dataframe[0].value
+    assert list(table["of"]) == ["heads and MLPs"] and {"Jaccard", "by chance", "P(as many)"} <= set(table.columns)
+    text = said(at)
+    assert "only step 1200" in text and "only step 200" in text and "Edit distance" in text and "4 pairs" in text
+    drawn = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    scales = [t["marker"]["cmax"] for f in drawn for t in f["data"] if t.get("marker", {}).get("cmax")]
+    assert len(scales) == 2 and scales[0] == scales[1]
+
+
+def asked(backend: Backend, name: str, spec: str, step: int, task: str = "induction_previous") -> str:
+    card = backend.open(spec, step)["card"]
+    subject = backend.pairs(card, task, 4, 0)
+    params = {"exact_top": 0, "exact_others": 0} if name == "circuit_edges" else {"ablate": "corrupted"}
+    if (job := backend.ask(name, card, subject, {**params, "random": 1})["job"]) is not None:
+        backend.wait(job["id"], 60)
+    return str(backend.request(name, card, subject, {**params, "random": 1}).key)
+
+
+@pytest.mark.parametrize("name", ["circuit_nodes", "circuit_edges"])
+def test_a_circuit_with_itself_is_1_and_0_apart_and_with_another_as_counted(backend: Backend, name: str) -> None:
+    whole, other = (asked(backend, name, "run:induction-demo", 1200, t) for t in ("induction_previous", "induction"))
+    same = backend.circuit_overlap(whole, whole)
+    assert same["distance"] == 0 and all(r["jaccard"] == 1 and not r["only_a"] for r in same["rows"])
+    found = backend.circuit_overlap(whole, other)
+    tables = [backend.table(k, arrays=False) for k in (whole, other)]
+    inside = [t["in_circuit"].to_numpy(bool) for t in tables]
+    row = found["rows"][-1]
+    assert row["of"] == ("edges" if name == "circuit_edges" else "heads and MLPs") and row["among"] == len(tables[0])
+    assert row["jaccard"] == (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum() < 1
+    assert row["distance"] == (inside[0] ^ inside[1]).sum() == len(row["only_a"]) + len(row["only_b"])
+    assert found["distance"] == sum(r["distance"] for r in found["rows"]) and 0 < row["chance"] < 1
+    assert backend.circuit_overlap(other, whole)["rows"][-1]["only_b"] == row["only_a"]
+
+
+def test_what_are_no_two_circuits_of_the_same_parts_is_said(backend: Backend) -> None:
+    nodes = asked(backend, "circuit_nodes", "run:induction-demo", 1200)
+    with pytest.raises(BadInput, match="not two results"):
+        backend.circuit_overlap(nodes, asked(backend, "circuit_edges", "run:induction-demo", 1200))
+    with pytest.raises(BadInput, match="different parts"):
+        backend.circuit_overlap(nodes, asked(backend, "circuit_nodes", "run:induction-1layer", 800))
 
 
 def test_the_same_twice_is_said(backend: Backend) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from backend.maths import circuits
-from backend.maths.circuits import Circuit
 from backend.maths.patching import draw_weights
 
 
@@ -34,18 +33,15 @@ def test_the_area_is_the_chance_to_score_higher():
     assert circuits.area_under_roc(true * 1.0, true) == 1 and circuits.area_under_roc(-1.0 * true, true) == 0
 
 
-def test_jaccard_and_edit_distance():
-    a = Circuit(frozenset("abc"), frozenset({("a", "b"), ("b", "c")}))
-    b = Circuit(frozenset("abd"), frozenset({("a", "b"), ("b", "d")}))
-    assert circuits.jaccard(a.nodes, b.nodes) == 2 / 4 and circuits.jaccard(a.edges, b.edges) == 1 / 3
-    assert circuits.jaccard(set(), set()) == 1 and circuits.jaccard({1}, {2}) == 0
-    assert circuits.edit_distance(a, b) == 4
-    dice = np.random.default_rng(1)
-    some = [Circuit(frozenset(np.flatnonzero(dice.random(6) < 0.5).tolist())) for _ in range(6)]
-    for x, y, z in itertools.product(some, repeat=3):
-        assert circuits.edit_distance(x, y) == circuits.edit_distance(y, x)
-        assert (circuits.edit_distance(x, y) == 0) == (x == y)
-        assert circuits.edit_distance(x, z) <= circuits.edit_distance(x, y) + circuits.edit_distance(y, z)
+def test_edges_on_a_path_are_those_of_all_paths_written_out():
+    """Random acyclic graphs: an edge is on a path exactly where one of all simple paths holds it."""
+    dice = np.random.default_rng(3)
+    for _ in range(20):
+        edges = [(a, b) for a in range(6) for b in range(a + 1, 6) if dice.random() < 0.4]
+        inner = [list(c) for k in range(5) for c in itertools.combinations(range(1, 5), k)]
+        paths = [list(itertools.pairwise([0, *c, 5])) for c in inner]
+        used = {e for p in paths if set(p) <= set(edges) for e in p}
+        assert circuits.on_a_path(edges, 0, 5).tolist() == [e in used for e in edges]
 
 
 def test_faithfulness_of_the_ends_and_between():

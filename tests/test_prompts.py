@@ -73,13 +73,25 @@ def assert_sound(card, made, n):
         assert max(pair.answer, pair.distractor) < card["d_vocab_out"]
 
 
-@pytest.mark.parametrize(("card", "task"), [(IDS, "induction"), (ADDS, "modular_addition"), (IOI, "synthetic_ioi")])
+@pytest.mark.parametrize(("card", "task"), [(IDS, "induction"), (IDS, "induction_previous"),
+                                            (ADDS, "modular_addition"), (IOI, "synthetic_ioi")])  # fmt: skip
 def test_the_same_seed_gives_the_same_pairs_and_another_gives_others(card, task):
     made = prompts.make(card, task, 12, 3)
     assert_sound(card, made, 12)
     assert prompts.make(card, task, 12, 3) == made
     assert prompts.make(card, task, 12, 4).pairs != made.pairs
     assert prompts.make(card, task, 5, 3).pairs == made.pairs[:5]
+
+
+@pytest.mark.parametrize("n_ctx", [8, 32])
+def test_induction_previous_moves_what_stands_before_the_answer_and_nothing_that_answers(n_ctx):
+    for pair in prompts.make({**IDS, "n_ctx": n_ctx}, "induction_previous", 20, 0).pairs:
+        n = n_ctx // 2
+        last, changed = pair.clean[-1], [i for i in range(2 * n - 1) if pair.clean[i] != pair.corrupted[i]]
+        assert pair.clean[pair.clean.index(last) + 1] == pair.answer
+        assert pair.corrupted[pair.corrupted.index(last) + 1] == pair.distractor
+        assert len(changed) == 2 and max(changed) < n and sorted(pair.clean) == sorted(pair.corrupted)
+        assert all(pair.clean.index(t) == pair.corrupted.index(t) for t in (pair.answer, pair.distractor))
 
 
 def test_induction_asks_for_what_followed_before():
@@ -158,11 +170,11 @@ def test_a_short_context_is_refused(text):
 
 def test_every_task_says_why_it_does_not_fit():
     assert prompts.fitting(IDS) == {
-        "induction": "", "modular_addition": "it was not trained on modular addition",
+        "induction": "", "induction_previous": "", "modular_addition": "it was not trained on modular addition",
         "synthetic_ioi": "it was not trained on the made-up sentences", "ioi": "it has no tokenizer",
         "greater_than": "it has no tokenizer", "docstring": "it has no tokenizer"}
     reasons = prompts.fitting(IOI)
-    assert [t for t, why in reasons.items() if not why] == ["synthetic_ioi", "induction"]
+    assert [t for t, why in reasons.items() if not why] == ["synthetic_ioi", "induction", "induction_previous"]
     assert "its own made-up sentences" in reasons["ioi"] == reasons["docstring"]
     chars = {**IDS, "tokenizer": {"kind": "chars", "symbols": list("abc")}}
     assert "characters" in prompts.fitting(chars)["ioi"]

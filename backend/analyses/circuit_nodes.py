@@ -14,10 +14,12 @@ gradients` of that (toward the corrupted values). The circuit is the smallest si
 than `threshold` of m(whole) - m(nothing); the score is that loss, the circuit is what is kept. Both depend on the
 order: of two nodes that replace each other one alone looks idle.
 
-Exact runs throughout but for integrated gradients. Intervals are 95 % bootstraps over the pairs, for circuits as found:
-the same pairs chose them, so ask again with other pairs before trusting a close call. Control: `random` circuits of the
-same size. **Truth is relative to the pairs**: what does not differ between clean and corrupted prompts has no effect
-under `corrupted` (on pairs of one length a head that measures length), and little under `mean`.
+Exact runs throughout but for integrated gradients. **The pairs that choose flatter what they chose**: a share of
+`held_out` pairs, drawn at random, chooses nothing and says what the circuit is worth on fresh ones, with the means of
+their own corrupted prompts. Intervals are 95 % bootstraps over the pairs of either part, for circuits as found.
+Control: `random` circuits of the same size. **Truth is relative to the pairs**: what does not differ between clean and
+corrupted prompts has no effect under `corrupted` (on pairs of one length a head that measures length), and little
+under `mean`.
 Cost: (3 nodes + random x at most 24 sizes) forwards per pair, batched; integrated gradients `steps` per layer.
 Source: Wang et al. (2022), Interpretability in the Wild, sections 3-4; Conmy et al. (2023), Towards Automated Circuit
 Discovery (ACDC); Hanna et al. (2024), Have Faith in Faithfulness.
@@ -33,12 +35,12 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._causal import Batch, Place, batches
+from backend.analyses._circuit_curves import CURVES, apart, curves, ends, grown, held_out, random_band, smallest
 from backend.analyses._circuits import KINDS, Tensors, name_of, nodes_of, outside_values, run_circuits
 from backend.analyses._effects import records
 from backend.analyses.attribution_patching import integrated
 from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, NULL_GREY, Line, lines
 from backend.figures.circuit import Node, diagram
 
 MOST_SIZES = 24  # sizes at which random circuits are drawn
@@ -59,9 +61,10 @@ class CircuitNodesParams(Params):
     steps: int = Field(5, ge=1, le=50, description="midpoints of integrated gradients")
     least: float = Field(0.9, ge=0, le=1, description="faithfulness that the circuit by score must reach")
     threshold: float = Field(0.02, ge=0, le=1, description="greedy: what may be lost per node, a share of the whole")
+    held_out: float = Field(0.5, ge=0, le=0.9, description="share of pairs that choose nothing and test the circuit")
     random: int = Field(16, ge=1, le=256, description="random circuits per size, the control")
     draws: int = Field(1000, ge=100, le=20_000, description="bootstrap draws of the pairs")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random circuits and of the bootstrap")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the halves, random circuits and bootstrap")
 
 
 @dataclass(frozen=True)
@@ -79,42 +82,39 @@ class Task:
 
 
 @analysis(
-    version=1, group="Causal", title="Circuit of heads and MLPs",
+    version=2, group="Causal", title="Circuit of heads and MLPs",
     asks="Which heads and MLPs make up the circuit of a task, and how much do they carry by themselves?",
     subject=Pairs, params=CircuitNodesParams,
     axes=[Axis("component", "head or mlp", kind="str"), Axis("layer", "layer, 0-based"),
           Axis("head", "head within the layer, 0-based; -1: the MLP")],
     values=[
         Value("order", "when the node enters the growing circuit, from 1: the size of the circuit then", kind="int"),
-        Value("score", "what logit_diff loses without the node, mean over pairs", "logits"),
+        Value("score", "what logit_diff loses without the node, mean over the pairs that chose", "logits"),
         Value("in_circuit", "whether the node is in the chosen circuit", kind="bool"),
-        Value("faithfulness", "of the circuit of this node and those before; NULL where nothing is to be explained"),
-        Value("faithfulness_low", "lower end of its 95 % bootstrap interval over pairs"),
-        Value("faithfulness_high", "upper end of its 95 % bootstrap interval over pairs"),
-        Value("completeness", "share lost when this circuit alone is ablated; NULL as faithfulness"),
-        Value("completeness_low", "lower end of its 95 % bootstrap interval over pairs"),
-        Value("completeness_high", "upper end of its 95 % bootstrap interval over pairs"),
-        Value("random_mean", "mean faithfulness of random circuits of this size; NULL where none was drawn"),
-        Value("random_low", "smallest faithfulness among them"),
-        Value("random_high", "largest faithfulness among them"),
-        Value("whole", "mean logit_diff of the intact model on the clean prompts", "logits"),
-        Value("nothing", "mean logit_diff with every node ablated", "logits"),
-        Value("n", "pairs of prompts", kind="int"),
+        *CURVES,
     ],
 )  # fmt: skip
 def circuit_nodes(model: Model, subject: Pairs, params: CircuitNodesParams, progress: Progress) -> pd.DataFrame:
     """Return one row per node, in the model's order."""
-    task = task_of(model, subject, params.ablate)
+    choosing, others = apart(subject, params.held_out, params.seed)
+    task, held = task_of(model, choosing, params.ablate), others and task_of(model, others, params.ablate)
     n = len(task.nodes)
-    nothing, whole = task.metric(np.array([[False] * n, [True] * n]))
-    score, order, kept = _searched(task, params, whole, nothing, lambda f: progress(0.4 * f, "Scores of nodes"))
-    found = _measured(task, order, whole, nothing, params, lambda f: progress(0.4 + 0.3 * f, "Growing the circuit"))
-    size = len(kept) if kept is not None else _smallest(found["faithfulness"], params.least)
-    random = _random(task, whole, nothing, size, params, lambda f: progress(0.7 + 0.3 * f, "Random circuits"))
-    table = pd.DataFrame({"node": order, "order": np.arange(1, n + 1), "in_circuit": np.arange(n) < size,
-                          **found, **random}).sort_values("node")  # fmt: skip
+    sizes, metric = np.arange(1, n + 1), held.metric if held else None
+    score, order, kept = _searched(task, params, lambda f: progress(0.4 * f, "Scores of nodes"))
+    found = grown(task.metric, order, sizes, params.draws, params.seed,
+                  said=lambda f: progress(0.4 + 0.2 * f, "Growing the circuit"))  # fmt: skip
+    found |= held_out(metric, order, sizes, params.draws, params.seed,
+                      lambda f: progress(0.6 + 0.2 * f, "The circuit on pairs held out"))  # fmt: skip
+    size = len(kept) if kept is not None else smallest(found, sizes, params.least)
+    some = np.unique([*np.linspace(1, n, MOST_SIZES).round().astype(int), max(1, size)])
+    found |= random_band(metric or task.metric, n, some, params.random, params.seed,
+                         lambda f: progress(0.8 + 0.2 * f, "Random circuits"))  # fmt: skip
+    table = pd.DataFrame({"node": order, "order": sizes, "in_circuit": sizes <= size, **found}).sort_values("node")
     table.insert(0, "score", score)
-    return _worded(task.nodes, table, whole.mean(), nothing.mean(), len(whole))
+    whole, nothing = ends(task.metric, n)
+    table = table.assign(whole=whole.mean(), nothing=nothing.mean(), n=len(whole),
+                         n_held_out=len(others.pairs) if others else 0)  # fmt: skip
+    return _worded(task.nodes, table)
 
 
 def task_of(model: Model, subject: Pairs, ablate: str) -> Task:
@@ -123,11 +123,12 @@ def task_of(model: Model, subject: Pairs, ablate: str) -> Task:
     return Task(model, groups, nodes, outside_values(model, groups, nodes, ablate))
 
 
-def _searched(task: Task, params: CircuitNodesParams, whole: np.ndarray, nothing: np.ndarray,
+def _searched(task: Task, params: CircuitNodesParams,
               said: Any) -> tuple[np.ndarray, np.ndarray, list[int] | None]:  # fmt: skip
     """Return (score [node], the order in which nodes enter, the circuit where the search itself chose one)."""
     from backend.maths import circuits
 
+    whole, nothing = ends(task.metric, len(task.nodes))
     if params.search == "by score":
         score = scores(task, params, whole, said)
         return score, circuits.by_score(score), None
@@ -160,51 +161,10 @@ def scores(task: Task, params: CircuitNodesParams, whole: np.ndarray, said: Any 
     return lost.mean(1)
 
 
-def _measured(task: Task, order: np.ndarray, whole: np.ndarray, nothing: np.ndarray, params: CircuitNodesParams,
-              said: Any) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return faithfulness and completeness at every size 1..n."""
-    from backend.maths import circuits, patching
-
-    weights = patching.draw_weights(len(whole), params.draws, params.seed)
-    grown = circuits.nested(order, np.arange(1, len(order) + 1))
-    runs = task.metric(np.concatenate([grown, ~grown]), said)
-    inside = circuits.faithfulness(runs[: len(order)], whole, nothing, weights)
-    rest = circuits.faithfulness(runs[len(order) :], whole, nothing, weights)
-    return {"faithfulness": inside.value, "faithfulness_low": inside.low, "faithfulness_high": inside.high,
-            "completeness": 1 - rest.value, "completeness_low": 1 - rest.high, "completeness_high": 1 - rest.low}
-
-
-def _smallest(faithful: np.ndarray, least: float) -> int:
-    from backend.maths import circuits
-
-    return circuits.smallest_faithful(faithful, least) + 1
-
-
-def _random(task: Task, whole: np.ndarray, nothing: np.ndarray, size: int, params: CircuitNodesParams,
-            said: Any) -> dict[str, np.ndarray]:  # fmt: skip
-    """Return mean, smallest and largest faithfulness of random circuits by size 1..n, NaN where none was drawn."""
-    from backend.maths import circuits
-
-    n, dice = len(task.nodes), np.random.default_rng(params.seed)
-    sizes = np.unique(np.linspace(1, n, MOST_SIZES).round().astype(int))
-    sizes = np.unique([*sizes, max(1, size)])
-    kept = np.concatenate([circuits.random_circuits(n, int(k), params.random, dice) for k in sizes])
-    runs = task.metric(kept, said)
-    share = np.full(len(kept), np.nan)
-    if circuits.explainable(whole, nothing):
-        share = (runs - nothing).mean(1) / (whole - nothing).mean()
-    out = {name: np.full(n, np.nan) for name in ("random_mean", "random_low", "random_high")}
-    for k, some in zip(sizes, share.reshape(len(sizes), -1), strict=True):
-        for name, value in zip(out, (some.mean(), some.min(), some.max()), strict=True):
-            out[name][k - 1] = value
-    return out
-
-
-def _worded(nodes: list[Place], table: pd.DataFrame, whole: float, nothing: float, n: int) -> pd.DataFrame:
+def _worded(nodes: list[Place], table: pd.DataFrame) -> pd.DataFrame:
     """Put the columns in the declared order."""
     table = table.reset_index(drop=True).assign(
         component=[KINDS[p.point] for p in nodes], layer=[p.layer for p in nodes], head=[p.head for p in nodes],
-        whole=whole, nothing=nothing, n=n,
     )
     columns: list[Axis | Value] = [*circuit_nodes.axes, *circuit_nodes.values]
     return table[[c.name for c in columns]]
@@ -214,27 +174,10 @@ def _worded(nodes: list[Place], table: pd.DataFrame, whole: float, nothing: floa
 
 
 @circuit_nodes.figure("Faithfulness and completeness by size")
-def curves(table: pd.DataFrame, view: View) -> Any:
+def by_size(table: pd.DataFrame, view: View) -> Any:
     """Growing circuits with 95 % intervals; grey: random circuits of the same size, mean and range."""
-    grown = table.sort_values("order")
-    names = [name_of(r.layer, r.head) for r in records(grown)]
-    drawn = grown[grown["random_mean"].notna()]
-    kept = int(grown["in_circuit"].sum())
-    told = f"size: nodes in the circuit (chosen: {kept} of {len(grown)})"
-    return lines([
-        _line(drawn, "random_mean", "random circuits", NULL_GREY, [""] * len(drawn), "random"),
-        _line(grown, "faithfulness", "faithfulness", CATEGORIES[0], names),
-        _line(grown, "completeness", "completeness", CATEGORIES[1], names),
-    ], x_title=told, y_title="share of the whole model's behaviour", height=380)  # fmt: skip
-
-
-def _line(table: pd.DataFrame, column: str, name: str, colour: str, names: list[str], ends: str = "") -> Line:
-    """Draw a column by size with its interval, from (0, 0) on."""
-    low, high = (table[f"{ends or column}_{end}"] for end in ("low", "high"))
-    hover = [f"{name} {y:.3g} ({a:.3g} to {b:.3g})<br>size {k}" + (f", entering: {node}" if node else "")
-             for y, a, b, k, node in zip(table[column], low, high, table["order"], names, strict=True)]  # fmt: skip
-    x, y, below, above = ([0, *v] for v in (table["order"], table[column], low, high))
-    return Line(name, x, y, below, above, colour, [f"{name} 0 by definition<br>size 0", *hover])
+    names = [name_of(r.layer, r.head) for r in records(table.sort_values("order"))]
+    return curves(table, names, int(table["in_circuit"].sum()), "nodes")
 
 
 @circuit_nodes.figure("The circuit")

@@ -8,8 +8,8 @@ from typing import Any
 
 from backend import analyses as analyses_room
 from backend import settings as settings_room
-from backend.facade.asking import Asking
 from backend.facade.base import UNFINISHED
+from backend.facade.circuits import Circuits
 from backend.facade.diagrams import Diagrams
 from backend.facade.directions import Directions
 from backend.facade.elsewhere import Elsewhere
@@ -23,7 +23,7 @@ KEEP_JOBS = 30 * 86400.0  # seconds that the record of an ended job is kept
 ALL = 1_000_000  # rows; more than any queue
 
 
-class Backend(Asking, Diagrams, Transitions, Elsewhere, Intervening, Directions):
+class Backend(Circuits, Diagrams, Transitions, Elsewhere, Intervening, Directions):
     """One owner of the store, the engine and the follower. Close it when done.
 
     `inline=True` computes in this process (command line without a dashboard, unit tests); otherwise Dask workers do.

@@ -80,7 +80,7 @@ def differences(
 
 
 def share_limits(figures: Sequence[go.Figure]) -> None:
-    """Give the figures one colour range per colour axis and one range per y axis, so that they can be compared."""
+    """Give the figures one colour range per colour axis (heatmap, points) and one range per y axis."""
     for axis in {a for f in figures for a in _keys(f, "coloraxis")}:
         ends = [(f.layout[axis].cmin, f.layout[axis].cmax) for f in figures if axis in f.layout]
         lows, highs = [low for low, _ in ends if low is not None], [high for _, high in ends if high is not None]
@@ -90,6 +90,9 @@ def share_limits(figures: Sequence[go.Figure]) -> None:
     heats = [t for f in figures for t in f.data if t.type == "heatmap" and t.zmin is not None]
     for trace in heats:
         trace.update(zmin=min(t.zmin for t in heats), zmax=max(t.zmax for t in heats))
+    dots = [t for f in figures for t in f.data if t.type == "scatter" and t.marker.cmin is not None]
+    for trace in dots:
+        trace.marker.update(cmin=min(t.marker.cmin for t in dots), cmax=max(t.marker.cmax for t in dots))
     for axis in {a for f in figures for a in _keys(f, "yaxis")}:
         _share_y(figures, axis)
 

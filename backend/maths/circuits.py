@@ -1,4 +1,4 @@
-"""Circuits as sets of nodes and edges: how one agrees with a known circuit, with another, and with the whole model.
+"""Circuits as sets of nodes and edges: how one agrees with a known circuit and with the whole model.
 
 A node is a name or a number, an edge a pair of nodes (sender, receiver); nothing here knows of models.
 Source: Conmy et al. (2023), Towards Automated Circuit Discovery, section 4 (ROC against a known circuit, pruning from
@@ -10,21 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence, Set
-from dataclasses import dataclass
 
 import numpy as np
 
 from backend.maths.patching import Estimate, recovered, worth_dividing
 
 ROUNDING = 1e-5  # of the metric's size: what float32 runs differ by where nothing differs
-
-
-@dataclass(frozen=True)
-class Circuit:
-    """Nodes, and edges (sender, receiver) between them."""
-
-    nodes: frozenset[Hashable]
-    edges: frozenset[tuple[Hashable, Hashable]] = frozenset()
 
 
 def precision_recall(found: Set[Hashable], true: Set[Hashable]) -> tuple[float, float]:
@@ -54,18 +45,23 @@ def area_under_roc(scores: np.ndarray, true: np.ndarray) -> float:
     return float(np.trapezoid(true_rate, false_rate))
 
 
-def jaccard(a: Set[Hashable], b: Set[Hashable]) -> float:
-    """Return what two sets share of what either holds; 1 for two empty ones."""
-    return len(a & b) / len(a | b) if a | b else 1.0
+def on_a_path(edges: Sequence[tuple[Hashable, Hashable]], source: Hashable, sink: Hashable) -> np.ndarray:
+    """Say of each edge (sender, receiver) whether some path over these edges leads through it from source to sink.
 
-
-def edit_distance(a: Circuit, b: Circuit) -> int:
-    """Return how many nodes and edges have to be added or taken away to turn one circuit into the other.
-
-    Names are fixed, so this is the size of the symmetric differences: a metric (0 only for equal circuits, symmetric,
-    with the triangle inequality).
+    The others carry nothing from the source to the sink, so a circuit does without them what it does with them.
+    Returns a mask [edge] of bool.
     """
-    return len(a.nodes ^ b.nodes) + len(a.edges ^ b.edges)
+    down = _reached(edges, source)
+    up = _reached([(b, a) for a, b in edges], sink)
+    return np.array([a in down and b in up for a, b in edges], bool)
+
+
+def _reached(edges: Sequence[tuple[Hashable, Hashable]], start: Hashable) -> set[Hashable]:
+    found, now = {start}, {start}
+    while now:
+        now = {b for a, b in edges if a in now} - found
+        found |= now
+    return found
 
 
 def faithfulness(circuit: np.ndarray, whole: np.ndarray, nothing: np.ndarray, weights: np.ndarray) -> Estimate:

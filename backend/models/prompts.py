@@ -203,6 +203,20 @@ def _induction(maker: Maker, dice: random.Random) -> Pair:
     return maker.of_ids([*block, *block[: k + 1]], [*changed, *block[: k + 1]], block[k + 1], other)
 
 
+def _induction_previous(maker: Maker, dice: random.Random) -> Pair:
+    """[A; A up to its k-th token]; corrupted: the k-th token stood elsewhere in the first A, before the distractor.
+
+    Tokens k and j of the first A are exchanged, so what differs is which token stands before which: a previous-token
+    head has to carry it. Neither answer nor distractor moves.
+    """
+    n = min(maker.card["n_ctx"] // 2, maker.card["d_vocab"], 24)
+    block = dice.sample(range(maker.card["d_vocab"]), n)
+    k, j = n - 2, dice.randrange(n - 3)
+    changed = [*block]
+    changed[k], changed[j] = block[j], block[k]
+    return maker.of_ids([*block, *block[: k + 1]], [*changed, *block[: k + 1]], block[k + 1], block[j + 1])
+
+
 def _modular_addition(maker: Maker, dice: random.Random) -> Pair:
     p = int(maker.card["training"]["params"]["p"])
     a, b, other = dice.randrange(p), dice.randrange(p), dice.randrange(p)
@@ -285,6 +299,8 @@ TASKS: dict[str, Task] = {t.name: t for t in (
          "giver is the other one", _synthetic_ioi, _tells_ioi),
     Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
          _induction, _repeats),
+    Task("induction_previous", "Repeated random tokens, reordered", "a random block twice; corrupted: the last token "
+         "stood elsewhere at first, before the distractor", _induction_previous, _repeats),
     Task("ioi", "Indirect object (IOI)", "two names, one gives to the other; corrupted: the giver is the other one",
          _ioi, _reads_words),
     Task("greater_than", "Greater than", "a war ends after it began; corrupted: it began in the year 01",
