@@ -24,7 +24,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput, Broken
 from backend.figures import CATEGORIES, Line, label, lines, pixels, stacked_lines
 
@@ -139,6 +141,17 @@ def _frame(layer: int, start: int, found: Any, targets: Any) -> pd.DataFrame:
         "target_id": per_position(targets), "target_log_prob": per_position(found.target_log_prob.double()),
         "target_rank": per_position(found.target_rank),
     })
+
+
+@logit_lens.costs
+def work(card: ModelCard, subject: Prompt, params: LogitLensParams) -> Work:
+    """One forward, and an unembedding per layer and position in blocks."""
+    plan, length = Plan(card), len(subject.tokens)
+    plan.call(1, length)
+    block = min(LOGIT_BYTES, 4 * length * card.d_vocab_out)
+    rows = (card.n_layers + 1) * length * min(params.top_k, card.d_vocab_out)
+    products = (card.n_layers + 1) * length * card.d_model * card.d_vocab_out
+    return plan.total(plan.bytes(length, ["resid_post"]) + 6 * block + 3 * 80 * rows, 2 * products, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

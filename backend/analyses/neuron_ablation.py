@@ -24,7 +24,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._units import batches, bootstrap, layer_of, log_probs, neuron_of, neurons_at, row_kl, row_losses
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars
 
 ALONE = 24  # neurons of the choice that are ablated one by one, too
@@ -148,6 +150,16 @@ def _row(condition: str, loss: Any, change: Any, kl: Any, k: int, said: str, see
     return {"condition": condition, "loss": float(loss.mean()), "loss_change": float(change.mean()),
             "loss_change_low": low, "loss_change_high": high, "kl": float(kl.mean()), "kl_low": kl_low,
             "kl_high": kl_high, "n_neurons": k, "n": len(kl), "neurons": said}  # fmt: skip
+
+
+@neuron_ablation.costs
+def work(card: ModelCard, subject: Corpus, params: NeuronAblationParams) -> Work:
+    """The corpus once for the means, once intact, and once per set of neurons that is ablated."""
+    plan, chosen = Plan(card), min(params.top, card.d_mlp) if params.neuron < 0 else 1
+    alone, draws = min(ALONE, chosen) if chosen > 1 else 0, params.draws if chosen < card.d_mlp else 0
+    plan.corpus(subject, 2 * card.d_mlp)
+    plan.corpus(subject, card.d_mlp + 3 * card.d_vocab_out, n=2 + draws + alone)
+    return plan.total(16 * subject.rows * (2 + draws + alone), knobs=FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

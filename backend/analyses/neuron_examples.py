@@ -22,7 +22,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._units import batches, layer_of, neuron_of, neurons_at
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import label, pixels
 
 QUANTILES = {"q90": 0.9, "q50": 0.5}
@@ -99,6 +101,14 @@ def _window(kind: str, example: int, place: int, acts: Any, tokens: Any, context
     return [{"kind": kind, "example": example, "offset": at - pos, "row": row, "pos": at, "token": int(tokens[row, at]),
              "activation": float(acts[row, at]), "rank": rank}
             for at in range(max(0, pos - context), min(acts.shape[1], pos + context + 1))]  # fmt: skip
+
+
+@neuron_examples.costs
+def work(card: ModelCard, subject: Corpus, params: NeuronExamplesParams) -> Work:
+    """The corpus once."""
+    plan = Plan(card)
+    plan.corpus(subject, card.d_mlp)
+    return plan.total(64 * subject.rows * min(subject.length, card.n_ctx), knobs=FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures
