@@ -327,6 +327,8 @@ def _from_here(spec: str) -> str:
     """Return the spec with an absolute path: the dashboard works in another folder."""
     parsed = parse_spec(spec)
     path = Path(parsed.place).expanduser()
+    if parsed.scheme == "tl" and parsed.place in registry.tracr.programs() and not path.exists():
+        return spec
     if parsed.scheme == "hub" or (parsed.scheme == "run" and not (os.sep in parsed.place and os.path.isdir(path))):
         return spec
     return str(parsed.model_copy(update={"place": str(path.absolute())}))
