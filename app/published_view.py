@@ -29,7 +29,7 @@ def panel(house: Any, known: Mapping[str, Any]) -> None:
         except PhasescopeError as error:
             widgets.error_panel(error)
             return
-        key = asking.answer(house, "published_numbers", card, Weights()) if card else None
+        key = asking.answer(house, "published_numbers", card, Weights(), start=True) if card else None
         if key:
             numbers(house.table(key), known)
             _more(house, key, known["spec"])
@@ -46,8 +46,9 @@ def absent(known: Mapping[str, Any]) -> None:
 
 def _card(house: Any, known: Mapping[str, Any]) -> Any:
     """Return the model's card; where it was never opened, open it on a click."""
-    card, spec = house.card(known["spec"]), known["spec"]
-    if card is None and widgets.pressed(st.button, f"Compute {known['n']} numbers", key=f"published:{known['name']}"):
+    card, spec, place = house.card(known["spec"]), known["spec"], st.empty()
+    if card is None and widgets.pressed(place.button, f"Compute {known['n']} numbers", key=f"published:{known['name']}"):
+        place.empty()
         answer = house.open(spec)
         if answer["card"] is not None or asking.finish(house, answer["job"], lambda: house.open(spec)):
             card = house.card(spec)
@@ -64,9 +65,9 @@ def numbers(table: pd.DataFrame, known: Mapping[str, Any]) -> None:
     st.dataframe(
         shown, hide_index=True, height=min(38 + 35 * len(shown), 460), key=f"numbers:{known['name']}",
         column_config={
-            "quantity": st.column_config.TextColumn(width="medium"),
-            **{n: number(format="%.6g", width="small") for n in ("published", "ours")},
-            **{n: number(format="%.2g", width="small") for n in ("difference", "tolerance")},
+            "quantity": st.column_config.TextColumn(width="large"),
+            **{n: number(format="%.5g", width="small") for n in ("published", "ours")},
+            **{n: number(format="%.1e", width="small") for n in ("difference", "tolerance")},
             "agrees": st.column_config.TextColumn(width="small"),
         },
     )  # fmt: skip

@@ -35,7 +35,7 @@ class Estimating(Models, Results):
         asked, card = self.analysis(analysis), _card(card)
         work, room = self._work(asked, card, subject, params or {}), self._room(card)
         pass_ = work or _one_pass(card, subject)
-        predicted = costs.seconds(pass_, card.probe) if card.probe else None
+        predicted = costs.seconds(pass_, card.probe) if card.probe and pass_ else None
         seconds = self._corrected(asked, predicted, declared=work is not None)
         basis = "unknown" if seconds is None else "probe" if work and card.probe else "history"
         needed = int(costs.memory(work, card.probe)) if work and card.probe else None
@@ -90,6 +90,8 @@ class Estimating(Models, Results):
         try:
             card, subject = ModelCard(**record["card"]), subject_from(record["subject"])
             work = self._work(asked, card, subject, record["params"]) or _one_pass(card, subject)
+            if work is None:
+                return None
         except (PhasescopeError, ValueError):  # kept by an older house
             return None
         return costs.seconds(work, card.probe) or None
@@ -99,13 +101,13 @@ def _card(card: ModelCard | Mapping[str, Any]) -> ModelCard:
     return card if isinstance(card, ModelCard) else ModelCard(**card)
 
 
-def _one_pass(card: ModelCard, subject: Subject) -> Work:
-    """Return the work of one forward over the subject: what undeclared work is scaled by."""
+def _one_pass(card: ModelCard, subject: Subject) -> Work | None:
+    """Return the work of one forward over the subject, what undeclared work is scaled by; None for weights alone."""
     if subject.kind == "pairs":
         return Work(tuple(Calls(len(which), length) for length, which in subject.by_length().items()))
     if subject.kind == "corpus":
         return Work((Calls(subject.rows, min(subject.length, card.n_ctx)),))
-    return Work((Calls(1, len(subject.tokens) if subject.kind == "prompt" else 1),))
+    return Work((Calls(1, len(subject.tokens)),)) if subject.kind == "prompt" else None
 
 
 def _refusal(
