@@ -47,7 +47,8 @@ def absent(known: Mapping[str, Any]) -> None:
 def _card(house: Any, known: Mapping[str, Any]) -> Any:
     """Return the model's card; where it was never opened, open it on a click."""
     card, spec, place = house.card(known["spec"]), known["spec"], st.empty()
-    if card is None and widgets.pressed(place.button, f"Compute {known['n']} numbers", key=f"published:{known['name']}"):
+    words, name = f"Compute {known['n']} numbers", f"published:{known['name']}"
+    if card is None and widgets.pressed(place.button, words, key=name):
         place.empty()
         answer = house.open(spec)
         if answer["card"] is not None or asking.finish(house, answer["job"], lambda: house.open(spec)):
