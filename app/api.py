@@ -255,6 +255,8 @@ def post_attached(backend: Any, request: Request, body: dict) -> Any:
 def post_submit(backend: Any, request: Request, body: dict) -> Any:
     """Ask {analysis, model, step, text or ids, params, about}: kept, or a job; after `opening` wait and ask again.
 
+    With {plan: true} nothing starts: `estimate` tells seconds, memory, and why it would be refused.
+
     `about` words pairs ({task, n, seed} or {pairs: [{clean, corrupted, answer, distractor}]}) or a corpus ({source,
     rows, length, seed})."""
     return backend.submit(
@@ -265,6 +267,7 @@ def post_submit(backend: Any, request: Request, body: dict) -> Any:
         _field(body, "ids", (list, str), None),
         _field(body, "params", (dict,), {}),
         _field(body, "about", (dict,), {}),
+        _field(body, "plan", (bool,), False),
     )
 
 

@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import theme, widgets
 from app.links import link
-from backend.errors import PhasescopeError
+from backend.errors import PhasescopeError, from_record
 
 PATIENCE = 10.0  # s a page waits in place for a job, interruptible by any click, before it lets a fragment watch
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -39,7 +39,7 @@ def answer(
         if last is not None and last["state"] == "queued":  # of a sweep perhaps: now somebody looks at it
             last = house.ask(analysis, card, subject, params)["job"] or last
         if last is None or last["state"] == "done":
-            if not _may_start(house, analysis, request.key, start):
+            if not _may_start(house, analysis, card, subject, params or {}, request.key, start):
                 return None
             last = house.ask(analysis, card, subject, params)["job"]
         if last is None:
@@ -51,12 +51,29 @@ def answer(
         return None
 
 
-def _may_start(house: Any, analysis: str, key: str, start: bool | None) -> bool:
-    expected = house.seconds_expected(analysis)
-    if start or (start is None and (expected is None or expected < LONG)):
+def _may_start(house: Any, analysis: str, card: Any, subject: Any, params: Any, key: str, start: bool | None) -> bool:
+    """Say whether to start: what is short at once, else on a click that knows the price. Raises where it cannot fit."""
+    told = house.estimate(analysis, card, subject, params)
+    if told["refused"]:
+        raise from_record(told["refused"])
+    if start or (start is None and (told["seconds"] is None or told["seconds"] < LONG)):
         return True
-    words = f" (about {theme.seconds(expected)})" if expected else ""
-    return st.button(f"Compute{words}", type="primary", key=f"compute:{key}")
+    return st.button(f"Compute{price(told)}", type="primary", key=f"compute:{key}", help=PRICED.get(told["basis"]))
+
+
+PRICED = {
+    "probe": "Estimated from a short probe of this model and the calls that this request makes",
+    "history": "Estimated from earlier results of this analysis, scaled to this model and subject",
+}
+
+
+def price(told: Mapping[str, Any]) -> str:
+    """Say what a request is estimated to take: " (about 12 s, 340 MB)"; nothing where that is not known."""
+    known = [
+        *([theme.seconds(told["seconds"])] if told["seconds"] is not None else []),
+        *([theme.bytes(told["memory_bytes"])] if told["memory_bytes"] is not None else []),
+    ]
+    return f" (about {', '.join(known)})" if known else ""
 
 
 def finish(house: Any, job: dict[str, Any], again: Callable[[], Any], patience: float = PATIENCE) -> bool:

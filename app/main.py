@@ -51,6 +51,7 @@ chosen = st.navigation(
         **auto,
         "Results": [
             _page("results", "Results", "inventory_2"),
+            _page("published_numbers", "Published numbers", "fact_check"),
             _page("jobs", "Jobs", "pending_actions"),
             _page("glossary", "Glossary", "menu_book"),
         ],

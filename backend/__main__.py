@@ -29,7 +29,7 @@ from backend.models import prompts, registry
 from backend.runs import recipes
 
 TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume", "task", "pairs", "n_pairs",
-         "pairs_seed", "source", "file", "n_rows", "row_length", "corpus_seed")  # fmt: skip
+         "pairs_seed", "source", "file", "n_rows", "row_length", "corpus_seed", "dry_run")  # fmt: skip
 TAKEN_IN_TRAIN = ("json", "help", "run_dir", "resume")
 DEFECT = "This is a defect; `python -X dev -m backend ...` shows where it happened"
 ROWS = 200  # shown of a table; --out writes all
@@ -86,6 +86,7 @@ def _run_parser(commands: Any) -> None:
         sub.add_argument("--step", help="checkpoint of a run: a number, or `all` for a sweep")
         _subject_flags(sub, one.subject)
         sub.add_argument("--out", help="FILE.parquet, FILE.csv, FILE.json or FILE.arrow")
+        sub.add_argument("--dry-run", action="store_true", help="only say what it would cost: seconds, memory, calls")
         _flags(sub, one.params)
 
 
@@ -256,6 +257,9 @@ def do_run(args: argparse.Namespace) -> Any:
     args.model = _from_here(args.model)
     with _connection() as house:
         steps = _all_steps(args.model) if args.step == "all" else [_whole(args.step)]
+        if args.dry_run:
+            plans = [_planned(house, args, step) for step in steps]
+            return plans if args.json else "\n".join(_priced(plan) for plan in plans)
         asked = [_ask(house, args, step) for step in steps]  # all of them first: the workers share them
         answers = [_collect(house, one) for one in asked]
         table = pd.concat(
@@ -281,12 +285,33 @@ def _about(house: Any, told: list[dict[str, Any]]) -> dict[str, Any]:
 def _ask(house: Any, args: argparse.Namespace, step: int | None) -> dict[str, Any]:
     start = time.monotonic()
     ask = {"text": getattr(args, "text", ""), "ids": getattr(args, "tokens", None) or None, "params": _params(args),
-           "about": _about_of(args)}  # fmt: skip
+           "about": _about_of(args), **({"plan": True} if args.dry_run else {})}  # fmt: skip
     answer = house.submit(args.analysis, args.model, step, **ask)
     while answer["state"] == "opening":  # again where the files change meanwhile
         _finish(house, answer["job"])
         answer = house.submit(args.analysis, args.model, step, **ask)
     return {**answer, "start": start}
+
+
+def _planned(house: Any, args: argparse.Namespace, step: int | None) -> dict[str, Any]:
+    """Return what a request would cost as one row; `refused` in words."""
+    answer = _ask(house, args, step)
+    told = answer["estimate"]
+    refused = str(from_record(told["refused"])) if told["refused"] else ""
+    return {"step": step, "state": answer["state"], "key": answer["key"], **told, "refused": refused}
+
+
+def _priced(plan: Mapping[str, Any]) -> str:
+    """Say a plan in one line."""
+    step = "" if plan["step"] is None else f"step {plan['step']}: "
+    if plan["refused"] or plan["state"] == "kept":
+        return step + (plan["refused"] or "kept, nothing to compute")
+    known = [f"about {plan['seconds']:.2g} s"] if plan["seconds"] is not None else ["time unknown"]
+    if plan["memory_bytes"] is not None:
+        known.append(f"{plan['memory_bytes'] / 1e6:.0f} MB beside the model ({plan['room_bytes'] / 1e6:.0f} MB free)")
+    if plan["calls"] is not None:
+        known.append(f"{plan['calls']} calls of the model on {plan['tokens']} tokens")
+    return f"{step}{', '.join(known)} (from {plan['basis']})".replace(" (from unknown)", "")
 
 
 def _collect(house: Any, answer: dict[str, Any]) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -302,6 +327,8 @@ def _from_here(spec: str) -> str:
     """Return the spec with an absolute path: the dashboard works in another folder."""
     parsed = parse_spec(spec)
     path = Path(parsed.place).expanduser()
+    if parsed.scheme == "tl" and parsed.place in registry.tracr.programs() and not path.exists():
+        return spec
     if parsed.scheme == "hub" or (parsed.scheme == "run" and not (os.sep in parsed.place and os.path.isdir(path))):
         return spec
     return str(parsed.model_copy(update={"place": str(path.absolute())}))

@@ -98,11 +98,11 @@ class Remote:
 
     def submit(
         self, analysis: str, model: str, step: int | None = None, text: str = "", ids: Any = None, params: Any = None,
-        about: Any = None,
+        about: Any = None, plan: bool = False,
     ) -> dict[str, Any]:
         """POST /submit."""
         body = {"analysis": analysis, "model": model, "step": step, "text": text, "ids": ids, "params": params or {},
-                "about": about or {}}  # fmt: skip
+                "about": about or {}, "plan": plan}  # fmt: skip
         return self._call("POST", "/submit", json=body).json()
 
     def train(

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.subjects import Corpus, Pair, Pairs, Prompt, Rows, Subject, Weights, subject_from
 
@@ -113,6 +114,7 @@ class Analysis:
     doc: str = ""
     group: str = "Explore"
     figures: dict[str, Figure] = field(default_factory=dict)
+    work: Callable[[ModelCard, Any, Any], Work] | None = None
 
     @property
     def table(self) -> str:
@@ -138,6 +140,14 @@ class Analysis:
             return build
 
         return keep
+
+    def costs(self, work: Callable[[ModelCard, Any, Any], Work]) -> Callable[[ModelCard, Any, Any], Work]:
+        """Register `work(card, subject, params) -> Work`: what computing will ask of the model, known before it runs.
+
+        A corpus comes as it is asked for, its rows not yet drawn. Raises where the request cannot be served.
+        """
+        self.work = work
+        return work
 
     def unfit(self, capabilities: Sequence[str]) -> str:
         """Return why a model with these capabilities cannot be asked, or ''."""
@@ -292,9 +302,18 @@ class ModelCard(BaseModel):
     )
     notes: list[str] = Field(default_factory=list)
     seconds: float = 0.0
+    probe: dict[str, float] = Field(
+        default_factory=dict, description="what a call of it costs here, see costs.py; {} where it was not measured"
+    )
     training: dict[str, Any] = Field(
         default_factory=dict, description="{recipe, params} of the run it is a checkpoint of; {} elsewhere"
     )
+
+
+class Described(Protocol):
+    """What has a model's card: the model itself, or the plan of what it will be asked."""
+
+    card: ModelCard
 
 
 @runtime_checkable

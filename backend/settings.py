@@ -23,6 +23,7 @@ class Settings(BaseModel):
 
     cache: Path = Field(ROOT / "cache", description="folder of the DuckDB file, tensors and the API token")
     runs: Path = Field(ROOT / "runs", description="folder of training runs; shipped runs are shown beside it")
+    data: Path = Field(ROOT / "data", description="folder of models trained by others, for the page Published numbers")
     port: int = Field(8501, ge=1, le=65535, description="port of the dashboard on the loopback address")
     scheduler: str = Field("", description="tcp://host:port of a Dask scheduler to attach to; empty starts one here")
     workers: int = Field(
@@ -60,7 +61,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
 
 def _absolute(settings: Settings) -> Settings:
     """Folders are meant from where the command was given, wherever the process goes afterwards."""
-    folders = {n: getattr(settings, n).expanduser().absolute() for n in ("cache", "runs")}
+    folders = {n: getattr(settings, n).expanduser().absolute() for n in ("cache", "runs", "data")}
     return settings.model_copy(update=folders)
 
 

@@ -156,9 +156,11 @@ def test_what_cannot_be_is_refused(models, tmp_path, monkeypatch):
         ask(path_patching, model, subject, receiver_head=4)
     with pytest.raises(Unfit, match="no layer stands before"):
         ask(path_patching, attention_only(tmp_path, n_layers=1), subject, to="heads")
+    monkeypatch.setattr(room, "MANY_PATHS", 3)
+    assert (ask(path_patching, model, subject)["receiver_layer"] == -1).all(), "auto: only those to the logits"
     monkeypatch.setattr(room, "MOST_PATHS", 3)
     with pytest.raises(BadInput, match="24 paths: at most 3 at once. Give receiver_layer"):
-        ask(path_patching, model, subject)
+        ask(path_patching, model, subject, to="all")
 
 
 def test_the_matrix_has_a_row_per_sender_and_the_logits_last(models):

@@ -139,6 +139,8 @@ def test_submit_opening_job_result(house: House) -> None:
     second = house.http.post("/submit", json=ASK).json()
     assert second["state"] in ("queued", "running") and second["job"]["key"] == second["key"]
     assert house.ended(second["job"]["id"])["state"] == "done"
+    planned = house.http.post("/submit", json={**ASK, "ids": "5 6 7", "step": 10, "plan": True}).json()
+    assert planned["state"] == "planned" and planned["job"] is None and planned["estimate"]["seconds"] > 0
     kept = house.http.post("/submit", json={**ASK, "ids": "1 2 3 1", "step": 10}).json()
     assert kept == {"state": "kept", "key": second["key"], "job": None}
     where = f"/results/{kept['key']}"

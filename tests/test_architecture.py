@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "transformer_lens")
-CONTRACT = {"backend.contract", "backend.errors", "backend.subjects"}
+CONTRACT = {"backend.contract", "backend.costs", "backend.errors", "backend.subjects"}
 SETTINGS = {"backend.settings"}
 ARRAYS = {"numpy", "pandas", "pyarrow"}
 
@@ -43,7 +43,8 @@ ROOMS = [
     room("backend/__init__.py", {"backend.facade"}),
     room("backend/errors.py"),
     room("backend/subjects.py", {"backend.errors"}, {"pydantic"}),
-    room("backend/contract.py", {"backend.errors", "backend.subjects"}, {"pydantic"}),
+    room("backend/costs.py"),
+    room("backend/contract.py", {"backend.costs", "backend.errors", "backend.subjects"}, {"pydantic"}),
     room("backend/settings.py", {"backend.errors"}, {"pydantic"}),
     room("backend/tables.py", CONTRACT, ARRAYS),
     room("backend/export.py", CONTRACT | {"backend.tables"}, ARRAYS | {"plotly"}),

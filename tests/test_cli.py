@@ -95,6 +95,16 @@ def test_list_and_describe(capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, ["describe", "nobody"], "Known: .*attention, .*head_scores")
 
 
+def test_a_dry_run_tells_the_price_and_computes_nothing(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    asked = ["run", "attention", "--model", "run:toy", "--tokens", "5,6,7,8,9", "--dry-run"]
+    before = sum(j["kind"] == "analysis" for j in answered(capsys, ["jobs"]))
+    plan = answered(capsys, asked)[0]
+    assert plan["state"] == "planned" and plan["basis"] == "probe" and plan["seconds"] > 0 and not plan["refused"]
+    assert (plan["calls"], plan["tokens"]) == (1, 5) and 0 < plan["memory_bytes"] < plan["room_bytes"]
+    assert main(asked) == 0 and "1 calls of the model on 5 tokens (from probe)" in capsys.readouterr().out
+    assert sum(j["kind"] == "analysis" for j in answered(capsys, ["jobs"])) == before
+
+
 def test_models_jobs_doctor(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     answered(capsys, LENS)
     found = answered(capsys, ["models"])

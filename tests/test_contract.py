@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from backend import analyses
-from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights
+from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights, parse_spec
+from backend.models.open import open_model
+from backend.settings import Settings
 from backend.tables import pack, unpack
 from tests.lens_kit import lens_run
 from tests.sae_kit import sae_run
@@ -47,10 +49,15 @@ def tables(tiny):
 
     def table(name: str) -> pd.DataFrame:
         if name not in kept:
-            kept[name] = compute(analyses.registry()[name], tiny)
+            kept[name] = compute(analyses.registry()[name], compiled() if name == "published_numbers" else tiny)
         return kept[name]
 
     return table
+
+
+def compiled():
+    """A model of which numbers are published."""
+    return open_model(parse_spec("tl:tracr_hist"), Settings(device="cpu"))
 
 
 def compute(analysis, model) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from backend.settings import Settings, load
 CASES = {
     "cache": ("/x/c", Path("/x/c"), [], ""),
     "runs": ("/x/r", Path("/x/r"), [], ""),
+    "data": ("/x/d", Path("/x/d"), [], ""),
     "port": ("9001", 9001, ["0", "65536", "http", "-1", "8501.5"], "integer from 1 to 65535"),
     "scheduler": ("tcp://h:1", "tcp://h:1", [], ""),
     "workers": ("3", 3, ["-1", "257", "many"], "integer from 0 to 256"),

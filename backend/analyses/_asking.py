@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backend.contract import Model, Prompt
+from backend.contract import Described, Model, Prompt
 from backend.errors import Broken
 
 CAPTURE_BYTES = 256 * 2**20  # what one capture of patterns may hold
@@ -26,9 +26,7 @@ def patterns(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
     """
     import torch
 
-    batch, length = tokens.shape
-    per_layer = 4 * batch * model.card.n_heads * length**2
-    step = max(1, CAPTURE_BYTES // per_layer)
+    step = layers_that_fit(model, *tokens.shape)
     for start in range(0, model.card.n_layers, step):
         layers = range(start, min(start + step, model.card.n_layers))
         with torch.no_grad():
@@ -38,6 +36,11 @@ def patterns(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
             pattern = pattern.to(torch.promote_types(pattern.dtype, torch.float32))
             _check_sums(layer, pattern)
             yield layer, pattern
+
+
+def layers_that_fit(model: Described, rows: int, length: int) -> int:
+    """Return of how many layers one capture holds the patterns, at least one."""
+    return max(1, CAPTURE_BYTES // (4 * rows * model.card.n_heads * length**2))
 
 
 def _check_sums(layer: int, pattern: Any, tolerance: float = 0.02) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.contract import Model, Pairs
+from backend.contract import Described, Model, Pairs
 
 RUN_BYTES = 64 * 2**20  # what one forward may hold at once (logits, widest layer, pattern); more was slower on a CPU
 ON_A_GPU = 16  # times as much
@@ -56,7 +56,7 @@ class Batch:
         return (last.gather(2, index[0]) - last.gather(2, index[1])).reshape(-1)
 
 
-def rows_at_once(model: Model, length: int, gradients: bool = False) -> int:
+def rows_at_once(model: Described, length: int, gradients: bool = False) -> int:
     """Return how many rows of `length` tokens one forward may hold, with logits for the last position only; with
     gradients every layer is kept, without them resid_pre and z of every layer."""
     card = model.card
@@ -66,29 +66,40 @@ def rows_at_once(model: Model, length: int, gradients: bool = False) -> int:
     return max(1, room // (4 * (length * kept + 3 * card.d_vocab_out)))
 
 
+def cut(model: Described, subject: Pairs, gradients: bool = False) -> list[list[int]]:
+    """Return the pairs of each batch: of one length, as many as fit in memory."""
+    steps = {length: rows_at_once(model, length, gradients) for length in subject.by_length()}
+    return [
+        which[start : start + steps[length]]
+        for length, which in subject.by_length().items()
+        for start in range(0, len(which), steps[length])
+    ]
+
+
 def batches(model: Model, subject: Pairs, gradients: bool = False) -> list[Batch]:
     """Cut the pairs into batches of one length that fit in memory, tensors on the model's device."""
     import torch
 
     found = []
-    for length, which in subject.by_length().items():
-        step = rows_at_once(model, length, gradients)
-        for start in range(0, len(which), step):
-            mine = which[start : start + step]
-            pairs = [subject.pairs[i] for i in mine]
-            clean, corrupted, answer, distractor = (
-                torch.tensor([getattr(p, name) for p in pairs], device=model.card.device)
-                for name in ("clean", "corrupted", "answer", "distractor")
-            )
-            found.append(Batch(clean, corrupted, answer, distractor, mine))
+    for mine in cut(model, subject, gradients):
+        pairs = [subject.pairs[i] for i in mine]
+        clean, corrupted, answer, distractor = (
+            torch.tensor([getattr(p, name) for p in pairs], device=model.card.device)
+            for name in ("clean", "corrupted", "answer", "distractor")
+        )
+        found.append(Batch(clean, corrupted, answer, distractor, mine))
     return found
+
+
+def copies_that_fit(model: Described, rows: int, length: int, gradients: bool = False) -> int:
+    """Return how many copies of a batch of `rows` one forward may hold, at least one."""
+    return max(1, rows_at_once(model, length, gradients) // rows)
 
 
 def copies(model: Model, batch: Batch, places: Sequence[Any], each: int = 1,
            gradients: bool = False) -> Iterator[tuple[int, Sequence[Any]]]:  # fmt: skip
     """Yield (first, some of the places): as many as fit in a forward with `each` copies of the batch per place."""
-    fit = rows_at_once(model, batch.clean.shape[1], gradients)
-    step = max(1, fit // (len(batch.which) * each))
+    step = copies_that_fit(model, len(batch.which) * each, batch.clean.shape[1], gradients)
     for start in range(0, len(places), step):
         yield start, places[start : start + step]
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from backend.analyses._causal import Batch, Edits, Place, copies
 from backend.analyses.ablation import components
-from backend.contract import Model
+from backend.contract import Described, Model
 
 Tensors = dict[tuple[str, int], Any]
 KINDS = {"z": "head", "mlp_out": "mlp"}
 
 
-def nodes_of(model: Model) -> list[Place]:
+def nodes_of(model: Described) -> list[Place]:
     """Return every head and every MLP layer."""
     return [p for p in components(model) if p.point in KINDS]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backend.analyses._causal import Batch, Edits, copies
-from backend.contract import Model
+from backend.contract import Described, Model
 from backend.errors import Unfit
 
 
@@ -45,7 +45,7 @@ def output_weights(model: Model) -> list[Any]:
     return list(model.weights()["W_O"])
 
 
-def edges_of(model: Model) -> list[tuple[Sender, Receiver]]:
+def edges_of(model: Described) -> list[tuple[Sender, Receiver]]:
     """Return every edge from a write to a later read."""
     card, mlp = model.card, "mlp" in model.card.capabilities
     layers, heads = range(card.n_layers), range(card.n_heads)
@@ -58,6 +58,13 @@ def edges_of(model: Model) -> list[tuple[Sender, Receiver]]:
             receivers.append(Receiver("mlp", layer))
     receivers.append(Receiver("logits", card.n_layers))
     return [(s, r) for r in receivers for s in senders if r.hears(s)]
+
+
+def count_edges(model: Described) -> int:
+    """Return how many edges `edges_of` lists."""
+    heads, mlps = model.card.n_heads, int("mlp" in model.card.capabilities)
+    before = [1 + layer * (heads + mlps) for layer in range(model.card.n_layers + 1)]
+    return sum((3 * heads + mlps) * n + mlps * heads for n in before[:-1]) + before[-1]
 
 
 # ---------------------------------------------------------------- what is written, and gradients where it is read

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.contract import Model, Rows
+from backend.contract import Described, Model, Rows
 from backend.errors import BadInput
 
 BATCH_BYTES = 96 * 2**20  # what the activations or logits of one batch may hold
@@ -17,10 +17,14 @@ def batches(model: Model, subject: Rows, width: int) -> Iterator[tuple[int, Any]
     """Yield (first row, tokens [row, pos] on the model's device) so that `width` floats per token fit BATCH_BYTES."""
     import torch
 
-    length = subject.tokens.shape[1]
-    step = max(1, BATCH_BYTES // (4 * length * max(width, model.card.d_model)))
+    step = rows_at_once(model, subject.tokens.shape[1], width)
     for start in range(0, len(subject.tokens), step):
         yield start, torch.as_tensor(subject.tokens[start : start + step], device=model.card.device)
+
+
+def rows_at_once(model: Described, length: int, width: int) -> int:
+    """Return how many rows one batch holds where every token takes `width` floats."""
+    return max(1, BATCH_BYTES // (4 * length * max(width, model.card.d_model)))
 
 
 def layer_of(model: Model, layer: int, what: str) -> int:

@@ -26,7 +26,9 @@ from pydantic import Field
 
 from backend.analyses._causal import Batch, Place, batches, sweep
 from backend.analyses._effects import MOST_BARS, component_map, component_names, records, stands_out
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, bars
 
@@ -82,7 +84,7 @@ def ablation(model: Model, subject: Pairs, params: AblationParams, progress: Pro
     return _table(places, ablated, intact, params)
 
 
-def components(model: Model) -> list[Place]:
+def components(model: Described) -> list[Place]:
     """Return every head, MLP and attention layer that the model has."""
     layers, heads = range(model.card.n_layers), range(model.card.n_heads)
     places = [Place("z", layer, head=head) for layer in layers for head in heads]
@@ -161,6 +163,18 @@ def _others(frame: pd.DataFrame, i: int) -> tuple[float, float, float]:
     """Return mean, smallest and largest change of the other components of this kind; NaN where there is none."""
     change = frame["change"][(frame["component"] == frame["component"][i]) & (frame.index != i)]
     return float(change.mean()), float(change.min()), float(change.max())
+
+
+@ablation.costs
+def work(card: ModelCard, subject: Pairs, params: AblationParams) -> Work:
+    """The values once per batch, then a row per component and prompt, all times the exchanges of prompts."""
+    plan, held = Plan(card), 0
+    places, draws = components(plan), params.resamples if params.ablate == "resample" else 1
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 1 + draws + (params.ablate == "mean"))
+        plan.sweep(n, length, len(places), n=draws)
+        held = max(held, 2 * plan.bytes(n * length, KINDS.values()))
+    return plan.total(held + 8 * len(places) * (2 * len(subject.pairs) + 40))
 
 
 # ---------------------------------------------------------------- figures

@@ -27,7 +27,9 @@ from pydantic import Field
 
 from backend.analyses._causal import Place, batches, both_sides, patched_sweep
 from backend.analyses._effects import RECOVERED, hovers, records, recovered_columns, shown, strongest, symmetric
-from backend.contract import Axis, Model, Pairs, Params, Progress, View, analysis
+from backend.analyses._work import FEWER_PAIRS, Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, View, analysis
+from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import pixels
 
@@ -73,7 +75,7 @@ def activation_patching(model: Model, subject: Pairs, params: ActivationPatching
     )
 
 
-def places_of(model: Model, subject: Pairs, site: str) -> list[Place]:
+def places_of(model: Described, subject: Pairs, site: str) -> list[Place]:
     """Return the places of a site. Raises Unfit where there are no MLPs, BadInput for pairs of several lengths."""
     if site == "mlp_out" and "mlp" not in model.card.capabilities:
         raise Unfit(f"Patching mlp_out of {model.card.spec}", "it has no MLP layers", "Choose another site")
@@ -81,6 +83,18 @@ def places_of(model: Model, subject: Pairs, site: str) -> list[Place]:
     positions = [-1] if site == "head" else list(range(subject.length))
     heads = range(model.card.n_heads) if point == "z" else [-1]
     return [Place(point, layer, pos, head) for layer in layers for pos in positions for head in heads]
+
+
+@activation_patching.costs
+def work(card: ModelCard, subject: Pairs, params: ActivationPatchingParams) -> Work:
+    """Both sides once, the values once per batch, then a row per place and pair."""
+    plan, places, held = Plan(card), places_of(Plan(card), subject, params.site), 0
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 3)
+        plan.sweep(n, length, len(places))
+        held = max(held, plan.bytes(n * length, {p.point for p in places}))
+    table = 8 * len(places) * (2 * len(subject.pairs) + 40)
+    return plan.total(held + table, knobs=f"{FEWER_PAIRS}, or a site without positions (head)")
 
 
 # ---------------------------------------------------------------- figures

@@ -30,8 +30,10 @@ from pydantic import Field
 
 from backend.analyses._causal import Batch, Place, batches, copies, patched_sweep
 from backend.analyses._effects import component_map, component_names, records
+from backend.analyses._work import Plan
 from backend.analyses.ablation import KINDS, components
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY
 from backend.figures.agreement import agreement
 
@@ -201,6 +203,27 @@ def _path(model: Model, batch: Batch, direction: str, walker: Place, places: lis
 def _share(product: Any, place: Place) -> np.ndarray:
     """Sum a product [pair, pos, ...] over the place: [pair]."""
     return product[place.at].flatten(1).double().sum(1).cpu().numpy()
+
+
+@attribution_patching.costs
+def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> Work:
+    """The gradients of the method, and a row per component that is patched exactly and pair."""
+    plan = Plan(card)
+    places, held = components(plan), 0
+    walkers = len(places) if params.method == "own path" else len({(p.point, p.layer) for p in places})
+    for n, length in plan.batches(subject, gradients=True):
+        plan.call(n, length, 2)
+        held = max(held, 3 * plan.bytes(n * length, {p.point for p in places}))
+        if params.method == "one step":
+            plan.call(n, length, gradients=True)
+        else:
+            plan.sweep(n, length, params.steps, gradients=True, n=walkers)
+    top = min(params.exact_top, len(places))
+    checked = top + min(params.exact_others, len(places) - top)
+    for n, length in plan.batches(subject) if checked else []:
+        plan.call(n, length, 2)
+        plan.sweep(n, length, checked)
+    return plan.total(held + 16 * len(places) * len(subject.pairs))
 
 
 # ---------------------------------------------------------------- figures

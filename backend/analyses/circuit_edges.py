@@ -40,9 +40,11 @@ from backend.analyses._causal import batches
 from backend.analyses._circuit_curves import CURVES, apart, curves, ends, grown, held_out, random_band, smallest
 from backend.analyses._circuits import name_of, some_and_others
 from backend.analyses._edge_circuits import run_edge_circuits
-from backend.analyses._edges import Receiver, Sender, edge_scores, edges_of, exact_effects, output_weights
+from backend.analyses._edges import Receiver, Sender, count_edges, edge_scores, edges_of, exact_effects, output_weights
 from backend.analyses._effects import records
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY
 from backend.figures.agreement import agreement
 from backend.figures.circuit import Edge, Node, diagram
@@ -165,6 +167,25 @@ def _grown(model: Model, halves: tuple[Pairs, Pairs | None], edges: list[Any], w
                          lambda f: progress(0.8 + 0.2 * f, "Random circuits"))  # fmt: skip
     whole, nothing = ends(metric, n)
     return {**found, "whole": whole.mean(), "nothing": nothing.mean()}, size
+
+
+@circuit_edges.costs
+def work(card: ModelCard, subject: Pairs, params: CircuitEdgesParams) -> Work:
+    """A gradient per midpoint, with a product per edge; two rows per edge that is patched exactly and pair."""
+    plan, held, products = Plan(card), 0, 0
+    edges, points = count_edges(plan), ["z", *(["mlp_out"] if "mlp" in card.capabilities else [])]
+    for n, length in plan.batches(subject, gradients=True):
+        plan.call(n, length, 4)
+        plan.call(n, length, params.steps, gradients=True)
+        held = max(held, 3 * plan.bytes(n * length, points))
+        products += n * length * edges * params.steps
+    top = min(params.exact_top, edges)
+    checked = top + min(params.exact_others, edges - top)
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 5)
+        plan.sweep(n, length, checked, n=2)
+    operations = products * 2 * card.d_model * (card.d_head + 1)
+    return plan.total(held + 16 * edges * len(subject.pairs), operations)
 
 
 # ---------------------------------------------------------------- figures

@@ -38,8 +38,10 @@ from backend.analyses._causal import Batch, Place, batches
 from backend.analyses._circuit_curves import CURVES, apart, curves, ends, grown, held_out, random_band, smallest
 from backend.analyses._circuits import KINDS, Tensors, name_of, nodes_of, outside_values, run_circuits
 from backend.analyses._effects import records
+from backend.analyses._work import Plan
 from backend.analyses.attribution_patching import integrated
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures.circuit import Node, diagram
 
@@ -168,6 +170,25 @@ def _worded(nodes: list[Place], table: pd.DataFrame) -> pd.DataFrame:
     )
     columns: list[Axis | Value] = [*circuit_nodes.axes, *circuit_nodes.values]
     return table[[c.name for c in columns]]
+
+
+@circuit_nodes.costs
+def work(card: ModelCard, subject: Pairs, params: CircuitNodesParams) -> Work:
+    """A row per circuit that is run and pair: nodes alone, growing and shrinking circuits, random ones."""
+    plan, held = Plan(card), 0
+    nodes = nodes_of(plan)
+    n_nodes = len(nodes)
+    sizes = min(n_nodes, MOST_SIZES + 1)
+    exact, greedy = params.score == "exact", params.search == "greedy exact"
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 1 + (n_nodes + 1) * greedy)
+        for circuits in (2, n_nodes * (exact and not greedy), 2 * n_nodes, sizes * params.random):
+            plan.sweep(n, length, circuits)
+        if not exact and not greedy:
+            plan.call(n, length, 2)
+            plan.sweep(n, length, params.steps, gradients=True, n=len({(p.point, p.layer) for p in nodes}))
+        held += plan.bytes(n * length, {p.point for p in nodes})
+    return plan.total(held + 8 * sizes * params.random * (n_nodes + 2 * len(subject.pairs)))
 
 
 # ---------------------------------------------------------------- figures

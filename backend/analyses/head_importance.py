@@ -28,7 +28,9 @@ from pydantic import Field
 
 from backend.analyses._asking import CAPTURE_BYTES
 from backend.analyses._scores import names, places
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._work import Plan, parts
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars, paired
 
@@ -124,6 +126,11 @@ def _captured(model: Model, tokens: Any) -> list[Any]:
     return [found["z", layer] for layer in range(model.card.n_layers)]
 
 
+def rows_at_once(model: Described, length: int) -> int:
+    """Return how many rows one forward may hold."""
+    return max(1, CAPTURE_BYTES // (4 * length * max(model.card.d_vocab_out, 4 * model.card.d_model)))
+
+
 class _Group:
     """Clean prompts of one length with their metric, the heads' z and what replaces it."""
 
@@ -133,8 +140,7 @@ class _Group:
         self.model, self.dice, self.tokens = model, dice, _clean(model, pairs)
         self.right, self.wrong = (torch.tensor([getattr(p, n) for p in pairs], device=self.tokens.device)
                                   for n in ("answer", "distractor"))  # fmt: skip
-        per_row = 4 * self.tokens.shape[1] * max(model.card.d_vocab_out, 4 * model.card.d_model)
-        self.most = max(1, CAPTURE_BYTES // per_row)  # rows of one forward
+        self.most = rows_at_once(model, self.tokens.shape[1])
         self.z = _captured(model, self.tokens)
         self.mean = overall or [z.mean(0) for z in self.z]
         everyone = torch.arange(len(pairs)).split(self.most)
@@ -210,6 +216,22 @@ def _table(rows: dict[str, np.ndarray], params: HeadImportanceParams) -> pd.Data
     columns |= dict(zip(("rank_correlation_low", "rank_correlation_high"), between, strict=True))
     columns["rank_correlation_signed"] = ranks.spearman(columns["effect"], columns["gradient"])
     return pd.DataFrame({n: np.broadcast_to(v, columns["layer"].shape) for n, v in columns.items()})
+
+
+@head_importance.costs
+def work(card: ModelCard, subject: Pairs, params: HeadImportanceParams) -> Work:
+    """Prompts of a length at once for z, then two rows per head and prompt; a gradient per prompt."""
+    plan, held = Plan(card), 0
+    for length, which in subject.by_length().items():
+        n, most = len(which), rows_at_once(plan, length)
+        plan.call(n, length, 1 + (params.mean_over == "all"))
+        for rows in parts(n, most):
+            plan.call(rows, length)
+            plan.call(rows, length, gradients=True)
+        for rows in parts(n * card.n_heads, most):
+            plan.call(rows, length, 2 * card.n_layers)
+        held = max(held, 2 * plan.bytes(n * length, ["z"]))
+    return plan.total(held)
 
 
 # ---------------------------------------------------------------- figures

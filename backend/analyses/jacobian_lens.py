@@ -22,8 +22,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.analyses._lenses import LAYER, blocks, layer_axis, layer_names, logits_of, streams
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._lenses import LAYER, LOGIT_BYTES, blocks, layer_axis, layer_names, logits_of, streams
+from backend.analyses._work import SHORTER, Plan, parts
+from backend.contract import Axis, Described, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, Line, label, lines, pixels
 
@@ -79,14 +81,20 @@ def jacobians(model: Model, tokens: Any, positions: list[int], progress: Progres
 
     card, rows = model.card, []
     places = {-1: ("embed", 0)} | {n: ("resid_post", n) for n in range(card.n_layers - 1)}
-    per_copy = 4 * tokens.shape[1] * card.n_layers * (24 * card.d_model + 4 * card.n_heads * tokens.shape[1])
-    size = int(np.clip(GRAPH_BYTES // per_copy, 1, card.d_model))
+    size = coordinates_that_fit(model, tokens.shape[1])
     for start in range(0, card.d_model, size):
         wanted = torch.arange(start, min(start + size, card.d_model), device=tokens.device)
         grads = _gradients(model, tokens.expand(len(wanted), -1), wanted, positions, list(places.values()))
         rows.append(torch.stack([grads[place][:, positions].mean(1) for place in places.values()]))
         progress((start + len(wanted)) / card.d_model, f"{start + len(wanted)} of {card.d_model} coordinates")
     return dict(zip(places, torch.cat(rows, 1), strict=True))
+
+
+def coordinates_that_fit(model: Described, length: int) -> int:
+    """Return how many copies of the prompt, a coordinate each, one graph holds."""
+    card = model.card
+    per_copy = 4 * length * card.n_layers * (24 * card.d_model + 4 * card.n_heads * length)
+    return int(np.clip(GRAPH_BYTES // per_copy, 1, card.d_model))
 
 
 def _gradients(model: Model, tokens: Any, wanted: Any, positions: list[int], places: list[Any]) -> dict[Any, Any]:
@@ -122,6 +130,19 @@ def _read(model: Model, plain: dict[int, Any], transport: dict[int, Any], shuffl
         frames.append(pd.DataFrame({"layer": layer, "pos": np.arange(block.start, block.stop)} | kls
                                    | {name: column.cpu().numpy() for name, column in ids.items()}))
     return pd.concat(frames)
+
+
+@jacobian_lens.costs
+def work(card: ModelCard, subject: Prompt, params: JacobianLensParams) -> Work:
+    """A row with gradients per coordinate of the stream, one forward, and three unembeddings per layer."""
+    plan, length = Plan(card), len(subject.tokens)
+    for rows in parts(card.d_model, coordinates_that_fit(plan, length)):
+        plan.call(rows, length, gradients=True)
+    plan.call(1, length)
+    gathered = 2 * plan.bytes(coordinates_that_fit(plan, length) * length, ["resid_post"])
+    products = 3 * (card.n_layers + 1) * length * card.d_model * (card.d_vocab_out + card.d_model)
+    held = gathered + 2 * plan.bytes(card.d_model, ["resid_post"]) + 8 * min(LOGIT_BYTES, 4 * length * card.d_vocab_out)
+    return plan.total(held, 2 * products, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

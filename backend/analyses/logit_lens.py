@@ -29,8 +29,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.analyses._lenses import blocks, layer_axis, layer_names, logits_of, point_streams
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._lenses import LOGIT_BYTES, blocks, layer_axis, layer_names, logits_of, point_streams
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, Line, label, lines, pixels, stacked_lines
 
@@ -133,6 +135,17 @@ def _frame(layer: int, start: int, found: Any, followed: Any) -> pd.DataFrame:
         columns |= {f"{name}_{what}": per_position(part[:, at]) if there else np.full(n * k, np.nan)
                     for what, part in zip(("id", "log_prob", "rank"), parts, strict=True)}
     return pd.DataFrame(columns)
+
+
+@logit_lens.costs
+def work(card: ModelCard, subject: Prompt, params: LogitLensParams) -> Work:
+    """One forward, and an unembedding per layer and position in blocks."""
+    plan, length = Plan(card), len(subject.tokens)
+    plan.call(1, length)
+    block = min(LOGIT_BYTES, 4 * length * card.d_vocab_out)
+    rows = (card.n_layers + 1) * length * min(params.top_k, card.d_vocab_out)
+    products = (card.n_layers + 1) * length * card.d_model * card.d_vocab_out
+    return plan.total(plan.bytes(length, ["resid_post"]) + 6 * block + 3 * 80 * rows, 2 * products, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

@@ -24,7 +24,9 @@ from pydantic import Field
 
 from backend.analyses import _ablating
 from backend.analyses._units import batches, layer_of, neuron_of, neurons_at
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, View, analysis
+from backend.costs import Work
 
 
 class NeuronAblationParams(Params):
@@ -102,6 +104,16 @@ def _conditions(layer: int, chosen: Any, draws: list[Any], n_alone: int, width: 
         words = f"{k} of the other {width - len(chosen)}{fewer}"
         found.append(("random", slice(2, 2 + len(draws)), k, words))
     return found + [(name, 2 + len(draws) + i, 1, f"{name} alone") for i, name in enumerate(names[:n_alone])]
+
+
+@neuron_ablation.costs
+def work(card: ModelCard, subject: Corpus, params: NeuronAblationParams) -> Work:
+    """The corpus once for the means, once intact, and once per set of neurons that is ablated."""
+    plan, chosen = Plan(card), min(params.top, card.d_mlp) if params.neuron < 0 else 1
+    alone, draws = min(_ablating.ALONE, chosen) if chosen > 1 else 0, params.draws if chosen < card.d_mlp else 0
+    plan.corpus(subject, 2 * card.d_mlp)
+    plan.corpus(subject, card.d_mlp + 3 * card.d_vocab_out, n=2 + draws + alone)
+    return plan.total(16 * subject.rows * (2 + draws + alone), knobs=FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

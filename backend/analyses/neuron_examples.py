@@ -22,7 +22,9 @@ from pydantic import Field
 
 from backend.analyses._contexts import examples, token_strips
 from backend.analyses._units import batches, layer_of, neuron_of, neurons_at
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 
 
 class NeuronExamplesParams(Params):
@@ -59,6 +61,14 @@ def neuron_examples(model: Model, subject: Rows, params: NeuronExamplesParams, p
         progress(start / len(subject.tokens), f"Row {start}")
         parts.append(neurons_at(model, tokens, layer)[..., neuron].cpu().numpy())
     return examples(np.concatenate(parts), subject.tokens, params.n, params.context, params.seed)
+
+
+@neuron_examples.costs
+def work(card: ModelCard, subject: Corpus, params: NeuronExamplesParams) -> Work:
+    """The corpus once."""
+    plan = Plan(card)
+    plan.corpus(subject, card.d_mlp)
+    return plan.total(64 * subject.rows * min(subject.length, card.n_ctx), knobs=FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -24,7 +24,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._units import batches, layer_of, logit_effects, neurons_at, token_words
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, bars, scatter
 
@@ -133,6 +135,17 @@ def _with_tokens(table: pd.DataFrame, out: tuple[Any, Any] | None, layer: int) -
         return table.assign(raises="", lowers="", effect=np.nan)
     high, low, effect = logit_effects(out[0][layer][table["neuron"].tolist()], out[1], TOKENS)
     return table.assign(raises=high, lowers=low, effect=effect.astype(float))
+
+
+@neurons.costs
+def work(card: ModelCard, subject: Corpus, params: NeuronsParams) -> Work:
+    """The corpus once per layer, two products of all neurons per token, and the tokens that each one writes."""
+    plan, layers = Plan(card), card.n_layers if params.layer < 0 else 1
+    plan.corpus(subject, 4 * card.d_mlp, n=layers)
+    tokens, narrow = subject.rows * min(subject.length, card.n_ctx), card.d_mlp <= WIDEST
+    products = 2 * tokens * card.d_mlp * narrow + min(params.most, card.d_mlp) * card.d_vocab_out
+    held = plan.bytes(min(tokens, SAMPLE), ["mlp_post"], 1) + 8 * 6 * card.d_mlp**2 * narrow
+    return plan.total(held, 2 * layers * card.d_mlp * products, f"{FEWER_ROWS}, or name a layer")
 
 
 # ---------------------------------------------------------------- figures

@@ -10,13 +10,15 @@ Exact for direct paths: a path through an MLP or a further head is none of them,
 total effect. They do where nothing else stands between: a head of the last layer of a model without MLPs has its whole
 effect on the path to the logits. k and v of grouped-query attention are read as the receiver alone would read them.
 Null: grey marks paths within two standard errors of 0; 95 % bootstrap intervals over the pairs.
-Cost: a forward per sender and pair, and one per path to a head; at most 2048 paths at once.
+Cost: a forward per sender and pair, and one per path to a head: 9648 paths on 12 layers of 12 heads. `to` = auto asks
+for all paths where these are at most 2048, else for those to the logits: begin there, then name a receiver.
 Source: Wang et al. (2022), Interpretability in the Wild, appendix B; Goldowsky-Dill et al. (2023), Localizing Model
 Behavior with Path Patching.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,19 +29,25 @@ from pydantic import Field
 
 from backend.analyses._causal import Batch, Edits, batches, both_sides, copies
 from backend.analyses._effects import RECOVERED, hovers, records, recovered_columns, shown, strongest, symmetric
-from backend.contract import Axis, Model, Pairs, Params, Progress, View, analysis
+from backend.analyses._work import FEWER_PAIRS, Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput, Unfit
 from backend.figures import pixels
 
 Head = tuple[int, int]
-MOST_PATHS = 2048
+MANY_PATHS = 2048  # above which `auto` leaves out paths to heads
+MOST_PATHS = 16_384
 WIDEST = 48  # receivers that a matrix of paths can show
 
 
 class PathPatchingParams(Params):
     """Where paths end, what of the receiver reads them, and in which direction values are patched."""
 
-    to: Literal["all", "heads", "logits"] = Field("all", description="paths to later heads, to the logits, or both")
+    to: Literal["auto", "all", "heads", "logits"] = Field(
+        "auto", description="paths to later heads, to the logits, or all; auto: all where they are at most 2048, else "
+        "to the logits"
+    )  # fmt: skip
     receiver_layer: int = Field(-1, ge=-1, le=511, description="only heads of this layer receive; -1: all")
     receiver_head: int = Field(-1, ge=-1, le=511, description="only this head of each layer receives; -1: all")
     input: Literal["q k v", "q", "k", "v"] = Field("q k v", description="inputs of the receiver that the path reaches")
@@ -85,7 +93,7 @@ def path_patching(model: Model, subject: Pairs, params: PathPatchingParams, prog
     )
 
 
-def paths_of(model: Model, params: PathPatchingParams) -> list[Path]:
+def paths_of(model: Described, params: PathPatchingParams) -> list[Path]:
     """Return the paths asked for. Raises BadInput for too many or no such receiver, Unfit where there is none."""
     card = model.card
     for name, most in (("receiver_layer", card.n_layers), ("receiver_head", card.n_heads)):
@@ -93,12 +101,17 @@ def paths_of(model: Model, params: PathPatchingParams) -> list[Path]:
             raise BadInput(f"{name} {got}", f"{card.spec} has 0..{most - 1}", "Choose one of them, or -1 for all")
     heads = [(layer, head) for layer in range(card.n_layers) for head in range(card.n_heads)]
     ends = [h for h in heads if params.receiver_layer in (-1, h[0]) and params.receiver_head in (-1, h[1])]
-    paths = [Path(s, r) for s in heads for r in ends if s[0] < r[0] and params.to != "logits"]
-    paths += [Path(s, None) for s in heads if params.to != "heads"]
+    inside = [Path(s, r) for s in heads for r in ends if s[0] < r[0]]
+    to = params.to
+    if to == "auto":
+        to = "all" if len(inside) + len(heads) <= MANY_PATHS else "logits"
+    paths = inside if to != "logits" else []
+    paths += [Path(s, None) for s in heads if to != "heads"]
     if not paths:
         raise Unfit("Paths to heads", "no layer stands before the receivers", "Choose later receivers, or the logits")
     if len(paths) > MOST_PATHS:
-        raise BadInput(f"{len(paths)} paths", f"at most {MOST_PATHS} at once", "Give receiver_layer or receiver_head")
+        todo = "Give receiver_layer or receiver_head, or to = logits"
+        raise BadInput(f"{len(paths)} paths", f"at most {MOST_PATHS} at once", todo)
     return sorted(paths, key=lambda p: (p.sender, p.receiver is None, p.receiver or (0, 0)))
 
 
@@ -178,6 +191,25 @@ class Frozen:
 
     def _logit_diff(self, logits: Any) -> np.ndarray:
         return self.batch.logit_diff(logits).reshape(-1, self.n).cpu().numpy()
+
+
+@path_patching.costs
+def work(card: ModelCard, subject: Pairs, params: PathPatchingParams) -> Work:
+    """Both sides, the frozen values, a row per sender and pair, and one per path to a head and pair."""
+    plan, held = Plan(card), 0
+    paths = paths_of(plan, params)
+    onwards = Counter(p.sender for p in paths if p.receiver)
+    senders = list(dict.fromkeys(p.sender for p in paths))
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 4)
+        done = 0
+        for some in plan.copies(n, length, len(senders)):
+            plan.call(some * n, length)
+            plan.sweep(n, length, sum(onwards[s] for s in senders[done : done + some]))
+            held = max(held, plan.bytes(n * length, ["z", "z", "mlp_out"]) + plan.bytes(some * n * length, ["z"]))
+            done += some
+    table = 8 * len(paths) * (2 * len(subject.pairs) + 40)
+    return plan.total(held + table, knobs=f"{FEWER_PAIRS}, or name receiver_layer or receiver_head")
 
 
 # ---------------------------------------------------------------- figures

@@ -10,12 +10,11 @@ import pandas as pd
 from backend.contract import ModelCard, Request, Subject
 from backend.errors import BadInput, Unfit
 from backend.facade.base import validated
-from backend.facade.models import Models
-from backend.facade.results import Results
+from backend.facade.estimating import Estimating
 from backend.models import trained
 
 
-class Asking(Models, Results):
+class Asking(Estimating):
     """The part of the facade that asks."""
 
     def request(
@@ -71,6 +70,7 @@ class Asking(Models, Results):
     ) -> dict[str, Any]:
         """Return {state: "kept", key} or the job that computes it {state, key, job}.
 
+        Raises BadInput where it would not fit in memory, see `estimate`.
         Somebody waits for it unless `urgent` is False: it then comes after what is waited for.
         """
         card = card if isinstance(card, ModelCard) else ModelCard(**card)
@@ -79,6 +79,7 @@ class Asking(Models, Results):
             self.store.delete([request.key])
         if self.store.has(request.key):
             return {"state": "kept", "key": request.key, "job": None}
+        self.refuse(analysis, card, subject, params or {})
         words = f"{self.analysis(analysis).title}: {card.spec}" + (
             f" at step {card.step}" if card.step is not None else ""
         )
@@ -95,8 +96,11 @@ class Asking(Models, Results):
         ids: Sequence[int] | str | None = None,
         params: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
+        plan: bool = False,
     ) -> dict[str, Any]:
         """Ask by words alone. An unopened model answers {state: "opening", job}: wait for it and ask again.
+
+        With `plan` nothing starts: {state: "kept" or "planned", key, job: None, estimate} as `estimate` returns it.
 
         `about` words a subject that is no prompt: {task, n, seed} or {pairs} for pairs, Corpus' fields for a corpus.
         """
@@ -105,6 +109,10 @@ class Asking(Models, Results):
             return {"state": "opening", "key": "", "job": opened["job"]}
         given = {**({"text": text} if text else {}), **({} if ids is None else {"ids": ids}), **(about or {})}
         subject = self.subject(self.analysis(analysis).subject, opened["card"], given)
+        if plan:
+            key = self.request(analysis, opened["card"], subject, params or {}).key
+            told = self.estimate(analysis, opened["card"], subject, params)
+            return {"state": "kept" if self.has(key) else "planned", "key": key, "job": None, "estimate": told}
         return self.ask(analysis, opened["card"], subject, params)
 
     def sweep(

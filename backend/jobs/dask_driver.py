@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backend.errors import Broken
-from backend.jobs import dask_worker
+from backend.jobs import dask_worker, task
 from backend.jobs.cluster import Cluster
 from backend.jobs.driver import Call, Listener, Worker
 from backend.jobs.state import error_record
@@ -49,6 +49,7 @@ class DaskDriver:
         self._pids: dict[str, int] = {}
         self._troubles: dict[str, str] = {}
         self._memory: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
         self._futures: dict[str, Any] = {}
         self._mouth = ThreadPoolExecutor(1, "phasescope-dask-events")
         self._hands = ThreadPoolExecutor(16, "phasescope-dask-calls")
@@ -122,6 +123,7 @@ class DaskDriver:
         except OSError:  # busy, or gone: which of the two `_connected` knows
             return
         self._memory = {a: int(w.get("metrics", {}).get("memory", 0)) for a, w in workers.items()}
+        self._limits = {a: int(w.get("memory_limit") or 0) for a, w in workers.items()}
         for address in set(workers) - self._known:
             self._up(address)
         for address in before - set(workers):
@@ -232,6 +234,13 @@ class DaskDriver:
     def memory(self) -> dict[str, int]:
         """Return the resident bytes that workers last told."""
         return dict(self._memory)
+
+    def room(self) -> int | None:
+        """Return what the roomiest worker has left below its limit, and of our own machine what there is at all."""
+        memory, limits = self._memory, self._limits
+        left = [max(0, limit - memory.get(a, 0)) for a, limit in limits.items() if limit]
+        here = [task.free_memory()] if self._cluster else []
+        return min([max(left), *here]) if left else min(here, default=None)
 
     def close(self) -> None:
         """Let go of a remote cluster, end our own."""

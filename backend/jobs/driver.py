@@ -69,5 +69,8 @@ class Driver(Protocol):
     def memory(self) -> dict[str, int]:
         """Return resident bytes by worker address, where known."""
 
+    def room(self) -> int | None:
+        """Return the bytes that the roomiest worker has left, None where it is not known."""
+
     def close(self) -> None:
         """End everything that this driver started."""

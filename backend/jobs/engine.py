@@ -111,6 +111,10 @@ class Engine(Floor):
                      "state": self._worker_state(w), "models": sorted(w.models), "job": w.job, "gpu": w.gpu}
                     for w in self._workers.values()]
 
+    def room(self) -> int | None:
+        """Return the bytes that a worker has left for a job, None where it is not known."""
+        return self._driver.room()
+
     def status(self) -> str:
         """Return one sentence on the workers, '' when all is well."""
         return self._words

@@ -60,6 +60,10 @@ class InlineDriver:
         """Return this process's peak."""
         return {"inline": task.peak_memory()}
 
+    def room(self) -> int | None:
+        """Return what the machine has left."""
+        return task.free_memory()
+
     def close(self) -> None:
         """End the thread after the call that it runs."""
         self._calls.put(None)

@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from backend.errors import Cancelled, PhasescopeError
 from backend.jobs.state import error_record
 
@@ -56,6 +58,11 @@ def _held(target: str) -> list[str] | None:
     module = sys.modules.get(target.partition(":")[0])
     held = getattr(module, "held", None)
     return sorted(held()) if held else None
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this machine can still give without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def peak_memory() -> int:

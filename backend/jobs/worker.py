@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from backend.contract import Analysis, Corpus, Progress, Request, Result, parse_spec, subject_from
-from backend.errors import BadInput, NotFound
+from backend.errors import BadInput, NotFound, PhasescopeError
 from backend.jobs.task import peak_memory
 from backend.settings import Settings
 
@@ -54,8 +54,19 @@ def _open(payload: Mapping[str, Any], settings: Settings, progress: Progress) ->
 
     spec = parse_spec(payload["spec"], payload.get("step"))
     signature = registry.locate(spec, settings).signature  # before reading: weights that change meanwhile are noticed
-    model = _resident(payload["spec"], payload.get("step"), settings, progress)
-    return {"card": model.card.model_dump(mode="json"), "signature": signature}
+    model = _resident(payload["spec"], payload.get("step"), settings, _part(progress, 0.0, 0.9))
+    progress(0.9, "Measuring what a call costs")
+    return {"card": {**model.card.model_dump(mode="json"), "probe": _probe(model)}, "signature": signature}
+
+
+def _probe(model: Any) -> dict[str, float]:
+    """Return the probe, {} where the model cannot be measured: it can be asked all the same."""
+    from backend.models.probe import probe
+
+    try:
+        return probe(model)
+    except (PhasescopeError, RuntimeError):
+        return {}
 
 
 def _train(payload: Mapping[str, Any], settings: Settings, progress: Progress) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from backend.contract import CAPABILITY_RULES, ModelCard, ModelSpec, Progress
 from backend.errors import Unsupported
-from backend.models import bridge, fingerprints, hf, hub, legacy, nanogpt, registry, weights
+from backend.models import bridge, fingerprints, hf, hub, legacy, nanogpt, registry, tracr, weights
 from backend.models.fidelity import examine
 from backend.models.model import LoadedModel
 from backend.models.registry import Located
@@ -143,6 +143,12 @@ def _tl(located: Located, dtype: torch.dtype) -> Opened:
     return Opened(model.to(dtype), fingerprints.fingerprint_state_dict(state, config), notes=notes)
 
 
+def _tracr(located: Located, dtype: torch.dtype) -> Opened:
+    state = tracr.state(*tracr.read(located.files[0]))
+    print_ = fingerprints.fingerprint_state_dict(state, located.config)
+    return Opened(native_from(located.config, state, dtype, str(located.spec)), print_, located.extra["tokenizer"])
+
+
 SOURCES: dict[str, Callable[[Located, torch.dtype], Opened]] = {
-    "native": _native, "hf": _hf, "nanogpt": _nanogpt, "tl": _tl,
+    "native": _native, "hf": _hf, "nanogpt": _nanogpt, "tl": _tl, "tracr": _tracr,
 }  # fmt: skip

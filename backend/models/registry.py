@@ -17,7 +17,7 @@ from typing import Any
 from backend import settings as house
 from backend.contract import ModelSpec, canonical_hash
 from backend.errors import BadInput, NotFound, Unsupported
-from backend.models import hub
+from backend.models import hub, tracr
 
 CHECKPOINT = re.compile(r"step_(\d+)\.safetensors$")
 #: how a run.json may say what its weights belong to; a nanogpt config is the model_args of its train.py
@@ -31,7 +31,7 @@ class Located:
     `step` and `steps` those of a run; `remote` means it must be downloaded first."""
 
     spec: ModelSpec
-    kind: str  # native | hf | nanogpt | tl
+    kind: str  # native | hf | nanogpt | tl | tracr
     folder: Path
     files: tuple[Path, ...]
     config: dict[str, Any]
@@ -249,14 +249,23 @@ def _nanogpt(spec: ModelSpec, settings: house.Settings) -> Located:
 
 def _tl(spec: ModelSpec, settings: house.Settings) -> Located:
     path, asked = Path(spec.place).expanduser(), f"transformer-lens checkpoint {spec.place!r}"
+    if not path.exists() and spec.place in (known := tracr.programs()):
+        return _program(spec, known[spec.place])
     if not path.exists():
-        raise NotFound(asked, "no such file or folder", "Check the path")
+        raise NotFound(asked, "no such file or folder", f"Check the path, or name one of {', '.join(known)}")
     file = _tl_weights(path, asked) if path.is_dir() else path
     beside = [file.with_suffix(".json"), *(file.parent / n for n in ("config.json", "cfg.json"))]
     for candidate in dict.fromkeys(beside):
         if candidate.is_file() and "n_layers" in (config := read_json(candidate, asked)):
             return Located(spec, "tl", file.parent, (file,), config, signature([file, candidate]), f"file {file}")
     return Located(spec, "tl", file.parent, (file,), {}, signature([file]), f"file {file}")
+
+
+def _program(spec: ModelSpec, file: Path) -> Located:
+    arrays, meta = tracr.read(file)
+    source = f"program {meta['program']}, compiled by tracr"
+    config = tracr.config(arrays, meta)
+    return Located(spec, "tracr", file.parent, (file,), config, signature([file]), source, extra=tracr.about(meta))
 
 
 def _tl_weights(folder: Path, asked: str) -> Path:

@@ -1,0 +1,63 @@
+"""How an analysis says beforehand what it will ask of the model: the same cuts into batches, without the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from backend.analyses import _causal, _units
+from backend.contract import Corpus, ModelCard, Pairs
+from backend.costs import Calls, Work
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+FEWER_PAIRS = "Use fewer pairs or shorter prompts"
+SHORTER = "Use a shorter prompt"
+FEWER_ROWS = "Use fewer or shorter rows"
+
+
+class Plan:
+    """Gathers the calls of one request to a model with this card; `contract.Described`."""
+
+    def __init__(self, card: ModelCard):
+        self.card = card
+        self._calls: Counter[tuple[int, int, bool]] = Counter()
+
+    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False) -> None:
+        """Add n calls on tokens [rows, length]."""
+        self._calls[rows, length, gradients] += n
+
+    def batches(self, subject: Pairs, gradients: bool = False) -> list[tuple[int, int]]:
+        """Return (pairs, length) of every batch, as `_causal.batches` cuts them."""
+        return [(len(b), len(subject.pairs[b[0]].clean)) for b in _causal.cut(self, subject, gradients)]
+
+    def copies(self, pairs: int, length: int, things: int, gradients: bool = False) -> list[int]:
+        """Return how many things each forward takes, as `_causal.copies` cuts them."""
+        return parts(things, _causal.copies_that_fit(self, pairs, length, gradients))
+
+    def sweep(self, pairs: int, length: int, things: int, gradients: bool = False, n: int = 1) -> None:
+        """Add the calls of a batch with a copy per thing, n times."""
+        for some in self.copies(pairs, length, things, gradients):
+            self.call(some * pairs, length, n, gradients)
+
+    def corpus(self, subject: Corpus, width: int, n: int = 1) -> None:
+        """Add n calls per batch of the corpus' rows, as `_units.batches` cuts them."""
+        length = min(subject.length, self.card.n_ctx)
+        for rows in parts(subject.rows, _units.rows_at_once(self, length, width)):
+            self.call(rows, length, n)
+
+    def bytes(self, tokens: int, points: Iterable[str], layers: int = 0) -> int:
+        """Return the bytes of these points at so many tokens, in `layers` layers (0: all)."""
+        card = self.card
+        widths = {"z": card.n_heads * card.d_head, "mlp_post": card.d_mlp}
+        floats = sum(widths.get(p, card.d_model) for p in points)
+        return tokens * floats * (layers or card.n_layers) * BYTES.get(card.dtype, 4)
+
+    def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS) -> Work:
+        """Return the work gathered."""
+        calls = (Calls(rows, length, grad, n) for (rows, length, grad), n in sorted(self._calls.items()) if n)
+        return Work(tuple(calls), held_bytes, operations, knobs)
+
+
+def parts(things: int, step: int) -> list[int]:
+    """Return the sizes of runs of `step` things."""
+    return [min(step, things - start) for start in range(0, things, step)]

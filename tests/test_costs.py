@@ -1,0 +1,250 @@
+"""What a request will cost: what analyses declare is what is counted, the probe measures what is known, and what would
+not fit is refused before it runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from backend import Backend, costs
+from backend.analyses import _asking, _causal, _units, registry
+from backend.analyses._work import parts
+from backend.contract import Corpus, Pairs, Prompt
+from backend.costs import Calls, Work
+from backend.errors import BadInput
+from backend.models.probe import counted_bytes, probe
+from backend.runs import corpora
+from tests import tiny_models
+from tests.causal_kit import ask, swapped_keys
+
+ASKED: dict[str, list[dict[str, Any]]] = {
+    "activation_patching": [{}, {"site": "resid_pre"}, {"site": "head_pos", "direction": "noising"}],
+    "attribution_patching": [{}, {"method": "own path", "steps": 3}, {"method": "one step", "exact_top": 99},
+                             {"exact_top": 0, "exact_others": 0}],
+    "path_patching": [{}, {"to": "logits"}, {"to": "heads", "receiver_layer": 1}],
+    "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
+    "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
+                      {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
+    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}],
+    "head_importance": [{}, {"mean_over": "all"}],
+    "neurons": [{}, {"layer": 1}],
+    "neuron_examples": [{}],
+    "neuron_ablation": [{"draws": 3}, {"neuron": 5, "draws": 2}, {"top": 64}],
+    "attention": [{}],
+    "logit_lens": [{}],
+    "jacobian_lens": [{}],
+}  # fmt: skip
+PROMPT = Prompt(tokens=tuple(range(1, 18)))
+CORPUS = Corpus(source="random", rows=7, length=30)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32") for kind in ("native", "gpt2")}
+    assert all(m.sizes for m in made.values())  # which cost a forward of their own
+    return made
+
+
+@pytest.fixture()
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little room that every analysis has to cut its work."""
+    monkeypatch.setattr(_causal, "RUN_BYTES", 2**19)
+    monkeypatch.setattr(_units, "BATCH_BYTES", 2**15)
+    monkeypatch.setattr(_asking, "CAPTURE_BYTES", 2**13)
+    monkeypatch.setattr("backend.analyses.head_importance.CAPTURE_BYTES", 2**16)
+    monkeypatch.setattr("backend.analyses.jacobian_lens.GRAPH_BYTES", 2**19)
+
+
+@contextmanager
+def counted(model: Any) -> Iterator[Counter[Calls]]:
+    """Count the forwards of a model by hooks on its modules, those with a graph apart."""
+    found: Counter[Calls] = Counter()
+
+    def heard(module: Any, args: tuple, kwargs: dict) -> None:
+        tokens = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
+        found[Calls(*tokens.shape, gradients=torch.is_grad_enabled())] += 1
+
+    masters = {id(m): m for m in (model.bare, model.view.original_model)}.values()
+    hooks = [m.register_forward_pre_hook(heard, with_kwargs=True) for m in masters]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def subject_for(model: Any, name: str) -> Any:
+    """A small subject; pairs of two lengths where the analysis takes them."""
+    kind = registry()[name].subject
+    if kind is Prompt:
+        return PROMPT
+    return CORPUS if kind is Corpus else swapped_keys(5)
+
+
+def declared(work: Work) -> Counter[Calls]:
+    return Counter({Calls(c.rows, c.length, c.gradients): c.n for c in work.calls})
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_is_declared_is_what_is_counted(models, narrow, name):
+    """Forwards with their rows, tokens and graphs, exactly."""
+    model, analysis = models["native"], registry()[name]
+    subject = subject_for(model, name)
+    for given in ASKED[name]:
+        params = analysis.params(**given)
+        told = declared(analysis.work(model.card, subject, params))
+        rows = corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject
+        with counted(model) as found:
+            ask(analysis, model, rows, **given)
+        assert told == found, given
+
+
+def test_pairs_of_several_lengths_are_batches_of_one(models, narrow):
+    model = models["native"]
+    pairs = swapped_keys(4).pairs
+    shorter = tuple(p.model_copy(update={"clean": p.clean[2:], "corrupted": p.corrupted[2:]}) for p in pairs[:2])
+    subject, analysis = Pairs(pairs=(*pairs, *shorter)), registry()["ablation"]
+    with counted(model) as found:
+        ask(analysis, model, subject)
+    assert declared(analysis.work(model.card, subject, analysis.params())) == found
+    assert {c.length for c in found} == {len(pairs[0].clean), len(pairs[0].clean) - 2}
+
+
+def test_parts_are_runs():
+    assert parts(7, 3) == [3, 3, 1] and parts(0, 3) == [] and parts(3, 9) == [3]
+
+
+@pytest.mark.parametrize("name", sorted(ASKED))
+def test_declared_memory_is_near_what_is_counted(models, name):
+    """Tensors alone are counted, so what an analysis holds in numpy may exceed them; floors: 1 MB."""
+    model, analysis = models["native"], registry()[name]
+    subject, params = subject_for(model, name), analysis.params(**ASKED[name][0])
+    told = costs.memory(analysis.work(model.card, subject, params), probe(model))
+    with counted_bytes() as counter:
+        rows = corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject
+        analysis.compute(model, rows, params, tiny_models.quiet)
+    assert counter.peak / 3 < told < 3 * max(counter.peak, 1e6)
+
+
+# ---------------------------------------------------------------- the price
+
+
+def test_a_fit_goes_through_what_was_measured():
+    def cost(rows, length):
+        return 5.0 + rows * (0.5 * length + 0.25 * length**2)
+
+    shapes = [(1, 8), (8, 8), (1, 64)]
+    assert costs.fit([(*s, cost(*s)) for s in shapes]) == pytest.approx((5.0, 0.5, 0.25))
+    assert costs.fit([(1, 3, 7.0), (8, 3, 28.0), (1, 3, 7.0)]) == pytest.approx((4.0, 1.0, 0.0))
+    assert min(costs.fit([(1, 8, 3.0), (8, 8, 2.0), (1, 64, 1.0)])) >= 0, "noise gives no negative price"
+
+
+def test_the_price_is_work_times_probe():
+    probe_ = {f"{kind}_{unit}_{part}": value for unit in ("seconds", "bytes") for kind, parts_ in (
+        ("forward", (1.0, 0.1, 0.0)), ("gradients", (2.0, 0.3, 0.01))) for part, value in
+        zip(("call", "token", "square"), parts_, strict=True)} | {"operations_per_second": 100.0}  # fmt: skip
+    work = Work((Calls(3, 10, n=4), Calls(2, 10, gradients=True)), held_bytes=50.0, operations=200.0)
+    assert costs.seconds(work, probe_) == pytest.approx(4 * (1 + 3 * 1.0) + 2 + 2 * (3 + 1) + 2)
+    assert costs.memory(work, probe_) == pytest.approx(2 + 2 * (3 + 1) + 50)
+    assert (work.n_calls, work.tokens) == (5, 140)
+
+
+def test_bytes_are_counted_as_long_as_they_live():
+    weights = torch.ones(1000, requires_grad=True)
+    with counted_bytes() as chain, torch.no_grad():
+        x = weights
+        for _ in range(10):
+            x = x + 1
+    with counted_bytes() as graph:
+        y = weights
+        for _ in range(10):
+            y = torch.sin(y)
+    with counted_bytes() as views:
+        weights.detach().view(10, 100).T.reshape(-1)[:10]
+    assert (chain.peak, graph.peak, views.peak) == (8000, 40_000, 4000)
+
+
+def test_a_probe_prices_a_call_nobody_measured(models):
+    """Bytes are deterministic: between the probe's shapes and beyond them, the price is near what is counted."""
+    model = models["gpt2"]
+    found = probe(model)
+    assert found["probe_seconds"] < 3 and found["operations_per_second"] > 0
+    for rows, length in ((4, 20), (16, 40)):
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        for gradients in (False, True):
+            with counted_bytes() as counter:
+                if gradients:
+                    model.gradients(tokens, lambda logits: logits[:, -1, 0], [("embed", 0)])
+                else:
+                    model.run_with(tokens, {})
+            told = costs.price(found, Calls(rows, length, gradients), "bytes")
+            assert told == pytest.approx(counter.peak, rel=0.25)
+
+
+# ---------------------------------------------------------------- the house tells it, and refuses
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    folder = tmp_path_factory.mktemp("costs")
+    tiny_models.native_run(folder / "runs" / "tiny")
+    made = Backend(tiny_models.settings(folder, "float32"), inline=True)
+    made.wait(made.open("run:tiny")["job"]["id"], 60)
+    yield made
+    made.close()
+
+
+def test_opening_measures_and_the_card_keeps_it(house):
+    card = house.open("run:tiny")["card"]
+    assert card["probe"]["forward_bytes_token"] > 0 and card["probe"]["probe_seconds"] < 3
+    assert house.card("run:tiny").probe == card["probe"]
+
+
+def test_an_estimate_is_the_declared_work_times_the_probe(house):
+    card, subject = house.card("run:tiny"), swapped_keys(4)
+    told = house.estimate("ablation", card, subject, {})
+    asked = house.analysis("ablation")
+    work = asked.work(card, subject, asked.params())
+    assert told["basis"] == "probe" and told["refused"] is None and told["room_bytes"] > 1e6
+    assert told["seconds"] == pytest.approx(costs.seconds(work, card.probe))
+    assert told["memory_bytes"] == pytest.approx(costs.memory(work, card.probe), abs=1)
+    assert (told["calls"], told["tokens"]) == (work.n_calls, work.tokens)
+    more = house.estimate("ablation", card, swapped_keys(64), {})
+    assert more["seconds"] > told["seconds"] and more["tokens"] == 16 * told["tokens"]
+
+
+def test_history_corrects_the_probe_and_stands_in_for_what_is_not_declared(house):
+    card, subject = house.card("run:tiny"), swapped_keys(4)
+    assert house.estimate("pair_answers", card, subject, {})["basis"] == "unknown"
+    before = house.estimate("ablation", card, subject, {})["seconds"]
+    for name in ("ablation", "pair_answers"):
+        job = house.ask(name, card, subject, {})["job"]
+        assert house.wait(job["id"], 60)["state"] == "done"
+    told = house.estimate("pair_answers", card, subject, {})
+    assert told["basis"] == "history" and told["memory_bytes"] is None
+    took = house.results("pair_answers")["seconds"][0]
+    assert told["seconds"] == pytest.approx(took)
+    took = house.results("ablation")["seconds"][0]
+    assert house.estimate("ablation", card, subject, {})["seconds"] == pytest.approx(max(took, before))
+
+
+def test_what_would_not_fit_is_refused_before_it_runs(house, monkeypatch):
+    card, subject, jobs = house.card("run:tiny"), swapped_keys(6), len(house.jobs())
+    monkeypatch.setattr(house.engine, "room", lambda: 1000)
+    told = house.estimate("circuit_nodes", card, subject, {})["refused"]
+    assert told["todo"] == "Use fewer pairs or shorter prompts" and "are free" in told["found"]
+    with pytest.raises(BadInput, match="Circuit of heads and MLPs of run:tiny: it needs about .*B of memory beside"):
+        house.ask("circuit_nodes", card, subject, {})
+    assert len(house.jobs()) == jobs
+    planned = house.submit("circuit_nodes", "run:tiny", about={"pairs": []}, plan=True)
+    assert planned["state"] == "planned" and planned["job"] is None and planned["estimate"]["refused"]
+
+
+def test_a_wrong_request_has_no_price(house):
+    with pytest.raises(BadInput, match="receiver_head 9"):
+        house.estimate("path_patching", house.card("run:tiny"), swapped_keys(2), {"receiver_head": 9})
