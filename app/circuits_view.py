@@ -33,7 +33,7 @@ def overlap(house: Any, keys: Sequence[str | None], titles: tuple[str, str]) -> 
     st.dataframe([_row(r, titles) for r in found["rows"]], hide_index=True, column_config={
         name: st.column_config.Column(help=words) for name, words in HELP.items()})  # fmt: skip
     for row in found["rows"]:
-        st.caption(f"{row['of'].capitalize()}: only {titles[0]}: {_names(row['only_a'])}; only {titles[1]}: "
+        st.caption(f"Of {row['of']}, only {titles[0]}: {_names(row['only_a'])}; only {titles[1]}: "
                    f"{_names(row['only_b'])}.")  # fmt: skip
     st.caption(f"Edit distance {found['distance']} in all. Names are places: a head there may do another thing in the "
                "other model. Edges are as wide as their score beside the strongest of their own side.")  # fmt: skip

@@ -39,7 +39,8 @@ def widget(name: str, field: Mapping[str, Any], key: str, start: Any, bounded: b
     if kind in ("integer", "number"):
         return _number(field, words, start, bounded)
     if kind == "string":
-        text = st.text_input(**words, value=start or "", max_chars=field.get("maxLength"))
+        field_of = st.text_area if field.get("format") == "textarea" else st.text_input
+        text = field_of(**words, value=start or "", max_chars=field.get("maxLength"))
         return None if field.get("optional") and not text else text
     return _json(words, start)
 

@@ -119,15 +119,15 @@ def curves(table: pd.DataFrame, names: Sequence[str], size: int, what: str) -> A
     """
     grown = table.sort_values("order").assign(entering=list(names))
     grown, drawn = (grown[grown[c].notna()] for c in ("faithfulness", "random_mean"))
-    band = [_line(drawn, "random_mean", "random circuits", NULL_GREY, "random")] if len(drawn) else []
+    band = [_line(drawn, "random_mean", "random", NULL_GREY, "random")] if len(drawn) else []
     held = int(table["n_held_out"].iloc[0])
-    chose = f"faithfulness, {int(table['n'].iloc[0])} pairs that chose"
+    chose = f"faithful, {int(table['n'].iloc[0])} that chose"
     found = [*band, _line(grown, "faithfulness", chose, CATEGORIES[1])]
     if held:
-        found.append(_line(grown, "held_out_faithfulness", f"faithfulness, {held} held out", CATEGORIES[0]))
+        found.append(_line(grown, "held_out_faithfulness", f"faithful, {held} held out", CATEGORIES[0]))
     found.append(_line(grown, "held_out_completeness" if held else "completeness",
-                       "completeness" + (", held out" if held else ""), CATEGORIES[2]))  # fmt: skip
-    told = f"size: {what} in the circuit (chosen: {size} of {len(table)}{_gap(grown, size) if held else ''})"
+                       "complete" + (", held out" if held else ""), CATEGORIES[2]))  # fmt: skip
+    told = f"{what} in the circuit (chosen: {size} of {len(table)}{_gap(grown, size) if held else ''})"
     return lines(found, x_title=told, y_title="share of the whole model's behaviour", height=380)
 
 
@@ -137,7 +137,7 @@ def _gap(grown: pd.DataFrame, size: int) -> str:
     if not len(at):
         return ""
     a, b = float(at["faithfulness"].iloc[0]), float(at["held_out_faithfulness"].iloc[0])
-    return f"; faithfulness {a:.3g}, held out {b:.3g}"
+    return f", {a:.2g} faithful, held out {b:.2g}"
 
 
 def _line(table: pd.DataFrame, column: str, name: str, colour: str, ends: str = "") -> Line:

@@ -212,7 +212,9 @@ def _words(table: pd.DataFrame) -> list[str]:
 def by_size(table: pd.DataFrame, view: View) -> Any:
     """Growing circuits with 95 % intervals; grey: random sets of as many edges, mean and range."""
     entering = [words.split(":")[0] for words in _words(table.sort_values("order"))]
-    return curves(table, entering, int(table["kept"].sum()), "edges").update_xaxes(type="log")
+    ticks = [m * 10**k for k in range(6) for m in (1, 2, 5) if m * 10**k <= len(table)]
+    figure = curves(table, entering, int(table["kept"].sum()), "edges")
+    return figure.update_xaxes(type="log", tickvals=ticks, range=[-0.05, np.log10(1.1 * len(table))])
 
 
 @circuit_edges.figure("The circuit")

@@ -90,8 +90,8 @@ class Task:
     axes=[Axis("component", "head or mlp", kind="str"), Axis("layer", "layer, 0-based"),
           Axis("head", "head within the layer, 0-based; -1: the MLP")],
     values=[
-        Value("order", "when the node enters the growing circuit, from 1: the size of the circuit then", kind="int"),
         Value("score", "what logit_diff loses without the node, mean over the pairs that chose", "logits"),
+        Value("order", "when the node enters the growing circuit, from 1: the size of the circuit then", kind="int"),
         Value("in_circuit", "whether the node is in the chosen circuit", kind="bool"),
         *CURVES,
     ],

@@ -48,7 +48,7 @@ ORDER = ["all kept", "stated", "without a claim", "random heads", "all exchanged
 class CircuitScrubbingParams(Params):
     """The hypothesis, and how often it is drawn."""
 
-    hypothesis: str = Field("L0H0 > logits; embed > logits", max_length=4000,
+    hypothesis: str = Field("L0H0 > logits; embed > logits", max_length=4000, json_schema_extra={"format": "textarea"},
                             description="claims `sender > receiver: what they share`, `;` between them: L1H3 > logits: "
                             "same answer; L0H3 > L1H3.k: same token at -1; embed > L1H3.v; all > L1H3.q")  # fmt: skip
     samples: int = Field(8, ge=1, le=256, description="draws of the exchanged prompts, per prompt and hypothesis")

@@ -299,7 +299,7 @@ TASKS: dict[str, Task] = {t.name: t for t in (
          "giver is the other one", _synthetic_ioi, _tells_ioi),
     Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
          _induction, _repeats),
-    Task("induction_previous", "Repeated random tokens, reordered", "a random block twice; corrupted: the last token "
+    Task("induction_previous", "Repeated tokens, reordered", "a random block twice; corrupted: the last token "
          "stood elsewhere at first, before the distractor", _induction_previous, _repeats),
     Task("ioi", "Indirect object (IOI)", "two names, one gives to the other; corrupted: the giver is the other one",
          _ioi, _reads_words),
