@@ -1,0 +1,100 @@
+"""Bytes that a page sends to the browser per interaction, for a long prompt on a model of GPT-2's shape.
+
+`python -m benchmarks.payload FOLDER [TOKENS]`: FOLDER holds a model (`python -m benchmarks.bare build FOLDER
+gpt2-shape`). Headless Chromium counts by the DevTools protocol: bodies as they came over the wire, and the payload of
+WebSocket frames. The app's own code (scripts, styles, fonts) is cached by the browser after the first page and is told
+apart. The promise: at most 2 MB of data per interaction.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from benchmarks.visit import Visit, dashboard
+from tests import browser
+
+PROMISE = 2e6  # bytes
+CODE = ("/static/", "/_stcore/health", ".js", ".css", ".woff2", ".svg")
+
+
+class Wire:
+    """Counts what arrives at a page: `data` and `code` in bytes since the last `reset`."""
+
+    def __init__(self, page: Any):
+        self.session, self.url = page.context.new_cdp_session(page), {}
+        self.reset()
+        self.session.send("Network.enable")
+        self.session.on("Network.requestWillBeSent", lambda e: self.url.update({e["requestId"]: e["request"]["url"]}))
+        self.session.on("Network.loadingFinished", self._finished)
+        self.session.on("Network.webSocketFrameReceived", self._frame)
+
+    def reset(self) -> None:
+        self.data = self.code = self.largest = 0
+
+    def _finished(self, event: dict[str, Any]) -> None:
+        size, path = int(event["encodedDataLength"]), self.url.get(event["requestId"], "").split("?")[0]
+        if any(c in path for c in CODE):
+            self.code += size
+        else:
+            self.data += size
+
+    def _frame(self, event: dict[str, Any]) -> None:
+        response = event["response"]
+        size = len(response["payloadData"]) * (3 / 4 if response["opcode"] == 2 else 1)  # binary comes as base64
+        self.data, self.largest = self.data + int(size), max(self.largest, int(size))
+
+
+def settle(visit: Visit) -> None:
+    """Wait until no job is under way and nothing has arrived for a while."""
+    visit.idle(600)
+    visit.page.wait_for_timeout(3000)
+    visit.idle(600)
+
+
+def measured(visit: Visit, wire: Wire, words: str, act: Callable[[], Any]) -> None:
+    """Print the bytes of one interaction."""
+    wire.reset()
+    began = time.monotonic()
+    act()
+    settle(visit)
+    kept = "kept" if wire.data <= PROMISE else "MISSED"
+    print(f"{words:44s} {wire.data / 1e6:7.3f} MB  (largest message {wire.largest / 1e6:.3f}, code {wire.code / 1e6:.2f})"
+          f"  {kept}  {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201  # fmt: skip
+
+
+def main(folder: str, length: int = 1024) -> None:
+    """Open the pages one after the other, then click."""
+    from playwright.sync_api import sync_playwright
+
+    dice = random.Random(0)
+    prompt = {
+        "model": f"dir:{Path(folder).resolve()}",
+        "tokens": " ".join(str(dice.randrange(50257)) for _ in range(length)),
+    }
+    with tempfile.TemporaryDirectory() as place, dashboard(Path(place)) as (server, _), sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=browser.executable(), args=browser.FLAGS)
+        page = browser.watch(chromium.new_page(viewport={"width": 1440, "height": 900}))
+        visit, wire = Visit(page, server, Path(place)), Wire(page)
+        for words, path in (("opening Attention, computing", "attention"), ("opening Attention, kept", "attention"),
+                            ("opening Logit lens, computing", "logit_lens"), ("opening Logit lens, kept", "logit_lens"),
+                            ("opening Attention flow", "attention_flow")):  # fmt: skip
+            measured(visit, wire, words, lambda to=path: page.goto(f"{server.url}/{to}?{urlencode(prompt)}"))
+            browser.screenshot(page, f"payload-{path}")
+        measured(visit, wire, "another layer of Attention flow",
+                 lambda: page.goto(f"{server.url}/attention_flow?{urlencode(prompt | {'layer': '5'})}"))  # fmt: skip
+        page.goto(f"{server.url}/attention?{urlencode(prompt)}")
+        settle(visit)
+        box = page.locator(".psc-cells").bounding_box()
+        measured(visit, wire, "another head", lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
+        chromium.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *(int(a) for a in sys.argv[2:3]))
