@@ -21,6 +21,7 @@ from benchmarks.visit import Visit, dashboard
 from tests import browser
 
 PROMISE = 2e6  # bytes
+GRID, PLOT = ".psc-cells", ".js-plotly-plot"
 CODE = ("/static/", "/_stcore/health", ".js", ".css", ".woff2", ".svg")
 
 
@@ -51,22 +52,23 @@ class Wire:
         self.data, self.largest = self.data + int(size), max(self.largest, int(size))
 
 
-def settle(visit: Visit) -> None:
-    """Wait until no job is under way and nothing has arrived for a while."""
+def settle(visit: Visit, shown: str) -> None:
+    """Wait until the element `shown` is there, no job is under way, and a while more."""
+    visit.page.wait_for_selector(shown, timeout=600_000)
     visit.idle(600)
     visit.page.wait_for_timeout(3000)
     visit.idle(600)
 
 
-def measured(visit: Visit, wire: Wire, words: str, act: Callable[[], Any]) -> None:
+def measured(visit: Visit, wire: Wire, words: str, act: Callable[[], Any], shown: str) -> None:
     """Print the bytes of one interaction."""
     wire.reset()
     began = time.monotonic()
     act()
-    settle(visit)
+    settle(visit, shown)
     kept = "kept" if wire.data <= PROMISE else "MISSED"
-    print(f"{words:44s} {wire.data / 1e6:7.3f} MB  (largest message {wire.largest / 1e6:.3f}, code {wire.code / 1e6:.2f})"
-          f"  {kept}  {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201  # fmt: skip
+    found = f"{wire.data / 1e6:7.3f} MB  (largest message {wire.largest / 1e6:.3f}, code {wire.code / 1e6:.2f})"
+    print(f"{words:34s} {found}  {kept}  {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
 
 
 def main(folder: str, length: int = 1024) -> None:
@@ -82,17 +84,21 @@ def main(folder: str, length: int = 1024) -> None:
         chromium = p.chromium.launch(executable_path=browser.executable(), args=browser.FLAGS)
         page = browser.watch(chromium.new_page(viewport={"width": 1440, "height": 900}))
         visit, wire = Visit(page, server, Path(place)), Wire(page)
-        for words, path in (("opening Attention, computing", "attention"), ("opening Attention, kept", "attention"),
-                            ("opening Logit lens, computing", "logit_lens"), ("opening Logit lens, kept", "logit_lens"),
-                            ("opening Attention flow", "attention_flow")):  # fmt: skip
-            measured(visit, wire, words, lambda to=path: page.goto(f"{server.url}/{to}?{urlencode(prompt)}"))
-            browser.screenshot(page, f"payload-{path}")
-        measured(visit, wire, "another layer of Attention flow",
-                 lambda: page.goto(f"{server.url}/attention_flow?{urlencode(prompt | {'layer': '5'})}"))  # fmt: skip
+
+        def goto(path: str, **more: str) -> Callable[[], Any]:
+            return lambda: page.goto(f"{server.url}/{path}?{urlencode(prompt | more)}")
+
+        for words, path, shown in (("Attention", "attention", GRID), ("Logit lens", "logit_lens", PLOT)):
+            for how in ("computing", "kept"):
+                measured(visit, wire, f"opening {words}, {how}", goto(path), shown)
+                browser.screenshot(page, f"payload-{path}-{how}")
+        measured(visit, wire, "opening Attention flow", goto("attention_flow"), PLOT)
+        measured(visit, wire, "another layer of Attention flow", goto("attention_flow", layer="5"), PLOT)
         page.goto(f"{server.url}/attention?{urlencode(prompt)}")
-        settle(visit)
-        box = page.locator(".psc-cells").bounding_box()
-        measured(visit, wire, "another head", lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5))
+        settle(visit, GRID)
+        box = page.locator(GRID).bounding_box()
+        click = lambda: page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 5)  # noqa: E731
+        measured(visit, wire, "another head", click, GRID)
         chromium.close()
 
 
