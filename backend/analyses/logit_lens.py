@@ -227,8 +227,9 @@ def target_rank(table: pd.DataFrame, view: View) -> Any:
         upper.append(Line(f"{name} {words[name]}", layer, log_prob, hover=hover, colour=CATEGORIES[at]))
         lower.append(Line(f"{name} rank", layer, np.log10(rank + 1), hover=hover, colour=CATEGORIES[at]))
         most = max(most, int(rank.max()))
+    ranks = _rank_ticks(most + 1, RANKS) | {"autorange": "reversed"}
     return stacked_lines(
-        [(upper, "log-prob (nats)", {}), (lower, "rank (0-based)", _rank_ticks(most + 1, RANKS) | {"autorange": "reversed"})],
+        [(upper, "log-prob (nats)", {}), (lower, "rank (0-based)", ranks)],
         x_title=WHERE[_point(view)], x_axis=layer_axis(layer, final),
         title=", ".join(f"{name} {word}" for name, word in words.items()))
 
