@@ -199,6 +199,6 @@ def test_figures_name_the_stream_and_both_tokens(tmp_path):
     grid = lens.figures["grid"].build(frame, view)
     assert grid.data[0].y[-1].endswith("final") and "between attention and MLP" in grid.layout.yaxis.title.text
     drawn = lens.figures["target_rank"].build(frame, view)
-    assert "target w7 and distractor w11" in drawn.layout.title.text and len(drawn.data) == 4
+    assert drawn.layout.title.text == "target w7, distractor w11" and len(drawn.data) == 4
     mine = frame[(frame["rank"] == 0) & (frame["pos"] == len(TOKENS) - 1)]
     np.testing.assert_allclose(drawn.data[1].y, mine["distractor_log_prob"])

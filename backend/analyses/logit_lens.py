@@ -154,6 +154,9 @@ WHERE = {"resid_pre": "before layer (final: after the last)", "resid_mid": "laye
          "resid_post": "after layer (embed: before layer 0)"}
 
 
+RANKS = (1, 2, 5)  # a narrow range of ranks still holds a tick
+
+
 def _point(view: View) -> str:
     return str(view.params.get("point") or "resid_post")
 
@@ -187,9 +190,9 @@ def _colour(name: str, top: pd.DataFrame, n_words: int) -> tuple[pd.Series, dict
     return choices[name]
 
 
-def _rank_ticks(most: int) -> dict[str, Any]:
-    """Return ticks of an axis of log10(rank + 1)."""
-    ranks = [r for r in (0, 1, 10, 100, 1000, 10_000, 100_000) if r <= max(most, 1)]
+def _rank_ticks(most: int, steps: tuple[int, ...] = (1,)) -> dict[str, Any]:
+    """Return ticks of an axis of log10(rank + 1), at these multiples of powers of ten."""
+    ranks = [r for r in (0, *(s * 10**d for d in range(6) for s in steps)) if r <= max(most, 1)]
     return {"tickvals": [math.log10(r + 1) for r in ranks], "ticktext": [str(r) for r in ranks]}
 
 
@@ -237,10 +240,11 @@ def target_rank(table: pd.DataFrame, view: View) -> Any:
         upper.append(Line(f"{name} {words[name]}", layer, log_prob, hover=hover, colour=CATEGORIES[at]))
         lower.append(Line(f"{name} rank", layer, np.log10(rank + 1), hover=hover, colour=CATEGORIES[at]))
         most = max(most, int(rank.max()))
+    ranks = _rank_ticks(most + 1, RANKS) | {"autorange": "reversed"}
     return stacked_lines(
-        [(upper, "log-prob (nats)", {}), (lower, "rank (0-based)", _rank_ticks(most + 1) | {"autorange": "reversed"})],
+        [(upper, "log-prob (nats)", {}), (lower, "rank (0-based)", ranks)],
         x_title=WHERE[_point(view)], x_axis=layer_axis(layer, final),
-        title=" and ".join(f"{name} {word}" for name, word in words.items()) + f" at position {pos}")
+        title=", ".join(f"{name} {word}" for name, word in words.items()))
 
 
 @logit_lens.figure("Convergence over layers")

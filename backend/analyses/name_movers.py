@@ -188,7 +188,7 @@ def overview(table: pd.DataFrame, view: View) -> Any:
         hover = pd.Series([_words(r) for r in mine.reset_index().itertuples()], mine.index).unstack("head").to_numpy()
         drawn[f"attention to the {token}"] = Panel(mine["attention"].unstack("head").to_numpy(), (0.0, 1.0),
                                                    marks=mark, hover=hover)  # fmt: skip
-    return panels(drawn, x_title="head", y_title="layer", value="attention from the last position")
+    return panels(drawn, x_title="head", y_title="layer", value="attention")
 
 
 @name_movers.figure("What heads write on answer minus distractor")

@@ -12,6 +12,8 @@ from plotly.subplots import make_subplots
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain
 
 CLICKABLE = 2000  # cells above which no click targets are laid over the map (each is a point the browser draws)
+#: cells sent at most, bare and with a hover of their own (some 130 bytes each): the house allows 2 MB per interaction
+MOST_CELLS, MOST_WORDED = 190_000, 7_000
 WORDY = 48  # columns above which a cell is too narrow for words: none would show, yet each would be laid out
 
 
@@ -24,12 +26,13 @@ def pixels(
     """Draw z [row, column]. `text` stands in the cells, `hover` [row, column] replaces the hover's last line.
 
     Above WORDY columns `text` is left out: laying out 13 x 128 words took the browser 230 of 350 ms, to hide them all.
-    A click gives customdata [row, column] where the map is small enough (CLICKABLE).
+    A click gives customdata [row, column] where the map is small enough (CLICKABLE). A larger map than MOST_CELLS shows
+    of each block of cells the one farthest from 0, with its own hover; the axis then says "n of N".
     """
-    z = plain(z)
-    columns, x_axis = category_axis(x, x_title)
-    rows, y_axis = category_axis(y, y_title, reverse_y, numbered_y)
-    text = text if len(columns) <= WORDY else None
+    z, hover, (down_at, across_at) = _thinned(plain(z), hover)
+    columns, x_axis = category_axis([x[i] for i in across_at], _said(x_title, across_at, x), at=across_at)
+    rows, y_axis = category_axis([y[i] for i in down_at], _said(y_title, down_at, y), reverse_y, numbered_y, down_at)
+    text = text if len(columns) <= WORDY and len(rows) == len(y) else None
     bar: dict[str, Any] = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
     down, across = [f"{_short(y_title)} {r}" for r in rows], [f"{_short(x_title)} {c}" for c in columns]
     heat = go.Heatmap(
@@ -46,6 +49,29 @@ def pixels(
     figure.update_layout(hoverdistance=-1 if targets else 20)
     figure.update_layout(xaxis=x_axis, yaxis=y_axis)
     return finish(figure, height or int(np.clip(120 + 26 * len(rows), 320, 720)), title)
+
+
+def _thinned(z: np.ndarray, hover: Any) -> tuple[np.ndarray, Any, tuple[list[int], list[int]]]:
+    """Return z and hover of at most as many cells as may be sent, and the first row and column of each block."""
+    most, shape = MOST_CELLS if hover is None else MOST_WORDED, list(z.shape)
+    long = int(np.argmax(shape))
+    shape[long] = max(min(shape[long], most // max(shape[1 - long], 1)), min(shape[1 - long], int(most**0.5)))
+    shape[1 - long] = min(shape[1 - long], max(1, most // shape[long]))
+    starts = [list(range(0, n, -(-n // m))) if n else [] for n, m in zip(z.shape, shape, strict=True)]
+    if [len(s) for s in starts] == list(z.shape):
+        return z, hover, (starts[0], starts[1])
+    words = None if hover is None else np.asarray(hover, object)
+    for axis, first in enumerate(starts):
+        size = np.abs(np.nan_to_num(z, nan=-np.inf, posinf=np.inf, neginf=np.inf)) * np.where(np.isnan(z), -1, 1)
+        blocks = np.split(size, first[1:], axis)
+        pick = np.stack([b.argmax(axis) + f for b, f in zip(blocks, first, strict=True)], axis)
+        z = np.take_along_axis(z, pick, axis)
+        words = None if words is None else np.take_along_axis(words, pick, axis)
+    return z, None if words is None else words.tolist(), (starts[0], starts[1])
+
+
+def _said(title: str, at: Sequence[int], labels: Sequence[str]) -> str:
+    return title if len(at) == len(labels) else f"{title}, {len(at)} of {len(labels)}: the largest of each block"
 
 
 def _short(title: str) -> str:

@@ -42,16 +42,17 @@ def tick_positions(count: int, most: int = MAX_TICKS) -> list[int]:
 
 
 def category_axis(
-    labels: Sequence[str], title: str, reverse: bool = False, numbered: bool = True,
+    labels: Sequence[str], title: str, reverse: bool = False, numbered: bool = True, at: Sequence[int] | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Return (one unique category per position, axis settings that label as many as can be read).
 
     A category is "position label", so that repeated tokens stay apart and the hover says both; without `numbered` it
-    is the label alone, which must then be unique.
+    is the label alone, which must then be unique. `at` gives the positions where they are not 0, 1, 2, ...
     """
     shown = [label(x) for x in labels]
     # plotly takes a tick 0 for the category "0" where there is one, wherever it stands: no category may be a number
-    unique = [f"{i} {x}" if numbered and x != str(i) else f"\u200b{x}" for i, x in enumerate(shown)]
+    unique = [f"{i} {x}" if numbered and x != str(i) else f"\u200b{x}"
+              for i, x in zip(at if at is not None else range(len(shown)), shown, strict=True)]
     ticks = tick_positions(len(shown))
     return unique, {
         "type": "category", "title": {"text": title}, "tickmode": "array", "tickvals": ticks,
