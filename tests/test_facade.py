@@ -418,8 +418,9 @@ def test_a_result_of_an_older_version_is_listed_and_says_what_to_do(tmp_path: Pa
         registered.version += 1
         try:
             assert list(made.results()["key"]) == [kept] and made.record(kept)["version"] == registered.version - 1
+            words = f"made by version {registered.version - 1}, now {registered.version}.*Compute it again"
             for ask in (made.table, made.sql, lambda k: made.figure(k, next(iter(registered.figures)))):
-                with pytest.raises(NotFound, match=f"made by version {registered.version - 1}, now {registered.version}.*Compute it"):
+                with pytest.raises(NotFound, match=words):
                     ask(kept)
             assert made.kept("logit_lens", card_of(made, "run:toy", 10), PROMPT) is None
         finally:
