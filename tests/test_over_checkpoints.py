@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from app import house
 from backend import Backend
-from backend.figures.over_steps import SHOWN, by_change, over_steps
+from backend.figures.over_steps import SHOWN, by_change, over_steps, part_names
 from tests.page_kit import said, settle, settled_house
 
 AXES = ["layer", "head", "query"]
@@ -38,6 +38,11 @@ def test_the_part_that_moves_most_comes_first_and_its_curve_is_the_tables(table:
     assert list(line.x) == [10, 20, 30] and np.allclose(line.y, [-4, -3, -2])
     assert {t.name for t in curve} == {first, f"{first} low", f"{first} high"}  # its interval
     assert len(over_steps(table.drop(columns=["x_low"]), AXES, "x").data) == SHOWN
+
+
+def test_words_name_themselves() -> None:
+    table = pd.DataFrame({"layer": [0, 1], "label": ["induction", "self"], "pos": [3, 4]})
+    assert list(part_names(table, ["layer", "label", "pos"])) == ["L0 induction pos 3", "L1 self pos 4"]
 
 
 def test_a_standard_error_is_a_band_and_a_table_without_axes_one_curve(table: pd.DataFrame) -> None:

@@ -15,12 +15,13 @@ BANDS = (("{}_low", "{}_high"), ("{}_se", "{}_se"))
 
 
 def part_names(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
-    """Return the name of each row's part: L1H2, or `axis value` of what is neither layer nor head; "" without axes."""
+    """Return the name of each row's part: L1H2, a word as it is, `axis number` of the rest; "" without axes."""
     named = pd.Series("", index=table.index)
     for axis in axes:
         letter = {"layer": "L", "head": "H"}.get(axis)
         words = table[axis].astype("string").fillna("-")
-        named += (letter + words) if letter else (" " + axis + " " + words)
+        counted = pd.api.types.is_numeric_dtype(table[axis])
+        named += (letter + words) if letter else (f" {axis} " if counted else " ") + words
     return named.str.strip()
 
 
