@@ -18,12 +18,13 @@ Probe = Mapping[str, float]
 @dataclass(frozen=True)
 class Calls:
     """`n` calls of the model on tokens [rows, length]; with `gradients` a forward that keeps its graph and a
-    backward."""
+    backward. `share` of the layers is computed: less than 1 where the stream before a layer is known."""
 
     rows: int
     length: int
     gradients: bool = False
     n: int = 1
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,20 @@ def fit(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float, float
 
 
 def price(probe: Probe, call: Calls, unit: str) -> float:
-    """Return what one call takes, in `unit`: seconds or bytes."""
+    """Return what one call that computes every layer takes, in `unit`: seconds or bytes."""
     kind = "gradients" if call.gradients else "forward"
     c, t, q = (probe[f"{kind}_{unit}_{part}"] for part in ("call", "token", "square"))
     return c + call.rows * (t * call.length + q * call.length**2)
 
 
 def seconds(work: Work, probe: Probe) -> float:
-    """Return the seconds of the calls, and of the operations at the speed of the probe's forward."""
-    return sum(c.n * price(probe, c, "seconds") for c in work.calls) + work.operations / probe["operations_per_second"]
+    """Return the seconds of the calls, and of the operations at the speed of the probe's forward.
+
+    A call takes its share of a whole one; of a layer whose attention is known as well the whole layer is counted. Bytes
+    do not shrink with the share: a forward holds one layer at a time.
+    """
+    calls = sum(c.n * c.share * price(probe, c, "seconds") for c in work.calls)
+    return calls + work.operations / probe["operations_per_second"]
 
 
 def memory(work: Work, probe: Probe) -> float:

@@ -17,6 +17,7 @@ from backend.analyses._work import parts
 from backend.contract import Corpus, Pairs, Prompt
 from backend.costs import Calls, Work
 from backend.errors import BadInput
+from backend.models import shorter
 from backend.models.probe import counted_bytes, probe
 from backend.runs import corpora
 from tests import tiny_models
@@ -30,7 +31,6 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
     "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
                       {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
-    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}],
     "head_importance": [{}, {"mean_over": "all"}],
     "neurons": [{}, {"layer": 1}],
     "neuron_examples": [{}],
@@ -39,6 +39,11 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "logit_lens": [{}],
     "jacobian_lens": [{}],
 }  # fmt: skip
+#: what is run depends on the numbers found: no less is declared than what is counted, and not far more
+AT_MOST: dict[str, list[dict[str, Any]]] = {
+    "attribution_patching": [{"exact_top": 2, "exact_others": 1}],
+    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2}],
+}
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
 CORPUS = Corpus(source="random", rows=7, length=30)
 
@@ -46,7 +51,7 @@ CORPUS = Corpus(source="random", rows=7, length=30)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32") for kind in ("native", "gpt2")}
-    assert all(m.sizes for m in made.values())  # which cost a forward of their own
+    assert all(m.sizes and shorter.form_of(m.view) for m in made.values())  # which cost a forward of their own
     return made
 
 
@@ -62,20 +67,28 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def counted(model: Any) -> Iterator[Counter[Calls]]:
-    """Count the forwards of a model by hooks on its modules, those with a graph apart."""
+    """Count the forwards of a model by hooks on its modules: those with a graph and those that begin late apart."""
     found: Counter[Calls] = Counter()
+    heard: list[list[Any]] = []  # [tokens' shape, with a graph, attention layers computed]
 
-    def heard(module: Any, args: tuple, kwargs: dict) -> None:
+    def began(module: Any, args: tuple, kwargs: dict) -> None:
         tokens = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
-        found[Calls(*tokens.shape, gradients=torch.is_grad_enabled())] += 1
+        heard.append([tokens.shape, torch.is_grad_enabled(), 0])
+
+    def attended(module: Any, args: tuple, kwargs: dict) -> None:
+        heard[-1][2] += 1
 
     masters = {id(m): m for m in (model.bare, model.view.original_model)}.values()
-    hooks = [m.register_forward_pre_hook(heard, with_kwargs=True) for m in masters]
+    layers = [block.attn for block in model.view.blocks]
+    hooks = [m.register_forward_pre_hook(hear, with_kwargs=True)
+             for hear, modules in ((began, masters), (attended, layers)) for m in modules]  # fmt: skip
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
+        for shape, graph, ran in heard:
+            found[Calls(*shape, gradients=graph, share=ran / len(layers))] += 1
 
 
 def subject_for(model: Any, name: str) -> Any:
@@ -87,7 +100,7 @@ def subject_for(model: Any, name: str) -> Any:
 
 
 def declared(work: Work) -> Counter[Calls]:
-    return Counter({Calls(c.rows, c.length, c.gradients): c.n for c in work.calls})
+    return Counter({Calls(c.rows, c.length, c.gradients, share=c.share): c.n for c in work.calls})
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -102,6 +115,22 @@ def test_what_is_declared_is_what_is_counted(models, narrow, name):
         with counted(model) as found:
             ask(analysis, model, rows, **given)
         assert told == found, given
+
+
+@pytest.mark.parametrize("name", AT_MOST)
+def test_what_is_declared_is_no_less_than_what_is_counted(models, narrow, name):
+    """Calls, and tokens times the share of layers that they pass."""
+    model, analysis, subject = models["native"], registry()[name], swapped_keys(5)
+    for given in AT_MOST[name]:
+        told = declared(analysis.work(model.card, subject, analysis.params(**given)))
+        with counted(model) as found:
+            ask(analysis, model, subject, **given)
+        for least, most in ((found.total(), told.total()), (passed(found), passed(told))):
+            assert least <= most < 3 * least, given
+
+
+def passed(calls: Counter[Calls]) -> float:
+    return sum(n * c.rows * c.length * c.share for c, n in calls.items())
 
 
 def test_pairs_of_several_lengths_are_batches_of_one(models, narrow):
@@ -119,11 +148,11 @@ def test_parts_are_runs():
     assert parts(7, 3) == [3, 3, 1] and parts(0, 3) == [] and parts(3, 9) == [3]
 
 
-@pytest.mark.parametrize("name", sorted(ASKED))
+@pytest.mark.parametrize("name", sorted({*ASKED, *AT_MOST}))
 def test_declared_memory_is_near_what_is_counted(models, name):
     """Tensors alone are counted, so what an analysis holds in numpy may exceed them; floors: 1 MB."""
     model, analysis = models["native"], registry()[name]
-    subject, params = subject_for(model, name), analysis.params(**ASKED[name][0])
+    subject, params = subject_for(model, name), analysis.params(**(ASKED.get(name) or AT_MOST[name])[0])
     told = costs.memory(analysis.work(model.card, subject, params), probe(model))
     with counted_bytes() as counter:
         rows = corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject
@@ -150,6 +179,8 @@ def test_the_price_is_work_times_probe():
         zip(("call", "token", "square"), parts_, strict=True)} | {"operations_per_second": 100.0}  # fmt: skip
     work = Work((Calls(3, 10, n=4), Calls(2, 10, gradients=True)), held_bytes=50.0, operations=200.0)
     assert costs.seconds(work, probe_) == pytest.approx(4 * (1 + 3 * 1.0) + 2 + 2 * (3 + 1) + 2)
+    late = Work((Calls(3, 10, n=4, share=0.25),))
+    assert costs.seconds(late, probe_) == pytest.approx(1 + 3 * 1.0) and costs.memory(late, probe_) == 1 + 3 * 1.0
     assert costs.memory(work, probe_) == pytest.approx(2 + 2 * (3 + 1) + 50)
     assert (work.n_calls, work.tokens) == (5, 140)
 

@@ -129,9 +129,9 @@ def sweep(model: Model, batch: Batch, tokens: Any, places: Sequence[Place], valu
     before the patched one are as in the run without a patch, so they are computed once.
     """
     n, found, done = len(batch.which), np.empty((len(places), len(batch.which))), 0
-    by_layer = _by_layer(places)
-    streams = model.capture(tokens, ["resid_pre", "z"], list(by_layer))
-    for layer, mine in by_layer.items():
+    layers = by_layer(places)
+    streams = model.capture(tokens, ["resid_pre", "z"], list(layers))
+    for layer, mine in layers.items():
         behind = {places[i].point for i in mine} <= {"z", "attn_out", "mlp_out"}  # attention is as without a patch
         known = {(p, layer): streams[p, layer] for p in (("resid_pre", "z") if behind else ("resid_pre",))}
         for _, some in copies(model, batch, mine):
@@ -150,7 +150,7 @@ def repeated(tensor: Any, times: int) -> Any:
     return tensor.repeat(times, *[1] * (tensor.ndim - 1))
 
 
-def _by_layer(places: Sequence[Place]) -> dict[int, list[int]]:
+def by_layer(places: Sequence[Place]) -> dict[int, list[int]]:
     """Return which places lie in a layer (counted in `places`), layers ascending."""
     found: dict[int, list[int]] = {}
     for i, place in sorted(enumerate(places), key=lambda pair: pair[1].layer):

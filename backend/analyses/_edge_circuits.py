@@ -10,9 +10,16 @@ import numpy as np
 
 from backend.analyses._causal import Batch, Edits, copies
 from backend.analyses._edges import Receiver, Sender
-from backend.contract import Model
+from backend.contract import Described, Model
 
 TOGETHER = 16  # circuits of like size that share a forward
+
+
+def most_slots(model: Described) -> int:
+    """Return how many copies of the pairs a circuit can need: readings of q, k and v in a layer that may differ."""
+    heads, mlps = model.card.n_heads, int("mlp" in model.card.capabilities)
+    senders = 1 + (model.card.n_layers - 1) * (heads + mlps)
+    return min(3 * heads, 2 ** min(senders, 62))  # the last layer hears the most
 
 
 class Cut:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from backend.analyses import _causal, _units
 from backend.contract import Corpus, ModelCard, Pairs
@@ -20,11 +20,11 @@ class Plan:
 
     def __init__(self, card: ModelCard):
         self.card = card
-        self._calls: Counter[tuple[int, int, bool]] = Counter()
+        self._calls: Counter[tuple[int, int, bool, float]] = Counter()
 
-    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False) -> None:
-        """Add n calls on tokens [rows, length]."""
-        self._calls[rows, length, gradients] += n
+    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False, share: float = 1.0) -> None:
+        """Add n calls on tokens [rows, length] that compute a share of the layers."""
+        self._calls[rows, length, gradients, share] += n
 
     def batches(self, subject: Pairs, gradients: bool = False) -> list[tuple[int, int]]:
         """Return (pairs, length) of every batch, as `_causal.batches` cuts them."""
@@ -38,6 +38,20 @@ class Plan:
         """Add the calls of a batch with a copy per thing, n times."""
         for some in self.copies(pairs, length, things, gradients):
             self.call(some * pairs, length, n, gradients)
+
+    def places(self, pairs: int, length: int, places: Sequence[_causal.Place], n: int = 1) -> int:
+        """Add the calls of `_causal.sweep`, n times: streams once, then a copy per place of a layer from there on.
+
+        Returns the bytes that it holds beside a call: the streams, and those copied for the rows of the widest one.
+        """
+        layers, widest = self.card.n_layers, 0
+        self.call(pairs, length, n)
+        for layer, mine in _causal.by_layer(places).items():
+            for some in self.copies(pairs, length, len(mine)):
+                self.call(some * pairs, length, n, share=(layers - layer) / layers)
+                widest = max(widest, some)
+        streams = ["resid_pre", "z"]
+        return self.bytes(pairs * length, streams) + self.bytes(widest * pairs * length, streams, layers=1)
 
     def corpus(self, subject: Corpus, width: int, n: int = 1) -> None:
         """Add n calls per batch of the corpus' rows, as `_units.batches` cuts them."""
@@ -54,7 +68,8 @@ class Plan:
 
     def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS) -> Work:
         """Return the work gathered."""
-        calls = (Calls(rows, length, grad, n) for (rows, length, grad), n in sorted(self._calls.items()) if n)
+        calls = (Calls(rows, length, grad, n, share)
+                 for (rows, length, grad, share), n in sorted(self._calls.items()) if n)  # fmt: skip
         return Work(tuple(calls), held_bytes, operations, knobs)
 
 

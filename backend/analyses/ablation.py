@@ -172,8 +172,8 @@ def work(card: ModelCard, subject: Pairs, params: AblationParams) -> Work:
     places, draws = components(plan), params.resamples if params.ablate == "resample" else 1
     for n, length in plan.batches(subject):
         plan.call(n, length, 1 + draws + (params.ablate == "mean"))
-        plan.sweep(n, length, len(places), n=draws)
-        held = max(held, 2 * plan.bytes(n * length, KINDS.values()))
+        streams = plan.places(n, length, places, n=draws)
+        held = max(held, streams + 2 * plan.bytes(n * length, KINDS.values()))
     return plan.total(held + 8 * len(places) * (2 * len(subject.pairs) + 40))
 
 

@@ -91,8 +91,8 @@ def work(card: ModelCard, subject: Pairs, params: ActivationPatchingParams) -> W
     plan, places, held = Plan(card), places_of(Plan(card), subject, params.site), 0
     for n, length in plan.batches(subject):
         plan.call(n, length, 3)
-        plan.sweep(n, length, len(places))
-        held = max(held, plan.bytes(n * length, {p.point for p in places}))
+        streams = plan.places(n, length, places)
+        held = max(held, streams + plan.bytes(n * length, {p.point for p in places}))
     table = 8 * len(places) * (2 * len(subject.pairs) + 40)
     return plan.total(held + table, knobs=f"{FEWER_PAIRS}, or a site without positions (head)")
 

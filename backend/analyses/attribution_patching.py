@@ -207,7 +207,11 @@ def _share(product: Any, place: Place) -> np.ndarray:
 
 @attribution_patching.costs
 def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> Work:
-    """The gradients of the method, and a row per component that is patched exactly and pair."""
+    """The gradients of the method, and a row per component that is patched exactly and pair.
+
+    Which ones these are is not known before: they count as lying in the first layers, from which most is computed;
+    in many layers they would be more calls, each a smaller share of the model.
+    """
     plan = Plan(card)
     places, held = components(plan), 0
     walkers = len(places) if params.method == "own path" else len({(p.point, p.layer) for p in places})
@@ -219,10 +223,10 @@ def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> 
         else:
             plan.sweep(n, length, params.steps, gradients=True, n=walkers)
     top = min(params.exact_top, len(places))
-    checked = top + min(params.exact_others, len(places) - top)
+    checked = sorted(places, key=lambda p: p.layer)[: top + min(params.exact_others, len(places) - top)]
     for n, length in plan.batches(subject) if checked else []:
         plan.call(n, length, 2)
-        plan.sweep(n, length, checked)
+        held = max(held, plan.places(n, length, checked) + plan.bytes(n * length, {p.point for p in checked}))
     return plan.total(held + 16 * len(places) * len(subject.pairs))
 
 

@@ -39,10 +39,10 @@ from pydantic import Field
 from backend.analyses._causal import batches
 from backend.analyses._circuit_curves import CURVES, apart, curves, ends, grown, held_out, random_band, smallest
 from backend.analyses._circuits import name_of, some_and_others
-from backend.analyses._edge_circuits import run_edge_circuits
+from backend.analyses._edge_circuits import TOGETHER, most_slots, run_edge_circuits
 from backend.analyses._edges import Receiver, Sender, count_edges, edge_scores, edges_of, exact_effects, output_weights
 from backend.analyses._effects import records
-from backend.analyses._work import Plan
+from backend.analyses._work import Plan, parts
 from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
 from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY
@@ -156,7 +156,7 @@ def _grown(model: Model, halves: tuple[Pairs, Pairs | None], edges: list[Any], w
 
     metric, n = metric_of(halves[0]), len(order)
     held = metric_of(halves[1]) if halves[1] else None
-    sizes = np.unique(np.geomspace(1, n, MOST_SIZES).round().astype(int))
+    sizes = _sizes(n)
     found = grown(metric, order, sizes, params.draws, params.seed,
                   said=lambda f: progress(0.4 + 0.2 * f, "Growing the circuit"))  # fmt: skip
     size = smallest(found, sizes, params.least)
@@ -169,23 +169,52 @@ def _grown(model: Model, halves: tuple[Pairs, Pairs | None], edges: list[Any], w
     return {**found, "whole": whole.mean(), "nothing": nothing.mean()}, size
 
 
+def _sizes(edges: int) -> np.ndarray:
+    """Return the sizes at which circuits are measured."""
+    return np.unique(np.geomspace(1, edges, MOST_SIZES).round().astype(int))
+
+
 @circuit_edges.costs
 def work(card: ModelCard, subject: Pairs, params: CircuitEdgesParams) -> Work:
-    """A gradient per midpoint, with a product per edge; two rows per edge that is patched exactly and pair."""
+    """A gradient per midpoint, with a product per edge; two rows per edge that is patched exactly and pair; and the
+    circuits. How many copies of the pairs these take depends on their edges: as many count as they could take."""
     plan, held, products = Plan(card), 0, 0
+    choosing, others = apart(subject, params.held_out, params.seed)
     edges, points = count_edges(plan), ["z", *(["mlp_out"] if "mlp" in card.capabilities else [])]
-    for n, length in plan.batches(subject, gradients=True):
+    for n, length in plan.batches(choosing, gradients=True):
         plan.call(n, length, 4)
         plan.call(n, length, params.steps, gradients=True)
         held = max(held, 3 * plan.bytes(n * length, points))
         products += n * length * edges * params.steps
     top = min(params.exact_top, edges)
     checked = top + min(params.exact_others, edges - top)
-    for n, length in plan.batches(subject):
+    for n, length in plan.batches(choosing):
         plan.call(n, length, 5)
         plan.sweep(n, length, checked, n=2)
-    operations = products * 2 * card.d_model * (card.d_head + 1)
-    return plan.total(held + 16 * edges * len(subject.pairs), operations)
+    grown = 2 * len(_sizes(edges))
+    drawn = params.random * (len(_sizes(edges)[::3]) + 2)
+    runs = [(choosing, [2, grown, 2]), *([(others, [2, grown])] if others else []), (others or choosing, [2, drawn])]
+    circuits = [_circuits(plan, half, n) for half, asked in runs for n in asked]
+    operations = products * 2 * card.d_model * (card.d_head + 1) + sum(done for _, done in circuits)
+    return plan.total(max(held, *(b for b, _ in circuits)) + 16 * edges * len(subject.pairs), operations)
+
+
+def _circuits(plan: Plan, subject: Pairs, circuits: int) -> tuple[int, int]:
+    """Add the runs of so many circuits, two being the whole and nothing; return (bytes held, operations) beside."""
+    card, held, operations = plan.card, 0, 0
+    mlp = "mlp" in card.capabilities
+    points = ["z", "resid_pre", "resid_post", *(["mlp_out", "resid_mid"] if mlp else [])]
+    slots, senders = 1 if circuits == 2 else most_slots(plan), 1 + card.n_layers * (card.n_heads + mlp)
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 3)
+        for together in parts(circuits, TOGETHER):
+            for some in plan.copies(n * slots, length, together):
+                rows = some * slots * n
+                plan.call(rows, length)
+                streams = (3 * rows + senders * some * n) * length  # the stream, two sums on the way; writes
+                held = max(held, plan.bytes(n * length, points) + plan.bytes(streams, ["resid_pre"], layers=1))
+                operations += 2 * rows * length * card.d_model * senders * card.n_layers
+    return held, operations
 
 
 # ---------------------------------------------------------------- figures

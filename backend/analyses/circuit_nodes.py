@@ -174,20 +174,32 @@ def _worded(nodes: list[Place], table: pd.DataFrame) -> pd.DataFrame:
 
 @circuit_nodes.costs
 def work(card: ModelCard, subject: Pairs, params: CircuitNodesParams) -> Work:
-    """A row per circuit that is run and pair: nodes alone, growing and shrinking circuits, random ones."""
-    plan, held = Plan(card), 0
+    """A row per circuit that is run and pair: on the pairs that choose nodes alone, growing and shrinking circuits, on
+    those held out the same circuits and random ones. The chosen size may be one more than those of random circuits."""
+    plan = Plan(card)
+    choosing, others = apart(subject, params.held_out, params.seed)
     nodes = nodes_of(plan)
     n_nodes = len(nodes)
     sizes = min(n_nodes, MOST_SIZES + 1)
     exact, greedy = params.score == "exact", params.search == "greedy exact"
-    for n, length in plan.batches(subject):
+    for n, length in plan.batches(choosing):
         plan.call(n, length, 1 + (n_nodes + 1) * greedy)
-        for circuits in (2, n_nodes * (exact and not greedy), 2 * n_nodes, sizes * params.random):
-            plan.sweep(n, length, circuits)
+        plan.sweep(n, length, 2, n=3)  # both ends: for the scores, the growing circuits, the table
+        plan.sweep(n, length, n_nodes * (exact and not greedy))
+        plan.sweep(n, length, 2 * n_nodes)
         if not exact and not greedy:
             plan.call(n, length, 2)
             plan.sweep(n, length, params.steps, gradients=True, n=len({(p.point, p.layer) for p in nodes}))
-        held += plan.bytes(n * length, {p.point for p in nodes})
+    halves = [half for half in (choosing, others) if half]
+    for n, length in plan.batches(others) if others else []:
+        plan.call(n, length)
+        plan.sweep(n, length, 2)
+        plan.sweep(n, length, 2 * n_nodes)
+    for n, length in plan.batches(others or choosing):
+        plan.sweep(n, length, 2)
+        plan.sweep(n, length, sizes * params.random)
+    points = {p.point for p in nodes}
+    held = sum(plan.bytes(n * length, points) for half in halves for n, length in plan.batches(half))
     return plan.total(held + 8 * sizes * params.random * (n_nodes + 2 * len(subject.pairs)))
 
 
