@@ -8,9 +8,13 @@ from typing import Any
 import streamlit as st
 
 from app import asking, house, over_checkpoints, url, widgets
+from app.links import link
 from app.parts import part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
+
+#: a param that names a run -> the kind of companion, its words
+COMPANIONS = {"lens": ("tuned_lens", "Tuned lens"), "sae": ("sae", "Sparse autoencoder")}
 
 
 def page(one: Analysis) -> Any:
@@ -30,7 +34,9 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     with right:
         params = form(one)
     with left:
-        key = asking.answer(backend, one.name, bar.card, bar.subject, params)
+        key = None
+        if not _wants_companion(backend, one, bar, params):
+            key = asking.answer(backend, one.name, bar.card, bar.subject, params)
         if key:
             figures(backend, one, key, bar)
     if key and also:
@@ -39,6 +45,27 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
         asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
         over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
+
+
+def _wants_companion(backend: Any, one: Analysis, bar: Bar, params: dict[str, Any]) -> bool:
+    """Where the form names no tuned lens or autoencoder and must, offer those of this model or say how one is made."""
+    field = next((f for f in COMPANIONS if f in one.params.model_fields and not params.get(f)), None)
+    if field is None:
+        return False
+    kind, words = COMPANIONS[field]
+    made = {r["name"]: r.get("companion") or {} for r in backend.runs()}
+    fit = [n for n, c in made.items() if c.get("kind") == kind and c.get("fingerprint") == bar.card["fingerprint"]]
+    todo = "Choose one that was trained for it:" if fit else f"Train one on the Training page: recipe {words.lower()}."
+    widgets.empty_state(f"{words}: none is named yet", f"This page reads a {words.lower()} of this model. {todo}")
+    for name in fit[:6]:
+        st.button(name, key=f"companion:{name}", on_click=_name, args=(one, {**params, field: name}))
+    if not fit:
+        link("training", f"Train a {words.lower()}", icon="monitoring", query={"recipe": kind})
+    return True
+
+
+def _name(one: Analysis, params: dict[str, Any]) -> None:
+    url.put(params=widgets.params_to_query(one.params, params) or None)
 
 
 def form(one: Analysis) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from backend.models.open import open_model
 from backend.settings import ROOT
 from tests import tiny_models
 from tests.models_support import run_folder
+from tests.page_kit import said, settle
 from tests.sae_kit import sae_run
-from tests.test_intervene_page import said, settle
 
 SMALL = {"n_rows": "6", "row_length": "12", "model": "run:toy"}
 
@@ -117,3 +117,15 @@ def test_one_of_others_is_opened_by_its_path(backend: Backend, tmp_path: Path) -
     next(b for b in wrong.button if b.label.startswith("Back to")).click()
     assert "Feature " in headings(settle(wrong.run()))
     assert "no such run" in said(visit(sae="/nowhere/at-all")).lower()
+
+
+def test_a_page_that_reads_one_offers_those_of_these_weights(backend: Backend) -> None:
+    source = 'from app import auto_page, house\nauto_page.render(house.backend(), "feature_card")'
+    at = AppTest.from_string(source, default_timeout=90)
+    at.query_params.update({**SMALL, "step": "25"})
+    at = settle(at.run())
+    assert "none is named yet" in said(at) and not backend.jobs(states=["failed"])
+    assert [b.label for b in at.button if "sae" in b.label] == ["sae-25"]  # the other is of other weights
+    next(b for b in at.button if b.label == "sae-25").click()
+    at.run()
+    assert "sae=sae-25" in str(at.query_params["params"])
