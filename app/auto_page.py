@@ -69,12 +69,18 @@ def _name(one: Analysis, params: dict[str, Any]) -> None:
 
 
 def form(one: Analysis) -> dict[str, Any]:
-    """Draw the params form; its values live in the URL."""
-    told = url.get("params") or ""
+    """Draw the params form; its values live in the URL.
+
+    The widgets stay the same while the form itself writes the URL and are made anew where it changed otherwise (the
+    browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
+    """
+    told, at = url.get("params") or "", f"form:{one.name}"
+    turn, written = st.session_state.get(at, (0, told))
+    turn += told != written
     given = widgets.params_from_query(one.params, told)
-    # the text in the address is part of the key, so that the browser's Back moves the widgets too
-    values = widgets.form(one.params, key=f"params:{one.name}:{told}", values=given, columns=1)
+    values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=1)
     url.put(params=(widgets.params_to_query(one.params, values) or None) if values else None)
+    st.session_state[at] = turn, url.get("params") or ""
     return values or {}
 
 

@@ -101,3 +101,18 @@ def test_only_its_own_jobs_count_as_under_way(backend: Backend) -> None:
     over = Over("head_scores", "run:induction-1layer", [0], Weights())
     keys = list(_keys(house.backend(), over).values())
     assert len(keys) == 1 and _waiting(house.backend(), keys) == []
+
+
+def test_every_edit_of_a_form_is_taken_and_a_link_moves_it(backend: Backend) -> None:
+    source = """
+import streamlit as st
+from app import auto_page, house
+st.write(str(auto_page.form(house.backend().analysis("circuit_scrubbing"))["hypothesis"]))
+"""
+    at = AppTest.from_string(source, default_timeout=60).run()
+    for text in ("L0H0 > logits", "L0H1 > logits", "L0H2 > logits", "L0H1 > logits"):
+        at.text_area[0].set_value(text).run()
+        assert at.markdown[0].value == at.text_area[0].value == text and not at.exception
+    at.query_params["params"] = str(at.query_params["params"]).replace("L0H1", "L0H3")  # as the browser's Back does
+    at.run()
+    assert at.markdown[0].value == at.text_area[0].value == "L0H3 > logits"
