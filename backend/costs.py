@@ -32,12 +32,14 @@ class Work:
     """What computing a request asks for, at most: equal to what is counted where nothing depends on the numbers.
 
     `held_bytes`: what lies in memory beside one call (activations kept, the result); `operations`: multiplications and
-    additions outside of calls; `knobs`: what to turn where it does not fit, in words.
+    additions outside of calls; `solver_seconds`: what takes as long whatever the model, on a CPU core; `knobs`: what to
+    turn where it does not fit, in words.
     """
 
     calls: tuple[Calls, ...] = ()
     held_bytes: float = 0.0
     operations: float = 0.0
+    solver_seconds: float = 0.0
     knobs: str = "Ask about less at once"
 
     @property
@@ -81,7 +83,7 @@ def seconds(work: Work, probe: Probe) -> float:
     do not shrink with the share: a forward holds one layer at a time.
     """
     calls = sum(c.n * c.share * price(probe, c, "seconds") for c in work.calls)
-    return calls + work.operations / probe["operations_per_second"]
+    return calls + work.operations / probe["operations_per_second"] + work.solver_seconds
 
 
 def memory(work: Work, probe: Probe) -> float:

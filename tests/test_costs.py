@@ -36,6 +36,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "neuron_examples": [{}],
     "neuron_ablation": [{"draws": 3}, {"neuron": 5, "draws": 2}, {"top": 64}],
     "attention": [{}],
+    "attention_max_flow": [{}, {"query": 9}],
+    "pca_directions": [{}, {"point": "mlp_post", "layer": 1, "n": 3}],
     "logit_lens": [{}],
     "jacobian_lens": [{}],
 }  # fmt: skip

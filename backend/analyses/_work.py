@@ -61,16 +61,19 @@ class Plan:
 
     def bytes(self, tokens: int, points: Iterable[str], layers: int = 0) -> int:
         """Return the bytes of these points at so many tokens, in `layers` layers (0: all)."""
-        card = self.card
-        widths = {"z": card.n_heads * card.d_head, "mlp_post": card.d_mlp}
-        floats = sum(widths.get(p, card.d_model) for p in points)
-        return tokens * floats * (layers or card.n_layers) * BYTES.get(card.dtype, 4)
+        floats = sum(self.width(p) for p in points)
+        return tokens * floats * (layers or self.card.n_layers) * BYTES.get(self.card.dtype, 4)
 
-    def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS) -> Work:
+    def width(self, point: str) -> int:
+        """Return the floats that a token has at a point, heads joined."""
+        return {"z": self.card.n_heads * self.card.d_head, "mlp_post": self.card.d_mlp}.get(point, self.card.d_model)
+
+    def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS,
+              solver_seconds: float = 0.0) -> Work:  # fmt: skip
         """Return the work gathered."""
         calls = (Calls(rows, length, grad, n, share)
                  for (rows, length, grad, share), n in sorted(self._calls.items()) if n)  # fmt: skip
-        return Work(tuple(calls), held_bytes, operations, knobs)
+        return Work(tuple(calls), held_bytes, operations, solver_seconds, knobs)
 
 
 def parts(things: int, step: int) -> list[int]:

@@ -25,8 +25,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses import _saes
-from backend.analyses._units import batches, layer_of, logit_effects, token_words
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._units import batches, layer_of, logit_effects, rows_at_once, token_words
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import CATEGORIES, NULL_GREY, Line, label, lines, pixels
 
@@ -149,6 +151,18 @@ def _ends(model: Model, subject: Rows, made: dict[str, Any], first: Any, mean: A
         columns[name] = [" ".join(_window(subject.tokens, int(s)) for s in one) for one in top.samples.T]
         columns[f"{name}_values"] = [" ".join(f"{sign * float(v):.4g}" for v in one) for one in top.values.T]
     return columns
+
+
+@pca_directions.costs
+def work(card: ModelCard, subject: Corpus, params: PcaDirectionsParams) -> Work:
+    """The corpus twice; covariances of it and of every shuffle, and what their eigenvectors take (about 10 d^3)."""
+    plan, length = Plan(card), min(subject.length, card.n_ctx)
+    plan.corpus(subject, 3 * card.d_model, n=2)
+    d, tokens = plan.width(params.point), subject.rows * length
+    sample = min(SAMPLE, tokens)
+    products = 4 * tokens * d**2 + 2 * params.draws * sample * d**2 + 10 * (3 + params.draws) * d**3
+    batch = min(subject.rows, rows_at_once(plan, length, 3 * card.d_model)) * length
+    return plan.total(8 * d * (3 * sample + 2 * batch + 6 * d), products, FEWER_ROWS)
 
 
 def _window(tokens: np.ndarray, sample: int) -> str:
