@@ -70,7 +70,8 @@ def _token(words: Any, text: str, d_vocab: int) -> int:
         found = words.encode(text.replace("·", " ").replace("⏎", "\n"))
     if len(found) != 1 or found[0] >= d_vocab:
         what = f"{len(found)} tokens" if len(found) != 1 else f"not an id from 0 to {d_vocab - 1}"
-        raise BadInput(f"Token {text!r}", what, "Give one token; a word inside a text starts with a space")
+        todo = "Give one id" if words.kind == "ids" else "Give one token; a word inside a text starts with a space"
+        raise BadInput(f"Token {text!r}", what, todo)
     return found[0]
 
 

@@ -61,6 +61,9 @@ def numbers(table: pd.DataFrame, known: Mapping[str, Any]) -> None:
     agree = int(table["agrees"].sum())
     mark = theme.badge(f"{agree} of {len(table)} agree", "good" if agree == len(table) else "warn")
     st.html(mark)
+    own = int(table["source"].str.startswith("no publication").sum())
+    if own:
+        st.caption(f"{own} of these stand in no publication: an independent computation is compared with (see source).")
     shown = table[list(SHOWN)].assign(agrees=["✓ yes" if ok else "✗ no" for ok in table["agrees"]])
     number = st.column_config.NumberColumn
     st.dataframe(

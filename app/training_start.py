@@ -55,7 +55,7 @@ def seconds_of(recipe: Recipe, given: dict[str, Any]) -> float | None:
 
 def _start_one(house: Any, recipe: Recipe, preset: Preset | None) -> None:
     key = f"train:{recipe.name}:{preset.name if preset else ''}"
-    with st.form("start-run", border=False):
+    with st.form("start-run", border=False, enter_to_submit=False):
         run_name = st.text_input("Name", placeholder="chosen for you", help="Folder of the run; letters, digits, . - _")
         params = widgets.form(recipe.params, key=key, values=dict(preset.runs[0]) if preset else None, columns=2,
                               bounded=False)  # fmt: skip

@@ -375,6 +375,8 @@ def test_every_figure_of_every_analysis_is_drawn(house: Backend) -> None:
         if name in GIVEN:  # asks for something of the user's own: drawn in test_contract
             continue
         card = next(c for c in cards if not one.unfit(c["capabilities"]))
+        if name == "published_numbers":  # known of these weights alone
+            card = card_of(house, "tl:tracr_reverse", None)
         subject = PROMPT if one.subject is Prompt else house.subject(one.subject, card, {})
         kept = computed(house, name, card, subject)
         for figure in one.figures:
