@@ -153,6 +153,19 @@ def test_held_out_pairs_choose_nothing_and_are_measured_as_if_asked_alone(tmp_pa
     found = table.sort_values("order")
     np.testing.assert_allclose(found["held_out_faithfulness"], grown["faithfulness"], atol=1e-9)
     assert (found["held_out_faithfulness"] - found["faithfulness"]).abs().max() > 1e-3
+    some = np.flatnonzero(found["random_mean"].notna()) + 1
+    band = curves_room.random_band(task.metric, len(order), some, 2, 0)  # of the pairs held out, too
+    np.testing.assert_allclose(found["random_mean"], band["random_mean"], atol=1e-9)
+    for ends in ("completeness", "faithfulness", "held_out_completeness", "held_out_faithfulness"):
+        low, high = found[f"{ends}_low"], found[f"{ends}_high"]
+        assert (low <= found[ends] + 1e-9).all() and (found[ends] <= high + 1e-9).all()
+
+
+def test_random_circuits_of_a_size_differ():
+    """A metric that tells which things were kept: as many values as circuits that are drawn."""
+    weight = 2.0 ** np.arange(12)
+    band = curves_room.random_band(lambda kept, said=None: (kept * weight).sum(1)[:, None], 12, np.array([6]), 8, 0)
+    assert band["random_low"][5] < band["random_mean"][5] < band["random_high"][5]
 
 
 def test_faithfulness_by_hand(tmp_path):

@@ -76,6 +76,10 @@ def test_on_gaussian_activations_the_null_is_what_is_measured():
     null, here = room._null(maths, sae, x, 0), (sae.encode(x) > 0).double().mean(0).numpy()
     assert np.abs(null["density_null"] - here).max() < 5 * np.sqrt(2 * 0.25 / 6000)
     assert null["fvu_null"] == pytest.approx(maths.measures(sae, x)["fvu"], rel=0.03)
+    two = torch.zeros(6000, 16, dtype=torch.float64)
+    two[range(6000), torch.arange(6000) % 2] = 5.0  # never both: no Gaussian
+    apart = (room._null(maths, sae, two, 0)["density_null"] - (sae.encode(two) > 0).double().mean(0).numpy())
+    assert np.abs(apart).max() > 0.1
 
 
 def test_two_checkpoints_autoencoders_agree_as_far_as_they_were_turned(runs):

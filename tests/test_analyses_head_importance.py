@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from backend.analyses import head_importance as room
 from backend.analyses import registry
 from backend.analyses.induction_ablation import ablated_logits
 from backend.contract import Pair, Pairs, View
@@ -101,6 +102,22 @@ def test_the_gradient_estimate_is_the_slope_of_a_small_step(models):
         lost = logit_diff(model.logits(clean), pairs) - logit_diff(near, pairs)
         row = frame[(frame["layer"] == layer) & (frame["head"] == head)].iloc[0]
         assert row["gradient"] == pytest.approx(lost.mean() / step, rel=1e-3)
+
+
+def test_the_control_is_a_push_as_large_as_the_ablation_in_another_direction(models, monkeypatch):
+    changes = []
+    lost = room._Group._lost
+
+    def noted(self, layer, change):
+        changes.append(change)
+        return lost(self, layer, change)
+
+    monkeypatch.setattr(room._Group, "_lost", noted)
+    frame = ask(models["native"], made(models["native"]))
+    for gap, push in zip(changes[::2], changes[1::2], strict=True):
+        torch.testing.assert_close(push.norm(dim=-1), gap.norm(dim=-1))
+        assert torch.cosine_similarity(push, gap, dim=-1).abs().mean() < 0.5
+    assert not np.allclose(frame["control"], frame["effect"])
 
 
 def test_batches_change_nothing_but_the_order_of_sums(models, monkeypatch):

@@ -93,6 +93,15 @@ def test_a_strong_direction_is_stable(tiny):
     assert (table["share_se"] > 0).all() and (table["null_high"] >= table["null"] - 1e-12).all()
 
 
+def test_stability_is_of_two_halves_without_a_row_in_common(tiny):
+    model = tiny["native"]
+    rows = corpora.rows_of(model.card, CORPUS)
+    whole, (even, odd), _ = room._covariances(model, rows, {"point": "resid_post", "layer": 0}, 0, quiet)
+    assert (even.n, odd.n) == (whole.n / 2, whole.n / 2)
+    x = stream(model).double().reshape(24, 12, -1)
+    torch.testing.assert_close(even.covariance(), torch.cov(x[::2].flatten(0, 1).T), rtol=0, atol=1e-9)
+
+
 def test_what_it_writes_is_read_through_w_u(tiny):
     model = tiny["native"]
     table = ask(model, n=2, point="mlp_post")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend import Backend
-from backend.contract import Prompt, Weights, parse_spec
+from backend.contract import Pair, Pairs, Prompt, Weights, parse_spec
 from backend.errors import BadInput, NotFound, PhasescopeError, Unfit
 from backend.jobs.state import new_job
 from backend.models import registry
@@ -382,6 +382,13 @@ def test_every_figure_of_every_analysis_is_drawn(house: Backend) -> None:
         for figure in one.figures:
             chosen = {"layer": 0, "head": 0, "pos": 1}
             assert json.loads(house.figure(kept, figure, chosen).to_json())["data"], (name, figure)
+
+
+def test_answers_that_the_model_has_no_logit_for_are_refused_before_a_job(house: Backend) -> None:
+    card = card_of(house, "run:toy", 10)
+    pairs = Pairs(pairs=(Pair(clean=(1, 2), corrupted=(1, 3), answer=10**6, distractor=2),))
+    with pytest.raises(BadInput, match="Answer token 1000000"):
+        house.ask("activation_patching", card, pairs, {})
 
 
 def test_results_filter_pin_delete(tmp_path: Path) -> None:

@@ -65,3 +65,14 @@ def test_a_neuron_and_a_direction() -> None:
 def test_a_place_that_is_not_there_is_an_index_error(line: str) -> None:
     with pytest.raises(IndexError, match="9"):
         applied(line, torch.zeros(1, 3, 2, 2) if "H" in line else torch.zeros(1, 3, 4))
+
+
+@pytest.mark.parametrize("amount", ["0.123456789012", "1234567.5", "1e-300", "2", "-0.1"])
+def test_an_amount_is_read_back_to_the_last_digit(amount):
+    (one,) = parse(f"scale L0H0 {amount}")
+    assert one.amount == float(amount) and parse(str(one)) == [one]
+
+
+def test_an_amount_beyond_numbers_is_refused():
+    with pytest.raises(ValueError, match="too large to be a number"):
+        parse("scale L0H0 1e999")

@@ -60,7 +60,7 @@ class CircuitScrubbingParams(Params):
 @analysis(
     version=1, group="Causal", title="Causal scrubbing",
     asks="Does the model still behave when all that a stated hypothesis calls irrelevant is exchanged?",
-    subject=Pairs, params=CircuitScrubbingParams,
+    subject=Pairs, params=CircuitScrubbingParams, needs=["separate_heads"],
     axes=[Axis("what", "stated, without a claim, random heads, all kept, or all exchanged", kind="str"),
           Axis("which", "the claim taken away, or the random hypothesis; 0 elsewhere")],
     values=[

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import ModelCard, Request, Subject
+from backend.contract import ModelCard, Pairs, Request, Subject
 from backend.errors import BadInput, Unfit
 from backend.facade.base import validated
 from backend.facade.estimating import Estimating
@@ -30,6 +30,8 @@ class Asking(Estimating):
         if reason:
             raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
         chosen = validated(asked.params, params, asked.title)
+        if isinstance(subject, Pairs):
+            _answers_fit(subject, card)
         return Request(
             analysis=asked.name,
             version=asked.version,
@@ -146,3 +148,11 @@ class Asking(Estimating):
         """Return the median seconds that kept results of this analysis took, or None."""
         kept = self.store.results(analysis=analysis, limit=20)
         return float(kept["seconds"].median()) if len(kept) else None
+
+
+def _answers_fit(pairs: Pairs, card: ModelCard) -> None:
+    """Refuse answers that the model has no logit for; prompts are checked where they are run."""
+    worst = max(max(p.answer, p.distractor) for p in pairs.pairs)
+    if worst >= card.d_vocab_out:
+        found = f"the model answers with 0..{card.d_vocab_out - 1}"
+        raise BadInput(f"Answer token {worst} for {card.spec}", found, "Use pairs that were made for this model")

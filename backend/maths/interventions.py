@@ -15,6 +15,7 @@ from the end; without `at` all are meant. Where several name one place they act 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Intervention:
     def __str__(self) -> str:
         place = (f"L{self.layer}H{self.head}" if self.head is not None else
                  f"L{self.layer}N{self.neuron}" if self.neuron is not None else f"L{self.layer}.{self.point}")
-        parts = [self.op, place, *([f"{self.amount:g}"] if self.amount is not None else [])]
+        parts = [self.op, place, *([_number(self.amount)] if self.amount is not None else [])]
         parts += ["token", str(self.token)] if self.token is not None else []
         parts += ["feature", self.sae, str(self.feature)] if self.sae else []
         return " ".join([*parts, *(["at", ",".join(map(str, self.positions))] if self.positions else [])])
@@ -72,6 +73,8 @@ def _one(line: str) -> Intervention:
     point = "z" if head else "mlp_post" if neuron else point
     if point not in POINTS:
         raise ValueError(f"{line!r}: {point!r} is none of {', '.join(POINTS)}")
+    if found["amount"] is not None and not math.isfinite(float(found["amount"])):
+        raise ValueError(f"{line!r}: its amount is too large to be a number")
     directed = found["token"] is not None or found["sae"] is not None
     if (op in NEEDS_AMOUNT) != (found["amount"] is not None):
         raise ValueError(f"{line!r}: {op} takes {'an amount' if op in NEEDS_AMOUNT else 'no amount'}")
@@ -88,6 +91,11 @@ def _int(text: str | None) -> int | None:
 
 def _float(text: str | None) -> float | None:
     return None if text is None else float(text)
+
+
+def _number(value: float) -> str:
+    """Write a number so that it is read back as it is."""
+    return repr(value).removesuffix(".0")
 
 
 def change(one: Intervention, other: Any = None, direction: Any = None) -> Callable[[Any], Any]:
