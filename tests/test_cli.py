@@ -427,11 +427,15 @@ def test_a_stopped_training_can_go_on(tmp_path: Path, number: signal.Signals) ->
     """A person's Ctrl-C, and the TERM that SLURM sends when the time is up."""
     folder = tmp_path / "long"
     params = [word for n, v in small(steps=100_000, n_checkpoints=2).items() for word in (f"--{n}", str(v))]
-    process = command(tmp_path, "train", "induction", *params, "--run-dir", str(folder))
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - started by `&` it would ignore Ctrl-C
+    process = command(tmp_path, "train", "induction", *params, "--run-dir", str(folder), preexec_fn=hears)
     until(lambda: len((folder / "metrics.jsonl").read_bytes()) > 500 if (folder / "metrics.jsonl").exists() else False,
           "the run writes", 60)  # fmt: skip
     process.send_signal(number)
-    out, err = process.communicate(timeout=180)
+    try:
+        out, err = process.communicate(timeout=180)
+    finally:
+        process.kill()  # where it did not stop it would train on beside all other tests
     assert process.returncode == 1 and err == "Stopped.\n" and out == "", err
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "stopped" and last["step"] < 100_000
