@@ -102,11 +102,11 @@ def _amount(op: str, card: Mapping[str, Any]) -> str:
     start = {"scale": 0.5, "set": 0.0, "add": 4.0}[op]
     amount = st.number_input("Amount", value=start, format="%g", key=f"iv-amount:{op}")
     if op != "add":
-        return f" {amount:g}"
+        return f" {_written(amount)}"
     token = st.number_input("Along the direction of token (id)", 0, card["d_vocab_out"] - 1, 0, key="iv-token",
                             help="Its column of W_U, of length 1. For a feature of an SAE, or a kept direction of PCA, "
                             "write the line.")
-    return f" {amount:g} token {token}"
+    return f" {_written(amount)} token {token}"
 
 
 def _kept(house: Any, edits: str) -> None:
@@ -194,3 +194,7 @@ def _curve(frame: pd.DataFrame) -> Any:
     low, high = before + frame["effect_low"], before + frame["effect_high"]
     curves = [Line("before", step, before, colour=NULL_GREY), Line("after", step, frame["after"], low, high)]
     return lines(curves, x_title="step", y_title="logit_diff (mean over pairs; band: 95 % of the effect)")
+
+
+def _written(amount: float) -> str:
+    return repr(float(amount)).removesuffix(".0")

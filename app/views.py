@@ -41,11 +41,16 @@ def opened(house: Any, run: str, step: int) -> dict[str, Any] | None:
         return None
 
 
+#: params that must be given: a run of something trained for the model, a list of interventions
+NAMED = {"sae", "lens", "a", "edits"}
+
+
 def fitting(house: Any, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return {name: title} of the analyses that this model can be asked."""
+    """Return {name: title} of the analyses that this model can be asked without a word of the user's own."""
     paired = any(not task["reason"] for task in house.tasks(card).values())
     return {n: a.title for n, a in house.analyses().items()
-            if not a.unfit(card["capabilities"]) and (paired or a.subject is not Pairs)}
+            if not a.unfit(card["capabilities"]) and (paired or a.subject is not Pairs)
+            and not NAMED & set(a.params.model_fields)}
 
 
 def first_views(card: Mapping[str, Any], known: Sequence[str], n: int = 2) -> list[str]:

@@ -101,3 +101,12 @@ def test_titles_name_what_differs() -> None:
     a, b = {"spec": "run:x", "step": 1}, {"spec": "dir:/models/y", "step": None}
     assert views.titles_of([a, a | {"step": 2}]) == ("step 1", "step 2")
     assert views.titles_of([a, b]) == ("x (run) step 1", "y (dir)")
+
+
+def test_what_wants_a_word_of_the_users_own_is_not_offered(backend: Backend) -> None:
+    """A tuned lens, an autoencoder, a list of interventions: Compare has no field to name one."""
+    from app import views
+
+    offered = views.fitting(backend, backend.card("run:induction-demo", 1200).model_dump())
+    assert {"attention", "circuit_nodes"} <= set(offered)
+    assert not {"tuned_lens", "sae_features", "sae_agreement", "feature_card", "intervene"} & set(offered)

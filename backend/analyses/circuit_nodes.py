@@ -90,7 +90,8 @@ class Task:
     axes=[Axis("component", "head or mlp", kind="str"), Axis("layer", "layer, 0-based"),
           Axis("head", "head within the layer, 0-based; -1: the MLP")],
     values=[
-        Value("score", "what logit_diff loses without the node, mean over the pairs that chose", "logits"),
+        Value("score", "what logit_diff loses without the node, mean over the pairs that chose; by integrated "
+              "gradients an estimate, even of its sign (Attribution patching has the exact effects beside)", "logits"),
         Value("order", "when the node enters the growing circuit, from 1: the size of the circuit then", kind="int"),
         Value("in_circuit", "whether the node is in the chosen circuit", kind="bool"),
         *CURVES,
@@ -216,13 +217,15 @@ def by_size(table: pd.DataFrame, view: View) -> Any:
 @circuit_nodes.figure("The circuit")
 def drawing(table: pd.DataFrame, view: View) -> Any:
     """Layers from bottom to top; colour: score; a ring: in the chosen circuit. Edges are not measured here."""
-    nodes = [Node(name_of(r.layer, r.head), r.layer, r.head, r.score, bool(r.in_circuit), _words(r))
+    estimated = view.params.get("score") == "integrated gradients"
+    kind = "estimated score" if estimated else "score"
+    nodes = [Node(name_of(r.layer, r.head), r.layer, r.head, r.score, bool(r.in_circuit), _words(r, kind))
              for r in records(table)]  # fmt: skip
-    return diagram(nodes, value="score: what logit_diff loses (logits)",
+    return diagram(nodes, value=f"{kind}: what logit_diff loses (logits)",
                    told=f"ring: in the circuit ({int(table['in_circuit'].sum())} of {len(table)})")  # fmt: skip
 
 
-def _words(r: Any) -> str:
+def _words(r: Any, kind: str) -> str:
     place = "in the circuit" if r.in_circuit else "outside"
-    return (f"{name_of(r.layer, r.head)}: score {r.score:+.3g} logits, {place}<br>enters at {r.order}: faithfulness "
+    return (f"{name_of(r.layer, r.head)}: {kind} {r.score:+.3g} logits, {place}<br>enters at {r.order}: faithfulness "
             f"{r.faithfulness:.3g}, completeness {r.completeness:.3g}")  # fmt: skip
