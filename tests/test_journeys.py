@@ -172,7 +172,7 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     until(lambda: "/attention" in address(opened), "the page Attention")
     until(lambda: opened.locator(".psc-cells").count() == 1, "the Training page's own view of it to go")
     canvas(opened)
-    assert f"model=run%3A{run}" in address(opened)
+    until(lambda: f"model=run%3A{run}" in address(opened), "the run in the address")
     clean(opened)
     for job in jobs(house, kind="train"):
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
@@ -200,13 +200,14 @@ def click_point(opened: Any, trace: str, number: int) -> None:
     find = """([name, number]) => {
         const chart = [...document.querySelectorAll('.js-plotly-plot')].find(
             d => d.calcdata?.some(c => c[0].trace.name === name));
+        if (!chart) return null;  // between two drawings
         chart.scrollIntoView({block: 'start'});
         const place = chart.calcdata.findIndex(c => c[0].trace.name === name), trace = chart._fullData[place];
         const box = chart.querySelector('.nsewdrag').getBoundingClientRect(), at = chart.calcdata[place][number];
         const x = chart._fullLayout.xaxis, y = chart._fullLayout[trace.yaxis.replace('y', 'yaxis')];
         const svg = chart.querySelector('.main-svg').getBoundingClientRect();
         return [svg.x + x._offset + x.c2p(at.x), svg.y + y._offset + y.c2p(at.y)]; }"""
-    x, y = opened.evaluate(find, [trace, number])
+    x, y = until(lambda: opened.evaluate(find, [trace, number]), f"a chart with {trace}")
     opened.mouse.move(x, y)
     opened.wait_for_function("() => document.querySelector('.js-plotly-plot .hoverlayer')?.childElementCount > 0")
     opened.mouse.click(x, y)
