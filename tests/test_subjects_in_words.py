@@ -74,7 +74,8 @@ def test_tasks_and_sources_say_what_fits(house: Backend, toy: dict[str, Any]) ->
     said = card_of(house, "run:said", 5)
     assert [s for s, why in house.sources(said).items() if not why] == ["training", "random"]
     assert house.corpus(said).source == "training"
-    assert [n for n, t in house.tasks(said).items() if not t["reason"]] == ["synthetic_ioi", "induction"]
+    fit = [n for n, t in house.tasks(said).items() if not t["reason"]]
+    assert fit == ["synthetic_ioi", "induction", "induction_previous"]
     assert "own made-up sentences" in house.tasks(said)["ioi"]["reason"]
     made = house.subject(Pairs, said, {})
     assert house.tokenizer(said).label(made.pairs[0].clean[-1]) == "to"
