@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, theme, widgets
+from app import asking, over_checkpoints, theme
+from app.over_checkpoints import Over
 from app.subject import Bar
 from backend.contract import Weights
 from backend.figures import NULL_GREY, Line, lines
@@ -24,45 +25,11 @@ def draw(
         return
     st.markdown("##### Over checkpoints", help="The same dictionary read at every checkpoint of the run; each is "
                 "computed once and kept. Grey: a Gaussian of the checkpoint's covariance.")  # fmt: skip
-    params = {"sae": run["name"]}
-    sweep = _kept(house, bar, params)
-    missing = len(bar.checkpoints) - len(sweep)
-    if missing and widgets.pressed(st.button, f"Follow it through all {len(bar.checkpoints)} checkpoints "
-                                   f"({missing} missing)", "sweep-features", icon=":material/timeline:"):  # fmt: skip
-        house.sweep("feature_drift", bar.spec, bar.checkpoints, bar.subject, params)
-        st.rerun()
-    if missing:
-        _waiting(house, bar.spec)
+    over = Over("feature_drift", bar.spec, bar.checkpoints, bar.subject, {"sae": run["name"]}, "sweep-features")
+    sweep = over_checkpoints.kept(house, over)
     if len(sweep) > 1:
         _curves(house.sweep_table(sweep), feature, run["companion"]["step"])
     _others(house, bar, run, known, feature)
-
-
-def _kept(house: Any, bar: Bar, params: Mapping[str, Any]) -> pd.DataFrame:
-    """Return [step, key] of the checkpoints that are computed."""
-    rows = []
-    for step in bar.checkpoints:
-        card = house.card(bar.spec, step)
-        key = house.kept("feature_drift", card, bar.subject, params) if card else None
-        rows += [(step, key)] if key else []
-    return pd.DataFrame(rows, columns=["step", "key"])
-
-
-def _left(house: Any, spec: str) -> list[dict[str, Any]]:
-    asked = [j for j in house.jobs(states=["queued", "running"]) if j["kind"] == "analysis"]
-    wanted = [(j, j["payload"]["request"]) for j in asked]
-    return [j for j, request in wanted if (request["analysis"], request["spec"]) == ("feature_drift", spec)]
-
-
-@st.fragment(run_every=1.0)
-def _waiting(house: Any, spec: str) -> None:
-    """Say how many checkpoints are left; redraw the page when some were computed."""
-    left, before = _left(house, spec), st.session_state.get("features-left", 0)
-    st.session_state["features-left"] = len(left)
-    if left:
-        st.caption(f"{len(left)} checkpoints left · {asking.words(left[-1])}")
-    if len(left) < before:
-        st.rerun()
 
 
 def _curves(table: pd.DataFrame, feature: int, own: int | None) -> None:

@@ -100,10 +100,10 @@ def test_it_is_followed_through_all_checkpoints_and_paired_with_others(backend: 
     at = visit(sae="sae-25", feature="5")
     pairs = at.dataframe[1].value
     assert pairs["autoencoder"].tolist() == ["sae-10"] and pairs["MCC"][0].startswith("1.00"), "the same directions"
-    next(b for b in at.button if b.label.startswith("Follow it through all 3")).click()
+    next(b for b in at.button if b.label.startswith("Compute at all 3 checkpoints")).click()
     at = settle(at.run())
     assert "3 checkpoints; the dotted line is step 25" in said(at)
-    assert not [b for b in at.button if b.label.startswith("Follow")]
+    assert not [b for b in at.button if b.label.startswith("Compute at all")]
 
 
 def test_one_of_others_is_opened_by_its_path(backend: Backend, tmp_path: Path) -> None:
