@@ -91,7 +91,8 @@ ROOMS = [
     room("backend/jobs/worker.py",
          CONTRACT | SETTINGS | {"backend.jobs", "backend.analyses", "backend.models", "backend.runs", "backend.tables"},
          {"pydantic"}, late={"torch"}),
-    room("backend/jobs/", CONTRACT | SETTINGS | {"backend.jobs"}, {"pydantic", "dask", "distributed", "psutil"}),
+    room("backend/jobs/", CONTRACT | SETTINGS | {"backend.jobs"},
+         {"pydantic", "dask", "distributed", "psutil", "tornado"}),
     room("backend/store/", CONTRACT | SETTINGS | {"backend.store"}, ARRAYS | {"duckdb", "safetensors", "zstandard"}),
     room("benchmarks/", {"benchmarks", "backend", "backend.*", "app", "tests"}, {"*"}),
 ]
@@ -101,6 +102,7 @@ DOORS = {
     "duckdb": r"backend/store/.*|benchmarks/.*",
     "dask": r"backend/jobs/(engine|cluster|dask_\w+)\.py|benchmarks/.*",
     "distributed": r"backend/jobs/(engine|cluster|dask_\w+)\.py|benchmarks/.*",
+    "tornado": r"backend/jobs/dask_\w+\.py",
     "transformer_lens": r"backend/models/bridge\.py|benchmarks/.*",
     "huggingface_hub": r"backend/models/hub\.py",
     "tqdm": r"backend/models/hub\.py",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from backend.jobs.cluster import Cluster, _parse_gpus, gpus
+from backend.jobs.dask_client import _client_class, connect
 from backend.jobs.dask_driver import DaskDriver
 from backend.jobs.engine import Engine
 from backend.settings import ROOT, Settings
@@ -220,11 +222,26 @@ def test_a_remote_worker_without_our_code_is_said(remote: dict) -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9"])
+def test_a_connection_that_fails_leaves_nothing_behind(address: str) -> None:
+    """No thread, and no client for the garbage collector to close while the next one starts: they would wait for ever.
+
+    Nobody answers the first; the second asks for a certificate that there is none of, which is no OSError.
+    """
+    with pytest.raises((OSError, TypeError)):
+        connect(address, 0.2)
+    before = threading.active_count()
+    for _ in range(3):
+        with pytest.raises((OSError, TypeError)) as failed:
+            connect(address, 0.2)
+        frames = [frame.frame.f_locals.get("self") for frame in failed.traceback]
+        assert {c.status for c in frames if isinstance(c, _client_class())} == {"closed"}
+    assert threading.active_count() == before
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="without openssl the connection is plain")
 def test_nobody_without_the_key_can_reach_the_scheduler() -> None:
     """Dask runs any code that a client sends, so a stranger on the same machine must not become one."""
-    from distributed import Client
-
     driver = DaskDriver(Settings(workers=1, device="cpu"), warm=False)
     engine = Engine(driver, TARGET)
     until(engine.workers, "a worker is up")
@@ -232,7 +249,7 @@ def test_nobody_without_the_key_can_reach_the_scheduler() -> None:
     assert address.startswith("tls://127.0.0.1:") and driver._cluster._folder.stat().st_mode & 0o077 == 0
     for stranger in (address, address.replace("tls://", "tcp://")):
         with pytest.raises((OSError, TypeError)):
-            Client(stranger, timeout=1, set_as_default=False)
+            connect(stranger, 1)
     assert engine.wait(engine.submit("echo", "k", "Echo", {}).id, 180).state == "done"
     engine.close()
 

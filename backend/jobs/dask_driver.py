@@ -20,6 +20,7 @@ from typing import Any
 from backend.errors import Broken
 from backend.jobs import dask_worker, task
 from backend.jobs.cluster import Cluster
+from backend.jobs.dask_client import connect
 from backend.jobs.driver import Call, Listener, Worker
 from backend.jobs.state import error_record
 from backend.settings import Settings
@@ -84,13 +85,10 @@ class DaskDriver:
         return f"The scheduler at {self.settings.scheduler}" if self.settings.scheduler else "Our scheduler"
 
     def _connect(self) -> None:
-        from distributed import Client
-
         logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is told by `said`
         address = self._cluster.start() if self._cluster else self.settings.scheduler
         patience = PATIENCE_HERE if self._cluster else PATIENCE
-        self._client = Client(address, timeout=patience, set_as_default=False, name="phasescope",
-                              security=self._security())
+        self._client = connect(address, patience, self._security())
         if self._closing.is_set():  # `close` did not wait for us
             _quietly(self._client.close, timeout=1)
             return
