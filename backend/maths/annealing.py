@@ -1,10 +1,12 @@
-"""The noise levels of an iterative energy model, and what an ideal one would be. Level 0 is the sharpest, K - 1 the smoothest.
+"""The noise levels of an iterative energy model, and what an ideal one would be.
+
+Level 0 is the sharpest, K - 1 the smoothest.
 
 A solution y0 is noised to y_t = sqrt(abar_k) y0 + sigma_k eps, sigma_k = sqrt(1 - abar_k); the energy's gradient is
 trained to be eps, so the ideal one is grad E = (y_t - sqrt(abar) E[y0 | x, y_t]) / sigma. Its derivative is
 H_k = (1/sigma)(1 - (abar/sigma^2) Cov[y0 | x, y_t]), since d E[y0 | y_t] / d y_t = (sqrt(abar)/sigma^2) Cov. Hence:
-- where x decides y0 (inverse, addition) Cov = 0 and every eigenvalue is exactly 1/sigma_k: what looks like sharpening is
-  the schedule;
+- where x decides y0 (inverse, addition) Cov = 0 and every eigenvalue is exactly 1/sigma_k: what looks like sharpening
+  is the schedule;
 - tr H tells the error without labels: mean squared error = tr Cov / d = (sigma^2/abar)(1 - sigma tr H / d).
 
 No torch: all are numbers of the schedule.
