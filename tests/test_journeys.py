@@ -29,7 +29,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
     env = {
         "PHASESCOPE_CACHE": str(folder / "cache"),
         "PHASESCOPE_RUNS": str(folder / "runs"),
-        "PHASESCOPE_WORKERS": "3",
+        "PHASESCOPE_WORKERS": "2",
     }
     with browser.serve([sys.executable, "-m", "app"], folder / "log", env=env) as server:
         token = json.loads((folder / "cache" / "api.json").read_text())["token"]
@@ -68,9 +68,9 @@ def clean(page: Any) -> None:
 def canvas(page: Any) -> Any:
     """The canvas of all heads, once it is drawn and the page is at rest."""
     found = page.locator(".psc-cells")
-    found.wait_for(timeout=120_000)
+    found.first.wait_for(timeout=120_000)
     browser.wait_ready(page, 60)
-    found.wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.psc-cells').length === 1")  # the page before may have one
     return found
 
 
@@ -87,18 +87,19 @@ def rest(page: Any, url: str, **more: Any) -> Any:
     return opened
 
 
-@pytest.mark.parametrize("width", [1440, 800])
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_opens_clean(house: Any, page: Any, name: str, width: int) -> None:
-    opened = page(f"{house.url}/{name}", width=width)
+def test_every_page_opens_clean(house: Any, page: Any, name: str) -> None:
+    """Opened once, looked at in both widths."""
+    opened = page(f"{house.url}/{name}")
     opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=120_000)
     if name == "attention":
         canvas(opened)
     if name in ("logit_lens", "head_scores", "training"):
         opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
-    browser.wait_ready(opened)
-    browser.screenshot(opened, f"{name or 'home'}-{width}", full=True)
-    clean(opened)
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"{name or 'home'}-{width}", full=True)
+        clean(opened)
 
 
 def test_open_the_shipped_run_scrub_and_look(house: Any, page: Any) -> None:
@@ -161,6 +162,7 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     until(lambda: (loss() or [0])[0] > first, "the chart to move", 90)
     other = page(address(opened))  # a second tab shows the same run
     until(lambda: other.get_by_text("running").count(), "the second tab")
+    other.close()
     opened.get_by_role("button", name="Stop").click()
     until(lambda: house.api.get(f"/runs/{run}").json()["state"] == "stopped", "the run to stop")
     stopped = house.api.get(f"/runs/{run}").json()
@@ -170,7 +172,6 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     assert len(steps) == len(set(steps)), "a step was logged twice"
     opened.get_by_role("link", name=re.compile("Attention at step")).click()
     until(lambda: "/attention" in address(opened), "the page Attention")
-    until(lambda: opened.locator(".psc-cells").count() == 1, "the Training page's own view of it to go")
     canvas(opened)
     until(lambda: f"model=run%3A{run}" in address(opened), "the run in the address")
     clean(opened)
@@ -363,11 +364,11 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
     started = [
         house.api.post("/runs", json={"recipe": "induction", "params": {"steps": 5000, "seed": s}}).json()["job"]
         for s in (7, 8)
-    ]
-    until(lambda: len(jobs(house, kind="train", state="running")) == 2, "all workers that may train to be busy", 90)
+    ]  # one of the two workers may train: the second run waits
+    until(lambda: jobs(house, kind="train", state="running"), "the worker that may train to be busy", 90)
     opened = page(f"{house.url}/attention?model={EXAMPLE}&step=200")
     quick = []
-    for _ in range(5):
+    for _ in range(3):
         start = time.monotonic()
         opened.get_by_role("link", name="Glossary", exact=True).click()
         opened.get_by_role("heading", name="Glossary").wait_for()
@@ -376,4 +377,4 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
         opened.get_by_role("heading", name="Phasescope").wait_for()
     for job in started:
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
-    assert sorted(quick)[2] < 3.0, quick  # the benchmark measures milliseconds; here: it does not wait for the workers
+    assert sorted(quick)[1] < 3.0, quick  # the benchmark measures milliseconds; here: it does not wait for the workers
