@@ -369,6 +369,10 @@ class Model(Protocol):
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
         ...
 
+    def unembedding(self) -> Any:
+        """W_U [d_model, d_vocab_out] of any model whose stream can be read, with what its logits are multiplied by."""
+        ...
+
     def companion(
         self, run: str, step: int | None = None, own: bool = True
     ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -43,11 +43,14 @@ def pairs(model: Any, n: int = 6) -> Pairs:
 def test_what_changes_nothing_and_what_changes_all(models: dict[str, Any], kind: str) -> None:
     model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     plain, other = model.logits(tokens), torch.tensor([[2, 7, 1, 8, 2], [8, 1, 8, 2, 8]])
-    same = "scale L0.attn_out 1; add L1.resid_pre 0 token 3" if kind in ("gpt2", "native") else "scale L0.attn_out 1"
+    same = "scale L0.attn_out 1; add L1.resid_pre 0 token 3"
     assert torch.equal(run(model, tokens, ""), plain)
     assert torch.allclose(run(model, tokens, same), plain, atol=1e-5)
     assert torch.allclose(run(model, tokens, "patch L0.resid_pre", other), model.logits(other), atol=1e-5)
     assert not torch.allclose(run(model, tokens, "zero L1H0"), plain, atol=1e-4)
+    column = (model.bare.head if kind == "native" else model.bare.get_output_embeddings()).weight[3]
+    steered = model.run_with(tokens, {("resid_pre", 1): lambda x: x + 4 * column.detach() / column.norm()})
+    assert torch.equal(run(model, tokens, "add L1.resid_pre 4 token 3"), steered) and not torch.equal(steered, plain)
     heads = "; ".join(f"zero L0H{h}" for h in range(model.card.n_heads))
     bias = model.capture(tokens, ["attn_out"], [0])["attn_out", 0] - _written_by_heads(model, tokens)
     whole = model.run_with(tokens, {("attn_out", 0): lambda x: bias})

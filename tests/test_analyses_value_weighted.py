@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from backend.analyses import registry
-from backend.analyses._output import output_maps
+from backend.analyses._output import mlp_map, output_maps
 from backend.contract import Prompt, View
 from backend.errors import Unfit
 from tests.tiny_models import opened, quiet
@@ -70,6 +70,8 @@ def test_maps_read_off_equal_the_weights(kind, models):
         raise Unfit("The model's weights", "not known by name", "")
 
     hidden = SimpleNamespace(card=model.card, run_with=model.run_with, weights=unnamed)
+    for layer, W_out in enumerate(model.weights()["W_out"]):
+        torch.testing.assert_close(mlp_map(hidden, layer), W_out, rtol=0, atol=1e-12)
     for (W, b), (named, c), own in zip(output_maps(hidden), output_maps(model), model.weights()["W_O"], strict=True):
         torch.testing.assert_close(W, own, rtol=0, atol=1e-12)
         assert torch.equal(named, own) and torch.equal(b, c) and b.abs().max() > (0 if kind == "native" else -1)

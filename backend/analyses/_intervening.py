@@ -67,7 +67,7 @@ def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> A
 def _direction(model: Model, one: Intervention) -> Any:
     """Return the unit vector that `add` follows: W_U's column of a token, or the decoder row of an SAE's feature."""
     if one.token is not None:
-        columns = model.weights()["W_U"]
+        columns = model.unembedding()
         if one.token >= columns.shape[1]:
             raise BadInput(f"Intervention {one}", f"there are {columns.shape[1]} tokens", "Correct the token")
         vector = columns[:, one.token]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backend.analyses._output import mlp_map, output_maps
 from backend.contract import Model
 from backend.errors import BadInput, Unfit
 
@@ -78,16 +79,18 @@ def activity(features: Any, by_row: Any) -> dict[str, Any]:
 def written(model: Model, made: dict[str, Any], directions: Any) -> tuple[Any, Any] | None:
     """Return (what directions [unit, d_in] of the point write into the stream [unit, d_model], W_U).
 
-    mlp_post is read through W_out, z through W_O. None where the weights are not known by name.
+    mlp_post is read through W_out, z through W_O. None where a norm stands behind those, or the stream is not read.
     """
     try:
-        weights = model.weights()
         if made["point"] == "mlp_post":
-            directions = directions @ weights["W_out"][made["layer"]].to(directions)
+            directions = directions @ mlp_map(model, made["layer"]).to(directions)
         elif made["point"] == "z":
-            directions = directions @ weights["W_O"][made["layer"]].flatten(0, 1).to(directions)
-        return directions, weights["W_U"]
-    except (Unfit, KeyError):
+            if "linear_attn_out" not in model.card.capabilities:
+                return None
+            W_O = list(output_maps(model))[made["layer"]][0]  # noqa: N806 - the glossary's name
+            directions = directions @ W_O.flatten(0, 1).to(directions)
+        return directions, model.unembedding()
+    except Unfit:
         return None
 
 

@@ -47,7 +47,7 @@ class FeatureCardParams(Params):
 
 
 @analysis(
-    version=1, group="Neurons & features",
+    version=2, group="Neurons & features",
     title="Card of a feature", asks="Where is a feature active, what does it write, and which others are near?",
     subject=Corpus, params=FeatureCardParams,
     axes=[Axis("kind", "top; q90, q50: closest to this quantile; random; raises; lowers; near", kind="str"),
@@ -122,7 +122,7 @@ def contexts(table: pd.DataFrame, view: View) -> Any:
 def logits(table: pd.DataFrame, view: View) -> Any:
     """Tokens that its direction raises and lowers most; grey: a random direction's at the same place."""
     if not table["kind"].isin(["raises", "lowers"]).any():
-        return bars(["unknown"], [0.0], x_title="token (the weights of this model are not known by name)",
+        return bars(["unknown"], [0.0], x_title="token (a norm stands behind what the feature writes through)",
                     y_title="logit")  # fmt: skip
     high, low = table[table["kind"] == "raises"], table[table["kind"] == "lowers"].iloc[::-1]
     shown = pd.concat([high, low])

@@ -43,7 +43,7 @@ class SaeFeaturesParams(Params):
 
 
 @analysis(
-    version=1, group="Neurons & features",
+    version=2, group="Neurons & features",
     title="Features of an SAE", asks="What does each feature of a sparse autoencoder stand for?",
     subject=Corpus, params=SaeFeaturesParams,
     axes=[Axis("feature", "feature of the autoencoder")],
