@@ -54,12 +54,12 @@ def token_picker(house: Any, bar: Bar, name: str, label: str, placeholder: str, 
 def _choose(words: Any, key: str, name: str, d_vocab: int) -> None:
     text = st.session_state[key]
     try:
-        url.put(**{name: _token(words, text, d_vocab) if text else None})
+        url.put(**{name: token_of(words, text, d_vocab) if text else None})
     except PhasescopeError as error:
         st.session_state[f"{name}-problem"] = error.record()
 
 
-def _token(words: Any, text: str, d_vocab: int) -> int:
+def token_of(words: Any, text: str, d_vocab: int) -> int:
     """Return the id of one token, written as #id, as an id where there is no tokenizer, or as its text."""
     number = text.strip().removeprefix("#")
     if number.isdecimal() and (text.strip().startswith("#") or words.kind == "ids"):
