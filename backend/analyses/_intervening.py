@@ -16,8 +16,8 @@ class InterventionParams(Params):
     """The list of interventions, one line each (`backend/maths/interventions.py`)."""
 
     edits: str = Field("", max_length=4000, description="interventions, `;` between them: zero L1H2; scale L0.attn_out "
-                       "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; resample L1H0 seed 1; patch L1H2 "
-                       "(pairs)")  # fmt: skip
+                       "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; resample L1H0 seed 1; "
+                       "patch L1H2 (pairs)")  # fmt: skip
 
     @field_validator("edits")
     @classmethod

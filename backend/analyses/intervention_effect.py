@@ -7,8 +7,8 @@ values). The control is the same list at other heads or neurons of the same laye
 it is where there is neither head nor neuron: then there is no control); NULL where there is none.
 
 Exact for each pair. `patch` takes its values from the corrupted prompt, `resample` from another pair's clean prompt of
-the same length (a random cycle of its seed; the corrupted partner where there is no other). Over the checkpoints of a run: --step all.
-Cost: 2 + controls forwards per length of prompt.
+the same length (a random cycle of its seed; the corrupted partner where there is no other).
+Over the checkpoints of a run: --step all. Cost: 2 + controls forwards per length of prompt.
 Source: Wang et al. (2022), Interpretability in the Wild, section 3 (knock-outs); Efron (1979) for the bootstrap.
 """
 
