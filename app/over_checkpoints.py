@@ -78,8 +78,7 @@ def _waiting(house: Any, keys: list[str]) -> list[dict[str, Any]]:
 
 
 def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
-    expected = house.seconds_expected(over.analysis)
-    words = f"About {theme.seconds(expected * missing)} of one worker" if expected else None
+    words = _price(house, over, missing)
     label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing)"
     if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help=words):
         try:
@@ -90,6 +89,16 @@ def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
         st.rerun()
     if waits:
         _progress(house, over)
+
+
+def _price(house: Any, over: Over, missing: int) -> str | None:
+    """Say what the rest takes: one checkpoint as estimated, times how many."""
+    card = next((c for c in (house.card(over.spec, step) for step in reversed(over.steps)) if c), None)
+    try:
+        each = house.estimate(over.analysis, card, over.subject, over.params)["seconds"] if card else None
+    except PhasescopeError:  # said where it is asked
+        each = None
+    return f"About {theme.seconds(each * missing)} of one worker" if each else None
 
 
 @st.fragment(run_every=1.0)

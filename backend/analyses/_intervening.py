@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,8 @@ class InterventionParams(Params):
     edits: str = Field("", max_length=4000, description="interventions, `;` between them: zero L1H2; scale L0.attn_out "
                        "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; resample L1H0 seed 1; "
                        "patch L1H2 (pairs)")  # fmt: skip
+
+    named: ClassVar = {"edits": ""}
 
     @field_validator("edits")
     @classmethod
