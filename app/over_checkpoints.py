@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +37,21 @@ def kept(house: Any, over: Over) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "key"])
 
 
-def section(house: Any, one: Analysis, over: Over, step: int | None) -> None:
-    """Draw the part of a page that shows an analysis through training: a value to choose, a curve per part."""
+def section(
+    house: Any, one: Analysis, over: Over, step: int | None, keep: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+) -> None:
+    """Draw the part of a page that shows an analysis through training: a value to choose, a curve per part.
+
+    `keep` takes the rows of a table that are drawn: one for each part of `one.axes`.
+    """
     values = [v for v in one.values if v.kind in ("int", "float", "bool")]
     if len(over.steps) < 2 or not values:
         return
     st.markdown("##### Through training", help="The same question at every checkpoint; each is computed once and kept.")
     found = kept(house, over)
     if len(found) > 1:
-        _picture(house.sweep_table(found), one, values, over, step)
+        table = house.sweep_table(found)
+        _picture(keep(table) if keep else table, one, values, over, step)
     if len(found) < len(over.steps):
         st.caption(f"{len(found)} of {len(over.steps)} checkpoints are computed; curves join those that are")
 
