@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,10 @@ class Params(BaseModel):
     """Frozen knobs of one analysis or recipe; every field has a range, a default and a sentence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: {field: kind} of what a user must name before there is an answer: a run of that kind (tuned_lens, sae) that was
+    #: trained for the model, or "" for a text of the user's own
+    named: ClassVar[Mapping[str, str]] = {}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """Return (run, step) of what was trained for the model and is named here (a tuned lens, an SAE).

@@ -14,6 +14,7 @@ from backend.analyses.intervene import intervene
 from backend.analyses.intervention_effect import elsewhere, intervention_effect, logit_diffs
 from backend.contract import Pair, Pairs, Prompt, parse_spec
 from backend.errors import BadInput
+from backend.maths.interventions import cycle
 from backend.models import prompts
 from tests import tiny_models
 from tests.wired import config, wired_induction, wired_run
@@ -55,6 +56,36 @@ def test_what_changes_nothing_and_what_changes_all(models: dict[str, Any], kind:
     bias = model.capture(tokens, ["attn_out"], [0])["attn_out", 0] - _written_by_heads(model, tokens)
     whole = model.run_with(tokens, {("attn_out", 0): lambda x: bias})
     assert torch.allclose(run(model, tokens, heads), whole, atol=1e-4), "all heads at 0 leave the output bias"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resampling_exchanges_rows_and_a_difference_of_prompts_leads_from_one_to_the_other(
+    models: dict[str, Any], kind: str
+) -> None:
+    model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [2, 7, 1, 8, 2]])
+    plain, last = model.logits(tokens), model.card.n_layers - 1
+    other = run(model, tokens, "resample L0.resid_pre seed 1")
+    assert torch.allclose(other, plain[cycle(3, 1)], atol=1e-5), "everything of another row is that row"
+    assert torch.allclose(run(model, tokens[:1], "resample L0.resid_pre", tokens[1:2]), plain[1:2], atol=1e-5)
+    alone = run(model, tokens[:1], f"resample L{last}.resid_post seed 2")
+    assert torch.allclose(alone, plain[:1, cycle(5, 2)], atol=1e-5), "a single row exchanges its positions"
+    ends = model.capture(tokens[:2], ["resid_post"], [last])["resid_post", last]
+    length = float((ends[0, -2] - ends[1, -2]).norm())
+    steer = f"add L{last}.resid_post {length!r} prompt 3,1,4,1,5 minus 9,2,6,5,3 read -2 at 3"
+    told = run(model, tokens[1:2], steer)
+    assert torch.allclose(told[0, 3], plain[0, 3], atol=1e-6), "added in full it is the other prompt"
+    assert torch.allclose(told[0, [0, 1, 2, 4]], plain[1, [0, 1, 2, 4]], atol=1e-9)
+
+
+def test_a_token_less_another_raises_their_difference_by_its_length(wired: Any) -> None:
+    """Without a final norm W_U reads it linearly: the difference moves by amount x |difference of the columns|."""
+    tokens, last = torch.tensor([[3, 1, 4]]), wired.card.n_layers - 1
+    before, after = (run(wired, tokens, e)[0, -1].double() for e in ("", f"add L{last}.resid_post 2 token 5 minus 7"))
+    columns = wired.weights()["W_U"].double()
+    moved = (after - before)[5] - (after - before)[7]
+    assert float(moved) == pytest.approx(2 * float((columns[:, 5] - columns[:, 7]).norm()), rel=1e-5)
+    with pytest.raises(BadInput, match="the same there"):
+        run(wired, tokens, "add L0.resid_pre 2 token 5 minus 5")
 
 
 def _written_by_heads(model: Any, tokens: Any) -> Any:

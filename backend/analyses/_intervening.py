@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -16,7 +16,10 @@ class InterventionParams(Params):
     """The list of interventions, one line each (`backend/maths/interventions.py`)."""
 
     edits: str = Field("", max_length=4000, description="interventions, `;` between them: zero L1H2; scale L0.attn_out "
-                       "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; patch L1H2 (pairs)")  # fmt: skip
+                       "0.5; set L0N17 4; add L1.resid_pre 3 token 5 at -1; mean L1H0; resample L1H0 seed 1; "
+                       "patch L1H2 (pairs)")  # fmt: skip
+
+    named: ClassVar = {"edits": ""}
 
     @field_validator("edits")
     @classmethod
@@ -52,7 +55,7 @@ def _in_turn(steps: list[Any]) -> Any:
 def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> Any:
     if one.op == "patch" and corrupted is None:
         raise BadInput(f"Intervention {one}", "there is no corrupted prompt to patch from", "Ask it of pairs")
-    other = model.capture(corrupted, [one.point], [one.layer])[one.point, one.layer] if one.op == "patch" else None
+    other = {"patch": _held, "resample": _resampled}.get(one.op, lambda *_: None)(model, one, tokens, corrupted)
     step = language.change(one, other, _direction(model, one) if one.op == "add" else None)
 
     def told(tensor: Any) -> Any:
@@ -64,16 +67,53 @@ def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> A
     return told
 
 
+def _held(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> Any:
+    """Return what the point holds on the corrupted prompts."""
+    return model.capture(corrupted, [one.point], [one.layer])[one.point, one.layer]
+
+
+def _resampled(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> Any:
+    """Return what the point holds on the other rows; a single row takes its corrupted partner, or other positions."""
+    if len(tokens) == 1 and corrupted is not None:
+        return _held(model, one, tokens, corrupted)
+    there = model.capture(tokens, [one.point], [one.layer])[one.point, one.layer]
+    if len(tokens) > 1:
+        return there[language.cycle(len(tokens), one.seed)]
+    return there[:, language.cycle(there.shape[1], one.seed)]
+
+
 def _direction(model: Model, one: Intervention) -> Any:
-    """Return the unit vector that `add` follows: W_U's column of a token, or the decoder row of an SAE's feature."""
+    """Return the unit vector that `add` follows. Raises BadInput where there is none."""
+    vector = _between_prompts(model, one) if one.prompt else _row(model, one)
+    length = vector.norm()
+    if not float(length) > 0:
+        raise BadInput(f"Intervention {one}", "its direction is 0: the two are the same there", "Name two that differ")
+    return vector / length
+
+
+def _between_prompts(model: Model, one: Intervention) -> Any:
+    import torch
+
+    first, second = (
+        model.capture(torch.tensor([ids], device=model.card.device), [one.point], [one.layer])[one.point, one.layer][0]
+        for ids in (one.prompt, one.other)
+    )
+    shorter = min(len(first), len(second))
+    if not -shorter <= one.read < shorter:
+        raise BadInput(f"Intervention {one}", f"a prompt has {shorter} tokens", "Correct the position that is read")
+    return first[one.read] - second[one.read]
+
+
+def _row(model: Model, one: Intervention) -> Any:
+    """Return W_U's column of a token, less another's, or the decoder row of an SAE's feature."""
     if one.token is not None:
         columns = model.unembedding()
-        if one.token >= columns.shape[1]:
+        if max(one.token, one.minus or 0) >= columns.shape[1]:
             raise BadInput(f"Intervention {one}", f"there are {columns.shape[1]} tokens", "Correct the token")
-        vector = columns[:, one.token]
+        vector = columns[:, one.token] - (columns[:, one.minus] if one.minus is not None else 0)
     else:
         rows = model.companion(one.sae, own=False)[1]["W_dec"]  # a direction means something elsewhere in its run
         if one.feature is None or one.feature >= len(rows):
             raise BadInput(f"Intervention {one}", f"{one.sae} has {len(rows)} features", "Correct the feature")
         vector = rows[one.feature]
-    return vector / vector.norm()
+    return vector

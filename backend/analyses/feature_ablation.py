@@ -18,7 +18,7 @@ section 3.1 (the error stays).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,8 @@ class FeatureAblationParams(Params):
     kind: Literal["zero", "mean"] = Field("zero", description="what stays of the activation")
     draws: int = Field(8, ge=1, le=200, description="random choices of other features, and of directions")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the controls and of the bootstrap")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""

@@ -15,7 +15,7 @@ Source: Bricken et al. (2023), Towards Monosemanticity (feature cards); Lin (202
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,8 @@ class FeatureCardParams(Params):
     context: int = Field(8, ge=0, le=64, description="tokens shown on either side")
     listed: int = Field(8, ge=1, le=50, description="tokens raised and lowered, and features near")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random examples and directions")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""

@@ -15,7 +15,7 @@ Source: Xu et al. (2024), Tracking the Feature Dynamics in LLM Training; Gao et 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,8 @@ class FeatureDriftParams(Params):
     sae: str = Field("", max_length=1000, description="run of the autoencoder, trained for any checkpoint of this run")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""

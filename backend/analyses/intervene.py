@@ -5,8 +5,8 @@ The prompt is run as it is and with a list of interventions: the `top_k` most pr
 interventions acting at every step of it (positions counted from the end move with the end). kl = KL(before || after) in
 nats at the last position is the size of the change.
 
-Exact. Truth: without interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by
-forwards.
+Exact. `mean` and `resample` take the prompt's own positions: there is no other row. Truth: without
+interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by forwards.
 Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Activation addition.
 """
 

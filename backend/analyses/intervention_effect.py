@@ -6,8 +6,9 @@ bootstrap over pairs (1,000 draws); effect_size = mean effect / standard deviati
 values). The control is the same list at other heads or neurons of the same layers, drawn `controls` times (the point as
 it is where there is neither head nor neuron: then there is no control); NULL where there is none.
 
-Exact for each pair. `patch` takes its values from the corrupted prompt. Over the checkpoints of a run: --step all.
-Cost: 2 + controls forwards per length of prompt.
+Exact for each pair. `patch` takes its values from the corrupted prompt, `resample` from another pair's clean prompt of
+the same length (a random cycle of its seed; the corrupted partner where there is no other).
+Over the checkpoints of a run: --step all. Cost: 2 + controls forwards per length of prompt.
 Source: Wang et al. (2022), Interpretability in the Wild, section 3 (knock-outs); Efron (1979) for the bootstrap.
 """
 
@@ -134,4 +135,4 @@ def before_and_after(table: pd.DataFrame, view: View) -> Any:
         names, values = [*names, "control: elsewhere"], [*values, mean["before"] + mean["control"]]
         errors, colours = [*errors, 0.0], [*colours, NULL_GREY]
     return bars(names, values, errors=np.nan_to_num(errors), colours=colours, x_title="clean prompts",
-                y_title="logit_diff (answer − distractor; error: 95 %)")  # fmt: skip
+                y_title="logit_diff (error: 95 %)")  # fmt: skip

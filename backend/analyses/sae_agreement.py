@@ -17,7 +17,7 @@ Source: Paulo and Belrose (2025), Sparse Autoencoders Trained on the Same Data L
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ class SaeAgreementParams(Params):
     step_b: int = Field(-1, ge=-1, le=2**31 - 1, description="the second one's checkpoint")
     n_null: int = Field(3, ge=1, le=50, description="random dictionaries of the null")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
+
+    named: ClassVar = {"a": "sae", "b": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """Both."""

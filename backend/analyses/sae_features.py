@@ -14,7 +14,7 @@ Source: Bricken et al. (2023), Towards Monosemanticity (feature cards); Lin (202
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,8 @@ class SaeFeaturesParams(Params):
     sae: str = Field("", max_length=1000, description="run of the autoencoder (recipe sae), or a SAELens folder")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     examples: int = Field(5, ge=1, le=20, description="largest activations whose tokens are kept")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -44,6 +44,8 @@ class TunedLensReadParams(Params):
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
     top_k: int = Field(5, ge=1, le=50, description="most likely tokens kept per layer and position")
+
+    named: ClassVar = {"lens": "tuned_lens"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The lens."""

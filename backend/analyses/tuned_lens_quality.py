@@ -15,7 +15,7 @@ Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers wi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ class TunedLensQualityParams(Params):
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
+
+    named: ClassVar = {"lens": "tuned_lens"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The lens."""

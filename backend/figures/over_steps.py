@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from backend.figures.lines import Line, lines
+from backend.figures.lines import Line, lines, stacked_lines
+from backend.figures.style import CATEGORIES, NULL_GREY
 
 SHOWN = 8  # curves that are told apart by colour
 PARTS = 500  # parts that are offered to choose from
@@ -47,6 +48,29 @@ def over_steps(
     named = table.assign(part=part_names(table, axes)).sort_values("step")
     curves = [_curve(part, named[named["part"] == part], value) for part in chosen]
     figure = lines(curves, x_title="step", y_title=f"{value} ({unit})" if unit else value)
+    if step is not None:
+        figure.add_vline(step, line={"dash": "dot", "width": 1})
+    return figure
+
+
+def effect_over_steps(table: pd.DataFrame, step: int | None = None) -> Any:
+    """Draw an effect over steps: `before` and `after`; the effect with its 95 % band beside its control; its size.
+
+    `table` has a row per step: step, before, after, effect, effect_low, effect_high, effect_size, control (NaN where
+    there is none).
+    """
+    rows = table.sort_values("step")
+    at = rows["step"]
+    effect = [Line("effect", at, rows["effect"], rows["effect_low"], rows["effect_high"], CATEGORIES[1])]
+    if rows["control"].notna().any():
+        effect = [Line("control", at, rows["control"], colour=NULL_GREY), *effect]
+    ends = [Line(name, at, rows[name], colour=CATEGORIES[i]) for i, name in enumerate(("before", "after"))]
+    size = [Line("effect size", at, rows["effect_size"], colour=CATEGORIES[1])]
+    zero = {"zeroline": True}
+    panels = [(ends, "logit_diff", zero), (effect, "effect (logits)", zero), (size, "effect size", zero)]
+    words = "blue: before · orange: after, its effect (band: 95 %)"
+    words += " · grey: control" if len(effect) > 1 else ""
+    figure = stacked_lines(panels, x_title="step", title=words)
     if step is not None:
         figure.add_vline(step, line={"dash": "dot", "width": 1})
     return figure
