@@ -6,7 +6,7 @@ import torch
 
 from backend.analyses import _causal
 from backend.analyses import attribution_patching as room
-from backend.analyses._circuits import some_and_others
+from backend.analyses._checking import some_and_others
 from backend.analyses.attribution_patching import attribution_patching
 from backend.contract import Pair, Pairs, View
 from tests import models_support
@@ -135,14 +135,9 @@ def test_palindrome_classifier_repeats_the_reference():
     assert alone["approx"].round(2).tolist() == [10.90, 0.39, 10.34, 0.83]  # each head alone: nearer, K runs per head
 
 
-@pytest.mark.parametrize("choose", [
-    lambda score, seed: room._chosen(score, room.AttributionPatchingParams(
-        exact_top=3, exact_others=4, seed=seed))[0],
-    lambda score, seed: some_and_others(score, 3, 4, seed)[0],
-])  # fmt: skip
-def test_the_others_that_are_patched_exactly_are_any(choose):
+def test_the_others_that_are_patched_exactly_are_any():
     """Over seeds every component is met, not the next largest alone; the top ones always are."""
     score = np.linspace(1, 0, 30)
-    drawn = [choose(score, seed) for seed in range(40)]
+    drawn = [some_and_others(score, 3, 4, seed)[0] for seed in range(40)]
     assert all({0, 1, 2} <= set(d) and len(set(d)) == 7 for d in drawn)
     assert set().union(*drawn) == set(range(30))

@@ -44,7 +44,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
 #: what is run depends on the numbers found: no less is declared than what is counted, and not far more
 AT_MOST: dict[str, list[dict[str, Any]]] = {
     "attribution_patching": [{"exact_top": 2, "exact_others": 1}],
-    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2}],
+    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2},
+                      {"search": "greedy exact", "threshold": 0.001, "steps": 1, "exact_top": 1, "random": 1}],
 }
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
 CORPUS = Corpus(source="random", rows=7, length=30)
