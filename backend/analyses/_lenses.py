@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.contract import Model
+from backend.contract import Corpus, Model
 from backend.errors import BadInput, Broken, Unfit
 
 LOGIT_BYTES = 128 * 2**20  # what one block of logits may hold
@@ -79,11 +79,12 @@ def lens_named(run: str, step: int | None) -> tuple[tuple[str, int | None], ...]
     return ((run, -1 if step is None else step),) if run else ()
 
 
-def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
+def translators(model: Model, run: str, step: int | None, measured_on: Corpus | None = None) -> tuple[Any, Any]:
     """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
 
     Without `step` those of the lens' last step, so that the same question keeps its answer; an unfinished lens is
     refused then. Layer l's translator reads the stream that enters it, the last stream needs none.
+    A corpus that it is `measured_on` must not be the rows that it learnt from: same source and seed are refused.
     """
     if not run:
         raise BadInput("A tuned lens", "no run is named",
@@ -91,6 +92,11 @@ def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
     record, tensors = model.companion(run, -1 if step is None else step)
     if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
         raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")
+    learnt = record.get("params", {})
+    same = measured_on and all(learnt.get(n, "") == getattr(measured_on, n) for n in ("source", "seed", "path"))
+    if measured_on and same:
+        found = f"it learnt from the {measured_on.source} rows of seed {measured_on.seed}"
+        raise BadInput(f"The quality of {run!r} on these rows", found, "Choose another seed of the rows")
     return tensors["A"], tensors["b"]
 
 

@@ -79,8 +79,11 @@ def activity(features: Any, by_row: Any) -> dict[str, Any]:
 def written(model: Model, made: dict[str, Any], directions: Any) -> tuple[Any, Any] | None:
     """Return (what directions [unit, d_in] of the point write into the stream [unit, d_model], W_U).
 
-    mlp_post is read through W_out, z through W_O. None where a norm stands behind those, or the stream is not read.
+    mlp_post is read through W_out, z through W_O. None for mlp_pre, from which no map leads, where a norm stands behind
+    those, or where the stream is not read.
     """
+    if made["point"] == "mlp_pre":
+        return None
     try:
         if made["point"] == "mlp_post":
             directions = directions @ mlp_map(model, made["layer"]).to(directions)

@@ -77,7 +77,7 @@ def keys_of(kinds: dict[str, list[int]], tokens: Any) -> dict[str, Any]:
     def one_of(kind: str) -> Any:
         return torch.isin(tokens, torch.tensor(kinds[kind], device=tokens.device))
 
-    found = {kind: one_of(kind) for kind in ("delimiter", "bracket") if kind in kinds}
+    found: dict[str, Any] = {kind: one_of(kind) for kind in ("delimiter", "bracket") if kind in kinds}
     if "newline" in kinds:
         found["line-start"] = torch.nn.functional.pad(one_of("newline")[:, :-1], (1, 0))
     return found

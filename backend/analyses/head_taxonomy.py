@@ -240,7 +240,7 @@ def earned(table: pd.DataFrame, view: View) -> Any:
     mine = table[table["earned"]] if table["earned"].any() else table[table["label"] != "uniform"]
     best = mine.nlargest(MOST_BARS, "score")
     which = [f"{n} {label}" for n, label in zip(names(best["layer"], best["head"]), best["label"], strict=True)]
-    colours = [CATEGORIES[LABELS.index(label) % len(CATEGORIES)] for label in best["label"]]
+    colours = [CATEGORIES[LABELS.index(label) % 7] for label in best["label"]]
     said = "earned labels" if table["earned"].any() else "no label was earned; the highest scores"
     return bars(which, best["score"], errors=best["se"], null=best["null"], colours=colours,
                 hover=[_words(r) for r in best.itertuples()], x_title=said,

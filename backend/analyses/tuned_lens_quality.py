@@ -6,9 +6,9 @@ row by row. `_se` are standard errors over rows. The null, `constant_kl`, is KL(
 same rows): what the best single answer reaches that never looks at the stream. A tuned lens that is no better reads
 nothing there, however far it lies below the logit lens.
 
-Exact given rows and translators; the last layer has no translator and is the model. The lens learnt from rows with
-another seed than any Corpus has by default; of a text, windows may still overlap with those it saw. Rows of a periodic
-or repetitive source are alike, which makes standard errors too small.
+Exact given rows and translators; the last layer has no translator and is the model. Rows of the source and seed that
+the lens learnt from are refused; of a text, windows may still overlap with those it saw. Rows of a periodic or
+repetitive source are alike, which makes standard errors too small.
 Cost: one forward per batch of rows, two unembeddings per layer.
 Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers with the Tuned Lens, section 3.2.
 """
@@ -56,7 +56,7 @@ def _with_error(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, group="Lenses", title="Tuned lens quality",
+    version=2, group="Lenses", title="Tuned lens quality",
     asks="How much better than the logit lens does a tuned lens read each layer?",
     subject=Corpus, params=TunedLensQualityParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding")],
@@ -74,7 +74,7 @@ def tuned_lens_quality(
     """Return one row per layer."""
     import torch
 
-    lens = translators(model, params.lens, params.lens_step)
+    lens = translators(model, params.lens, params.lens_step, subject.corpus)
     tokens = torch.as_tensor(subject.tokens, device=model.card.device)
     size = max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out * tokens.shape[1]))
     found: list[np.ndarray] = []  # per batch [row, layer, 3]

@@ -234,7 +234,8 @@ class LoadedModel:
 
     def _fits(self, made: dict[str, Any], run: str) -> None:
         card = self.card
-        wide = {"mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}.get(made["point"], card.d_model)
+        widths = {"mlp_pre": card.d_mlp, "mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}
+        wide = widths.get(made["point"], card.d_model)
         if made["layer"] >= card.n_layers:
             found = f"it reads layer {made['layer']}, the model has layers 0 to {card.n_layers - 1}"
         elif made["d_in"] != wide:
