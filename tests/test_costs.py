@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,28 +70,33 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def counted(model: Any) -> Iterator[Counter[Calls]]:
-    """Count the forwards of a model by hooks on its modules: those with a graph and those that begin late apart."""
+    """Count the forwards of a model by hooks on its modules: those with a graph, those that begin late and those whose
+    logits are the last position's alone apart."""
     found: Counter[Calls] = Counter()
-    heard: list[list[Any]] = []  # [tokens' shape, with a graph, attention layers computed]
+    heard: list[list[Any]] = []  # [tokens' shape, with a graph, attention layers computed, positions of the logits]
 
     def began(module: Any, args: tuple, kwargs: dict) -> None:
         tokens = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
-        heard.append([tokens.shape, torch.is_grad_enabled(), 0])
+        heard.append([tokens.shape, torch.is_grad_enabled(), 0, None])
 
     def attended(module: Any, args: tuple, kwargs: dict) -> None:
         heard[-1][2] += 1
+
+    def unembedded(module: Any, args: tuple, out: Any) -> None:
+        heard[-1][3] = heard[-1][3] or out.shape[1]  # afterwards analyses may unembed on their own
 
     masters = {id(m): m for m in (model.bare, model.view.original_model)}.values()
     layers = [block.attn for block in model.view.blocks]
     hooks = [m.register_forward_pre_hook(hear, with_kwargs=True)
              for hear, modules in ((began, masters), (attended, layers)) for m in modules]  # fmt: skip
+    hooks.append(model.view.unembed.register_forward_hook(unembedded))
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
-        for shape, graph, ran in heard:
-            found[Calls(*shape, gradients=graph, share=ran / len(layers))] += 1
+        for shape, graph, ran, seen in heard:
+            found[Calls(*shape, gradients=graph, share=ran / len(layers), last=seen == 1 < shape[1])] += 1
 
 
 def subject_for(model: Any, name: str) -> Any:
@@ -102,7 +108,7 @@ def subject_for(model: Any, name: str) -> Any:
 
 
 def declared(work: Work) -> Counter[Calls]:
-    return Counter({Calls(c.rows, c.length, c.gradients, share=c.share): c.n for c in work.calls})
+    return Counter({replace(c, n=1): c.n for c in work.calls})
 
 
 @pytest.mark.parametrize("name", ASKED)

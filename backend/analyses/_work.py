@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from backend.analyses import _causal, _units
 from backend.contract import Corpus, ModelCard, Pairs
@@ -20,11 +21,12 @@ class Plan:
 
     def __init__(self, card: ModelCard):
         self.card = card
-        self._calls: Counter[tuple[int, int, bool, float]] = Counter()
+        self._calls: Counter[Calls] = Counter()
 
-    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False, share: float = 1.0) -> None:
-        """Add n calls on tokens [rows, length] that compute a share of the layers."""
-        self._calls[rows, length, gradients, share] += n
+    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False, share: float = 1.0,
+             last: bool = False) -> None:  # fmt: skip
+        """Add n calls on tokens [rows, length] that compute a share of the layers, and all logits or the last."""
+        self._calls[Calls(rows, length, gradients, share=share, last=last)] += n
 
     def batches(self, subject: Pairs, gradients: bool = False) -> list[tuple[int, int]]:
         """Return (pairs, length) of every batch, as `_causal.batches` cuts them."""
@@ -35,9 +37,9 @@ class Plan:
         return parts(things, _causal.copies_that_fit(self, pairs, length, gradients))
 
     def sweep(self, pairs: int, length: int, things: int, gradients: bool = False, n: int = 1) -> None:
-        """Add the calls of a batch with a copy per thing, n times."""
+        """Add the calls of a batch with a copy per thing, n times; only the last position is unembedded."""
         for some in self.copies(pairs, length, things, gradients):
-            self.call(some * pairs, length, n, gradients)
+            self.call(some * pairs, length, n, gradients, last=True)
 
     def places(self, pairs: int, length: int, places: Sequence[_causal.Place], n: int = 1) -> int:
         """Add the calls of `_causal.sweep`, n times: streams once, then a copy per place of a layer from there on.
@@ -48,7 +50,7 @@ class Plan:
         self.call(pairs, length, n)
         for layer, mine in _causal.by_layer(places).items():
             for some in self.copies(pairs, length, len(mine)):
-                self.call(some * pairs, length, n, share=(layers - layer) / layers)
+                self.call(some * pairs, length, n, share=(layers - layer) / layers, last=True)
                 widest = max(widest, some)
         streams = ["resid_pre", "z"]
         return self.bytes(pairs * length, streams) + self.bytes(widest * pairs * length, streams, layers=1)
@@ -71,8 +73,7 @@ class Plan:
     def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS,
               solver_seconds: float = 0.0) -> Work:  # fmt: skip
         """Return the work gathered."""
-        calls = (Calls(rows, length, grad, n, share)
-                 for (rows, length, grad, share), n in sorted(self._calls.items()) if n)  # fmt: skip
+        calls = (replace(call, n=n) for call, n in self._calls.items() if n)
         return Work(tuple(calls), held_bytes, operations, solver_seconds, knobs)
 
 

@@ -183,13 +183,14 @@ def work(card: ModelCard, subject: Pairs, params: CircuitEdgesParams) -> Work:
     edges, points = count_edges(plan), ["z", *(["mlp_out"] if "mlp" in card.capabilities else [])]
     for n, length in plan.batches(choosing, gradients=True):
         plan.call(n, length, 4)
-        plan.call(n, length, params.steps, gradients=True)
+        plan.call(n, length, params.steps, gradients=True, last=True)
         held = max(held, 3 * plan.bytes(n * length, points))
         products += n * length * edges * params.steps
     top = min(params.exact_top, edges)
     checked = top + min(params.exact_others, edges - top)
     for n, length in plan.batches(choosing):
-        plan.call(n, length, 5)
+        plan.call(n, length, 4)
+        plan.call(n, length, last=True)
         plan.sweep(n, length, checked, n=2)
     grown = 2 * len(_sizes(edges))
     drawn = params.random * (len(_sizes(edges)[::3]) + 2)
