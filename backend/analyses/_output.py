@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backend.contract import Model
+from backend.contract import Described, Model
 from backend.errors import Unfit
 
 
@@ -29,14 +29,20 @@ def output_maps(model: Model) -> Iterator[tuple[Any, Any]]:
         yield W_O.to(wide), b_O.to(wide)
 
 
+def unit_rows(model: Described, bias_only: bool) -> tuple[int, int]:
+    """Return (rows, tokens) of the call that reads off a layer: a token per unit vector and one for the bias."""
+    width = model.card.n_heads * model.card.d_head if not bias_only else 0
+    length = min(model.card.n_ctx, 64, width + 1)
+    return -(-(width + 1) // length), length
+
+
 def _read_off(model: Model, layer: int, bias_only: bool) -> tuple[Any, Any]:
     """Return (W_O, b_O) from unit vectors in the place of z; or b_O alone."""
     import torch
 
     card, seen = model.card, []
     width = card.n_heads * card.d_head if not bias_only else 0
-    length = min(card.n_ctx, 64, width + 1)
-    copies = -(-(width + 1) // length)
+    copies, length = unit_rows(model, bias_only)
     units = torch.zeros(copies * length, width or card.n_heads * card.d_head)
     units[range(width), range(width)] = 1.0
     tokens = torch.zeros(copies, length, dtype=torch.long, device=card.device)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from backend.analyses import _causal, _units
+from backend.analyses import _asking, _causal, _units
 from backend.contract import Corpus, ModelCard, Pairs
 from backend.costs import Calls, Work
 
@@ -14,6 +14,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 FEWER_PAIRS = "Use fewer pairs or shorter prompts"
 SHORTER = "Use a shorter prompt"
 FEWER_ROWS = "Use fewer or shorter rows"
+SHORTER_ROWS = "Use fewer rows or a shorter block"
 
 
 class Plan:
@@ -27,6 +28,11 @@ class Plan:
              last: bool = False) -> None:  # fmt: skip
         """Add n calls on tokens [rows, length] that compute a share of the layers, and all logits or the last."""
         self._calls[Calls(rows, length, gradients, share=share, last=last)] += n
+
+    def call_parts(self, rows: int, step: int, length: int, n: int = 1) -> None:
+        """Add n calls for every run of at most `step` rows."""
+        for some in parts(rows, step):
+            self.call(some, length, n)
 
     def batches(self, subject: Pairs, gradients: bool = False) -> list[tuple[int, int]]:
         """Return (pairs, length) of every batch, as `_causal.batches` cuts them."""
@@ -54,6 +60,20 @@ class Plan:
                 widest = max(widest, some)
         streams = ["resid_pre", "z"]
         return self.bytes(pairs * length, streams) + self.bytes(widest * pairs * length, streams, layers=1)
+
+    def patterns(self, rows: int, length: int) -> int:
+        """Add the calls of `_asking.patterns` on tokens [rows, length]; returns the bytes that one of them captures."""
+        step = _asking.layers_that_fit(self, rows, length)
+        self.call(rows, length, len(parts(self.card.n_layers, step)))
+        return 4 * rows * min(step, self.card.n_layers) * self.card.n_heads * length**2
+
+    def rows_of_patterns(self, rows: int, length: int) -> int:
+        """Add the calls of `_asking.row_batches` with the patterns of each batch.
+
+        Returns the bytes held at once: what is captured, and eight like one layer's patterns (shuffled, products).
+        """
+        held = [self.patterns(some, length) for some in parts(rows, _asking.rows_that_fit(self, length))]
+        return held[0] + 8 * 4 * min(rows, _asking.rows_that_fit(self, length)) * self.card.n_heads * length**2
 
     def corpus(self, subject: Corpus, width: int, n: int = 1) -> None:
         """Add n calls per batch of the corpus' rows, as `_units.batches` cuts them."""

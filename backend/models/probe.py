@@ -30,7 +30,7 @@ def probe(model: LoadedModel) -> dict[str, float]:
     """
     began, found = time.perf_counter(), {}
     short, long = min(SHORT, max(1, model.card.n_ctx // 2)), min(LONG, model.card.n_ctx)
-    kinds = {"forward": _forward, "forward_last": partial(_forward, last=True),
+    kinds: dict[str, Any] = {"forward": _forward, "forward_last": partial(_forward, last=True),
              "gradients": _gradients, "gradients_last": partial(_gradients, last=True)}  # fmt: skip
     asked = kinds if "gradients" in model.card.capabilities else [k for k in kinds if k.startswith("forward")]
     warm = _call(_forward, model, 1, short)
