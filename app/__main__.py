@@ -11,7 +11,6 @@ from contextlib import closing
 from backend import client, settings
 from backend.errors import Busy, PhasescopeError
 
-
 HELP = "Settings are environment variables:\n" + "\n".join(
     f"  PHASESCOPE_{name.upper():<22} {field.description or ''} (now {field.default})"
     for name, field in settings.Settings.model_fields.items()
@@ -35,8 +34,8 @@ def check_free(chosen: settings.Settings) -> None:
 
 def main() -> int:
     """Serve until interrupted; returns the exit code. `--help` says what is set where."""
-    told = argparse.ArgumentParser(prog="python -m app", description="Serve the dashboard on this machine.", epilog=HELP,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    told = argparse.ArgumentParser(prog="python -m app", description="Serve the dashboard on this machine.",
+                                   epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     told.parse_args()
     try:
         chosen = settings.load()

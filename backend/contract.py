@@ -118,7 +118,7 @@ class Analysis:
     doc: str = ""
     group: str = "Explore"
     figures: dict[str, Figure] = field(default_factory=dict)
-    work: Callable[[ModelCard, Any, Any], Work] | None = None
+    work: Callable[..., Work] | None = None
 
     @property
     def table(self) -> str:
@@ -145,10 +145,11 @@ class Analysis:
 
         return keep
 
-    def costs(self, work: Callable[[ModelCard, Any, Any], Work]) -> Callable[[ModelCard, Any, Any], Work]:
-        """Register `work(card, subject, params) -> Work`: what computing will ask of the model, known before it runs.
+    def costs(self, work: Callable[..., Work]) -> Callable[..., Work]:
+        """Register `work(card, subject, params, *made) -> Work`: what computing will ask of the model, known before.
 
-        A corpus comes as it is asked for, its rows not yet drawn. Raises where the request cannot be served.
+        A corpus comes as it is asked for, its rows not yet drawn. `made` says of each of `params.companions()` what its
+        run.json does ("companion": kind, d_sae, ...). Raises where the request cannot be served.
         """
         self.work = work
         return work

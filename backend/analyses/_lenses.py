@@ -79,6 +79,13 @@ def lens_named(run: str, step: int | None) -> tuple[tuple[str, int | None], ...]
     return ((run, -1 if step is None else step),) if run else ()
 
 
+def check_named(run: str) -> None:
+    """Raises BadInput where no run of a tuned lens is named."""
+    if not run:
+        raise BadInput("A tuned lens", "no run is named",
+                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+
+
 def translators(model: Model, run: str, step: int | None, measured_on: Corpus | None = None) -> tuple[Any, Any]:
     """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
 
@@ -86,9 +93,7 @@ def translators(model: Model, run: str, step: int | None, measured_on: Corpus | 
     refused then. Layer l's translator reads the stream that enters it, the last stream needs none.
     A corpus that it is `measured_on` must not be the rows that it learnt from: same source and seed are refused.
     """
-    if not run:
-        raise BadInput("A tuned lens", "no run is named",
-                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+    check_named(run)
     record, tensors = model.companion(run, -1 if step is None else step)
     if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
         raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")

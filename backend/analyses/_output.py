@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from backend.analyses._work import Plan, parts
 from backend.contract import Model
 from backend.errors import Unfit
 
@@ -63,6 +64,26 @@ def forwards_to_read(width: int, n_ctx: int) -> tuple[int, int, int]:
     length = min(n_ctx, LENGTH, width + 1)
     rows = max(1, min(-(-(width + 1) // length), READ_BYTES // (4 * length * width)))
     return -(-(width + 1) // (rows * length)), rows, length
+
+
+def plan_output_maps(plan: Plan) -> None:
+    """Add the calls of `output_maps`: b_O is read off in any case, W_O where it has no name."""
+    card = plan.card
+    width = card.n_heads * card.d_head
+    _plan_reads(plan, width, 1 if "named_weights" in card.capabilities else width + 1, card.n_layers)
+
+
+def plan_mlp_map(plan: Plan, n: int = 1) -> None:
+    """Add the calls of n times `mlp_map`."""
+    if "named_weights" not in plan.card.capabilities:
+        _plan_reads(plan, plan.card.d_mlp, plan.card.d_mlp + 1, n)
+        _plan_reads(plan, plan.card.d_mlp, 1, n)
+
+
+def _plan_reads(plan: Plan, width: int, units: int, n: int) -> None:
+    _, most, length = forwards_to_read(width, plan.card.n_ctx)
+    for some in parts(units, most * length):
+        plan.call(-(-some // length), length, n, last=True)
 
 
 def _read_off(model: Model, layer: int, points: tuple[str, str], width: int, units: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from backend.analyses._causal import Edits, rows_at_once
 from backend.analyses._edges import Receiver, Sender, output_weights
 from backend.analyses._hypothesis import ANY, SAME, TOKEN, Claim, Hypothesis, as_receiver
+from backend.analyses._work import Plan, parts
 from backend.contract import Model, Pair
 
 TRIES = 50  # draws of other heads before there seem to be none
@@ -78,6 +79,46 @@ def chooser(prompts: Prompts, dice: np.random.Generator) -> Choose:
 def scrub(prompts: Prompts, hypothesis: Hypothesis, choose: Choose) -> Any:
     """Return the logits [prompt, d_vocab_out] at the last position of one draw of all that is exchanged."""
     return _Scrub(prompts, hypothesis, choose).logits()
+
+
+def planned(plan: Plan, hypothesis: Hypothesis, n: int, length: int, draws: int, known: set[tuple[str, int]]) -> None:
+    """Add the calls of `draws` scrubs of n prompts to a plan: `_Scrub` again, without the numbers.
+
+    `known` are points that `Prompts` keeps already; those that are read now are added to them.
+    """
+    step = rows_at_once(plan, length)
+
+    def plain(point: str, layer: int) -> None:
+        if (point, layer) not in known:
+            known.add((point, layer))
+            plan.call_parts(n, step, length)
+
+    def write(sender: Sender) -> None:
+        plain(*{"head": ("z", sender.layer), "mlp": ("mlp_out", sender.layer)}.get(sender.kind, ("embed", 0)))
+
+    def computed(sender: Sender) -> None:
+        node = as_receiver(sender)
+        if sender.kind == "embed" or node not in hypothesis.opened:
+            write(sender)
+        elif sender.kind == "mlp":
+            streams(node, "resid_mid", sender.layer)
+            plan.call_parts(n, step, length, draws)
+        else:
+            streams(node, "resid_pre", sender.layer)
+            for some in parts(n, max(1, step // 3)):
+                plan.call(3 * some, length, draws)
+
+    def streams(node: Receiver, point: str, layer: int) -> None:
+        plain(point, layer)
+        inputs = ["", "q", "k", "v"] if node.head >= 0 else [node.reads]
+        for claim in (c for reads in inputs for c in hypothesis.into(node, reads)):
+            if claim.sender is not None:
+                write(claim.sender)
+                computed(claim.sender)
+
+    last = plan.card.n_layers - 1
+    streams(Receiver("logits", last + 1), "resid_post", last)
+    plan.call_parts(n, step, length, draws)
 
 
 class _Scrub:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from backend.analyses._asking import layers_that_fit, patterns, prompt_tokens
-from backend.analyses._work import SHORTER, Plan, parts
+from backend.analyses._asking import patterns, prompt_tokens
+from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
 from backend.figures import grid, pixels
@@ -91,9 +91,7 @@ def _rows(layer: int, pattern: Any, after: Any, causal: bool) -> pd.DataFrame:
 def work(card: ModelCard, subject: Prompt, params: AttentionParams) -> Work:
     """A forward per group of layers whose patterns fit; the table holds every row of every head."""
     plan, length = Plan(card), len(subject.tokens)
-    step = layers_that_fit(plan, 1, length)
-    plan.call(1, length, len(parts(card.n_layers, step)))
-    captured = 4 * min(step, card.n_layers) * card.n_heads * length**2
+    captured = plan.patterns(1, length)
     return plan.total(captured + card.n_layers * card.n_heads * length * (4 * length + 250), knobs=SHORTER)
 
 

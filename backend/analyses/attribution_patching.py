@@ -185,13 +185,14 @@ def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> 
         plan.call(n, length, 2)
         held = max(held, 3 * plan.bytes(n * length, {p.point for p in places}))
         if params.method == "one step":
-            plan.call(n, length, gradients=True)
+            plan.call(n, length, gradients=True, last=True)
         else:
             plan.sweep(n, length, params.steps, gradients=True, n=walkers)
     most = _checking.checked_at_most(len(places), params.exact_top, params.exact_others)
     checked = sorted(places, key=lambda p: p.layer)[:most]
     for n, length in plan.batches(subject) if checked else []:
-        plan.call(n, length, 2)
+        plan.call(n, length)
+        plan.call(n, length, last=True)
         held = max(held, plan.places(n, length, checked) + plan.bytes(n * length, {p.point for p in checked}))
     return plan.total(held + 16 * len(places) * len(subject.pairs))
 

@@ -185,12 +185,13 @@ def work(card: ModelCard, subject: Pairs, params: CircuitEdgesParams) -> Work:
     edges, points = count_edges(plan), ["z", *(["mlp_out"] if "mlp" in card.capabilities else [])]
     for n, length in plan.batches(choosing, gradients=True):
         plan.call(n, length, 4)
-        plan.call(n, length, params.steps, gradients=True)
+        plan.call(n, length, params.steps, gradients=True, last=True)
         held = max(held, 3 * plan.bytes(n * length, points))
         products += n * length * edges * params.steps
     checked = _checking.checked_at_most(edges, params.exact_top, params.exact_others)
     for n, length in plan.batches(choosing):
-        plan.call(n, length, 5)
+        plan.call(n, length, 4)
+        plan.call(n, length, last=True)
         plan.sweep(n, length, checked, n=2)
     exact = params.search == "greedy exact"
     sizes = len(_sizes(edges)) + exact

@@ -184,7 +184,8 @@ def work(card: ModelCard, subject: Pairs, params: CircuitNodesParams) -> Work:
     sizes = min(n_nodes, MOST_SIZES + 1)
     exact, greedy = params.score == "exact", params.search == "greedy exact"
     for n, length in plan.batches(choosing):
-        plan.call(n, length, 1 + (n_nodes + 1) * greedy)
+        plan.call(n, length)
+        plan.call(n, length, (n_nodes + 1) * greedy, last=True)
         plan.sweep(n, length, 2, n=3)  # both ends: for the scores, the growing circuits, the table
         plan.sweep(n, length, n_nodes * (exact and not greedy))
         plan.sweep(n, length, 2 * n_nodes)

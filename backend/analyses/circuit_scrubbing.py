@@ -34,11 +34,14 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from backend.analyses._causal import rows_at_once
 from backend.analyses._edges import output_weights
 from backend.analyses._effects import records
 from backend.analyses._hypothesis import SAME, Hypothesis, parse
-from backend.analyses._scrubbing import Prompts, chooser, other_heads, scrub
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._scrubbing import Prompts, chooser, other_heads, planned, scrub
+from backend.analyses._work import FEWER_PAIRS, Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars
 
 EVERYTHING, NOTHING = "all > logits", "all > logits: any"
@@ -99,7 +102,7 @@ def circuit_scrubbing(model: Model, subject: Pairs, params: CircuitScrubbingPara
     return _table(rows, found, ends, params)
 
 
-def _asked(model: Model, params: CircuitScrubbingParams, shortest: int) -> list[tuple[str, int, Any]]:
+def _asked(model: Described, params: CircuitScrubbingParams, shortest: int) -> list[tuple[str, int, Any]]:
     """Return (what, which, hypothesis or its text)."""
     stated = parse(params.hypothesis, model.card, shortest)
     dice = np.random.default_rng(params.seed)
@@ -152,6 +155,23 @@ def _table(rows: list[dict[str, Any]], found: np.ndarray, ends: np.ndarray,
     table["moved"] = np.abs(found[:, 0] - ends[0, 0]).mean(1)
     columns: list[Axis | Value] = [*circuit_scrubbing.axes, *circuit_scrubbing.values]
     return table[[c.name for c in columns]]
+
+
+@circuit_scrubbing.costs
+def work(card: ModelCard, subject: Pairs, params: CircuitScrubbingParams) -> Work:
+    """The model as it is, and per draw of each hypothesis a call per batch and node whose inputs are exchanged."""
+    plan, shortest, held = Plan(card), min(subject.by_length()), 0
+    asked = [(what, h if isinstance(h, Hypothesis) else parse(h, card, shortest))
+             for what, _, h in _asked(plan, params, shortest)]  # fmt: skip
+    for length, which in subject.by_length().items():
+        known: set[tuple[str, int]] = set()
+        plan.call_parts(len(which), rows_at_once(plan, length), length)
+        for what, hypothesis in asked:
+            draws = 1 if what == "all kept" else params.samples
+            planned(plan, hypothesis, len(which), length, draws, known)
+        kept = plan.bytes(len(which) * length, [point for point, _ in known], layers=1)
+        held = max(held, kept + plan.bytes(len(which) * length, ["resid_pre"] * 8, layers=1))
+    return plan.total(held + 64 * len(subject.pairs) * card.d_vocab_out, knobs=f"{FEWER_PAIRS}, or fewer samples")
 
 
 # ---------------------------------------------------------------- figures

@@ -25,8 +25,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._output import named, output_maps
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._output import named, output_maps, plan_output_maps
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Broken, Unfit
 from backend.figures import CATEGORIES, bars, pixels
 
@@ -99,7 +101,7 @@ def _asked(model: Model, subject: Pairs, seed: int) -> np.ndarray:
     return np.stack([answers, [p.distractor for p in subject.pairs], other], 1)
 
 
-def _batches(model: Model, subject: Pairs) -> list[list[int]]:
+def _batches(model: Described, subject: Pairs) -> list[list[int]]:
     """Return pairs of one length, as many together as BATCH_BYTES holds."""
     card, batches = model.card, []
     for length, pairs in subject.by_length().items():
@@ -176,6 +178,21 @@ def _table(names: list[Name], effects: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(names, columns=["part", "layer", "head"])
     return frame.assign(direct=mean[:, 0], direct_se=se[:, 0], null=mean[:, 1], null_se=se[:, 1],
                         share=mean[:, 0] / total if total else np.nan, n=n)
+
+
+@direct_logit_attribution.costs
+def work(card: ModelCard, subject: Pairs, params: DirectLogitAttributionParams) -> Work:
+    """Every batch twice: once for the parts, once for the model's own logits."""
+    plan, held = Plan(card), 0
+    if params.heads != "no" and "linear_attn_out" in card.capabilities:
+        plan_output_maps(plan)
+    points = ["resid_post", "attn_out", "z", *(["mlp_out"] if card.d_mlp else [])]
+    for batch in _batches(plan, subject):
+        length = len(subject.pairs[batch[0]].clean)
+        plan.call(len(batch), length, 2)
+        parts = 4 * len(batch) * card.d_model * (2 + card.n_layers * (3 + card.n_heads))
+        held = max(held, plan.bytes(len(batch) * length, points) + 3 * parts)
+    return plan.total(held)
 
 
 # ---------------------------------------------------------------- figures

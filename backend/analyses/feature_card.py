@@ -15,6 +15,7 @@ Source: Bricken et al. (2023), Towards Monosemanticity (feature cards); Lin (202
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,9 @@ from pydantic import Field
 
 from backend.analyses import _contexts, _saes
 from backend.analyses._units import batches
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, bars, label
 
 DRAWS = 100  # random directions of the null
@@ -108,6 +111,17 @@ def _list(kind: str, values: Any, k: int, name: str, names: np.ndarray, sign: in
     best, null = sign * order.values[0, :k], sign * order.values[1:, :k].mean(0)
     return [{"kind": kind, "example": i, "offset": 0, name: int(names[at]), "value": float(v), "null": float(n)}
             for i, (at, v, n) in enumerate(zip(order.indices[0, :k].tolist(), best, null, strict=True))]  # fmt: skip
+
+
+@feature_card.costs
+def work(card: ModelCard, subject: Corpus, params: FeatureCardParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once through model and encoder; then the direction and random ones against features and tokens."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    _saes.plan_written(plan, made[0]["point"])
+    listed = 2 * (1 + DRAWS) * (d_in * n + card.d_model * card.d_vocab_out)
+    held = 8 * n * d_in + 12 * batch * n + 32 * subject.rows * min(subject.length, card.n_ctx)
+    return plan.total(held + 24 * (1 + DRAWS) * max(n, card.d_vocab_out), encoding + listed, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -15,6 +15,7 @@ Source: Xu et al. (2024), Tracking the Feature Dynamics in LLM Training; Gao et 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,9 @@ from pydantic import Field
 
 from backend.analyses import _saes
 from backend.analyses._units import batches, bootstrap
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars, scatter
 
 GAUSSIAN = 8192  # tokens of the null
@@ -105,6 +108,17 @@ def _fit(left: np.ndarray, stream: Any, seed: int) -> dict[str, float]:
     variance = max(float(stream.m2.sum()), 1e-30)
     low, high = bootstrap(left * len(left) / variance, seed)
     return {"fvu": float(left.sum() / variance), "fvu_low": low, "fvu_high": high}
+
+
+@feature_drift.costs
+def work(card: ModelCard, subject: Corpus, params: FeatureDriftParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once through model, encoder and decoder; a Gaussian like it through them, too."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    drawn = min(GAUSSIAN, subject.rows * min(subject.length, card.n_ctx))
+    null = 2 * drawn * d_in * (3 * n + 2 * d_in) + 10 * d_in**3
+    held = 8 * n * d_in + 24 * max(batch, drawn) * n + 40 * drawn * d_in + 32 * d_in**2
+    return plan.total(held, 2 * encoding + null, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -38,7 +38,9 @@ from pydantic import Field
 from backend.analyses._asking import patterns, row_batches
 from backend.analyses._scores import SIGMAS, names, over_rows, z_score
 from backend.analyses._syntax import keys_of, kinds_of, sown_rows
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._work import SHORTER_ROWS, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, Panel, bars, panels
 
@@ -212,6 +214,16 @@ def _least(kinds: list[dict[str, np.ndarray]], label: str) -> Table:
     chance = found[2].argmax(-1)[..., None]  # the null may choose its offset, too
     null, null_se = (np.take_along_axis(part, chance, -1)[..., 0] for part in found[2:])
     return {"score": score, "se": se, "null": null, "null_se": null_se, "offset": best[..., 0] + 2.0}
+
+
+@head_taxonomy.costs
+def work(card: ModelCard, subject: Weights, params: HeadTaxonomyParams) -> Work:
+    """The rows of each kind once, or once per group of layers whose patterns fit."""
+    plan, n = Plan(card), max(1, min(params.block_length, card.n_ctx // 2))
+    blocks = [*_kinds(n, card.d_vocab), *([n] if kinds_of(card.tokenizer, card.d_vocab) else [])]
+    held = [plan.rows_of_patterns(params.rows, 2 * (block or n)) for block in blocks]
+    offsets = 2 * 16 * len(held) * card.n_layers * card.n_heads * params.rows * (10 + n // 2)
+    return plan.total(max(held) + offsets, knobs=SHORTER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -12,6 +12,7 @@ Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Acti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from pydantic import Field
 
 from backend.analyses import _intervening as intervening
 from backend.analyses._asking import prompt_tokens
-from backend.contract import Axis, Model, Progress, Prompt, Value, View, analysis
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.figures import bars
 
 
@@ -81,6 +84,15 @@ def _written(model: Model, tokens: Any, edits: str, n: int, progress: Progress) 
         found.append((token, float(log_probs[token].exp())))
         tokens = torch.cat([tokens, tokens.new_tensor([[token]])], 1)
     return found
+
+
+@intervene.costs
+def work(card: ModelCard, subject: Prompt, params: InterveneParams, *made: Mapping[str, Any]) -> Work:
+    """The prompt as it is and edited, and both again for every token that is written on."""
+    plan, length = Plan(card), len(subject.tokens)
+    for written in [0, *range(params.continue_by)]:
+        plan.call(1, min(length + written, card.n_ctx), 2)
+    return plan.total(12 * 8 * card.d_vocab_out, knobs=SHORTER)
 
 
 @intervene.figure("Next token, before and after")

@@ -14,6 +14,7 @@ Source: Wang et al. (2022), Interpretability in the Wild, section 3 (knock-outs)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses import _intervening as intervening
-from backend.contract import Axis, Model, Pairs, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars
 from backend.maths import interventions as language
 
@@ -92,7 +95,7 @@ def _control(
     return np.mean(effects, 0) if effects else np.full(len(before), np.nan)
 
 
-def elsewhere(model: Model, edits: str, dice: np.random.Generator) -> str:
+def elsewhere(model: Described, edits: str, dice: np.random.Generator) -> str:
     """Return the list with every head and neuron replaced by another of its layer that the list does not name; '' where
     it names neither, or no other is left."""
     found = language.parse(edits)
@@ -123,6 +126,19 @@ def _mean(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     spread = effect.std(ddof=1) if n > 1 else 0.0
     mean = table.mean(numeric_only=True).to_dict() | {"pair": -1, "effect_low": low, "effect_high": high}
     return pd.DataFrame([{**mean, "effect_size": effect.mean() / spread if spread > 0 else np.nan}])
+
+
+@intervention_effect.costs
+def work(card: ModelCard, subject: Pairs, params: InterventionEffectParams, *made: Mapping[str, Any]) -> Work:
+    """Pairs of a length at once: as they are, edited, and with each control's list; a patch reads corrupted ones."""
+    plan, dice = Plan(card), np.random.default_rng(params.seed)
+    lists = [params.edits, *(x for _ in range(params.controls) if (x := elsewhere(plan, params.edits, dice)))]
+    patches = sum(one.op == "patch" for edits in lists for one in language.parse(edits))
+    held = 0
+    for length, which in subject.by_length().items():
+        plan.call(len(which), length, 1 + len(lists) + patches)
+        held = max(held, plan.bytes(len(which) * length, ["resid_pre"], layers=1 + patches // len(lists)))
+    return plan.total(held + 8 * len(subject.pairs) * card.d_vocab_out)
 
 
 @intervention_effect.figure("Logit difference, before and after")

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._output import forwards_to_read, mlp_map
+from backend.analyses._output import mlp_map, plan_mlp_map
 from backend.analyses._units import batches, layer_of, logit_effects, neurons_at, token_words
 from backend.analyses._work import FEWER_ROWS, Plan
 from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
@@ -135,9 +135,7 @@ def work(card: ModelCard, subject: Corpus, params: NeuronsParams) -> Work:
     """The corpus once per layer, two products of all neurons per token, and the tokens that each one writes."""
     plan, layers = Plan(card), card.n_layers if params.layer < 0 else 1
     plan.corpus(subject, 4 * card.d_mlp, n=layers)
-    if "named_weights" not in card.capabilities:  # W_out is read off, see _output.py
-        n, rows, length = forwards_to_read(card.d_mlp, card.n_ctx)
-        plan.call(rows, length, n * layers)
+    plan_mlp_map(plan, layers)
     tokens, narrow = subject.rows * min(subject.length, card.n_ctx), card.d_mlp <= WIDEST
     products = 2 * tokens * card.d_mlp * narrow + min(params.most, card.d_mlp) * card.d_vocab_out
     held = plan.bytes(min(tokens, SAMPLE), ["mlp_post"], 1) + 8 * 6 * card.d_mlp**2 * narrow

@@ -15,6 +15,7 @@ Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from pydantic import Field
 from backend.analyses._lenses import (
     LAYER,
     LOGIT_BYTES,
+    check_named,
     layer_axis,
     layer_names,
     lens_named,
@@ -33,7 +35,9 @@ from backend.analyses._lenses import (
     translators,
     tuned,
 )
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Described, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines
 
 
@@ -76,7 +80,7 @@ def tuned_lens_quality(
 
     lens = translators(model, params.lens, params.lens_step, subject.corpus)
     tokens = torch.as_tensor(subject.tokens, device=model.card.device)
-    size = max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out * tokens.shape[1]))
+    size = rows_at_once(model, tokens.shape[1])
     found: list[np.ndarray] = []  # per batch [row, layer, 3]
     with torch.no_grad():
         batches = tokens.split(size)
@@ -86,6 +90,11 @@ def tuned_lens_quality(
             found.append(_kls(model, batch, lens, constant))
             progress(done / len(batches), f"{sum(map(len, found))} of {len(tokens)} rows")
     return _table(np.concatenate(found), model.card.n_layers)
+
+
+def rows_at_once(model: Described, length: int) -> int:
+    """Return of how many rows LOGIT_BYTES hold the logits, at least one."""
+    return max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out * length))
 
 
 def _final(model: Model, tokens: Any) -> Any:
@@ -121,6 +130,19 @@ def _table(kls: np.ndarray, n_layers: int) -> pd.DataFrame:
     for name, values in columns.items():
         frame[name], frame[f"{name}_se"] = mean_and_se(values)
     return pd.DataFrame(frame | {"n": len(kls)})
+
+
+@tuned_lens_quality.costs
+def work(card: ModelCard, subject: Corpus, params: TunedLensQualityParams, *made: Mapping[str, Any]) -> Work:
+    """Every batch twice, for the constant answer and for the streams; translations and two unembeddings per layer."""
+    check_named(params.lens)
+    plan, length = Plan(card), min(subject.length, card.n_ctx)
+    step = rows_at_once(plan, length)
+    plan.call_parts(subject.rows, step, length, n=2)
+    batch, layers = min(step, subject.rows) * length, card.n_layers + 1
+    products = layers * subject.rows * length * card.d_model * (2 * card.d_vocab_out + card.d_model)
+    held = 4 * card.n_layers * card.d_model**2 + 2 * plan.bytes(batch, ["resid_post"]) + 24 * batch * card.d_vocab_out
+    return plan.total(held, 2 * products, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures
