@@ -82,8 +82,10 @@ def finish(
     house: Any, job: dict[str, Any], again: Callable[[], Any], patience: float = PATIENCE,
     expected: Callable[[], float | None] = lambda: None,
 ) -> bool:
-    """Show a job until it has ended; True when it is done. Waits a little in place, then lets a fragment watch, as often
-    as suits the seconds that are `expected` of it."""
+    """Show a job until it has ended; True when it is done. Waits a little in place, then lets a fragment watch.
+
+    How often that looks depends on the seconds that are `expected` of the job.
+    """
     place = st.container()
     job = house.job(job["id"])
     if job["state"] not in ENDED:
