@@ -31,6 +31,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
     "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
                       {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
+    "circuit_scrubbing": [{"samples": 2, "random": 2}, {
+        "hypothesis": "L1H0 > logits: any; L0 mlp > L1H0; embed > L0 mlp", "samples": 1, "random": 1}],
     "head_importance": [{}, {"mean_over": "all"}],
     "neurons": [{}, {"layer": 1}],
     "neuron_examples": [{}],
@@ -280,5 +282,7 @@ def test_what_would_not_fit_is_refused_before_it_runs(house, monkeypatch):
 
 
 def test_a_wrong_request_has_no_price(house):
-    with pytest.raises(BadInput, match="receiver_head 9"):
-        house.estimate("path_patching", house.card("run:tiny"), swapped_keys(2), {"receiver_head": 9})
+    for name, params, words in (("path_patching", {"receiver_head": 9}, "receiver_head 9"),
+                                ("circuit_scrubbing", {"hypothesis": "L9H0 > logits"}, "no L9H0")):  # fmt: skip
+        with pytest.raises(BadInput, match=words):
+            house.estimate(name, house.card("run:tiny"), swapped_keys(2), params)
