@@ -35,6 +35,10 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
     "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
                       {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
+    "circuit_scrubbing": [{"samples": 2, "random": 1}, {"samples": 2, "random": 2, "hypothesis":
+                          "L1H3 > logits: same answer; L0H3 > L1H3.k: same token at -1; L0 mlp > L1H3.v; "
+                          "embed > L0 mlp; all > L1H3.q"}, {"samples": 1, "random": 1, "hypothesis":
+                          "L1H0 > logits: any; L0 mlp > L1H0; embed > L0 mlp"}],
     "head_importance": [{}, {"mean_over": "all"}],
     "neurons": [{}, {"layer": 1}],
     "neuron_examples": [{}],
@@ -53,9 +57,6 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "direct_logit_attribution": [{}],
     "name_movers": [{}],
     "pair_answers": [{}],
-    "circuit_scrubbing": [{"samples": 2, "random": 1}, {"samples": 2, "random": 2, "hypothesis":
-                          "L1H3 > logits: same answer; L0H3 > L1H3.k: same token at -1; L0 mlp > L1H3.v; "
-                          "embed > L0 mlp; all > L1H3.q"}],
     "intervene": [{"continue_by": 12}, {"edits": "zero L0H1; scale L1.mlp_out 0.5", "continue_by": 2}],
     "intervention_effect": [{}, {"edits": "patch L0H1; zero L1N3", "controls": 2}, {"edits": "patch L0.mlp_out"}],
     "head_scores": [{}, {"rows": 5, "block_length": 7}],
@@ -82,7 +83,8 @@ CORPUS = Corpus(source="random", rows=7, length=30)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32") for kind in ("native", "gpt2", "neox")}
+    made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32")
+            for kind in ("native", "gpt2", "neox")}  # fmt: skip
     runs = made["native"].settings.runs
     lens_run(runs / "lens", made["native"])
     for seed, name in enumerate(("sae", "other")):
@@ -345,5 +347,7 @@ def test_what_would_not_fit_is_refused_before_it_runs(house, monkeypatch):
 
 
 def test_a_wrong_request_has_no_price(house):
-    with pytest.raises(BadInput, match="receiver_head 9"):
-        house.estimate("path_patching", house.card("run:tiny"), swapped_keys(2), {"receiver_head": 9})
+    for name, params, words in (("path_patching", {"receiver_head": 9}, "receiver_head 9"),
+                                ("circuit_scrubbing", {"hypothesis": "L9H0 > logits"}, "no L9H0")):  # fmt: skip
+        with pytest.raises(BadInput, match=words):
+            house.estimate(name, house.card("run:tiny"), swapped_keys(2), params)
