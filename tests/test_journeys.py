@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
 from tests import browser, tiny_models
@@ -378,3 +379,103 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
     for job in started:
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
     assert sorted(quick)[1] < 3.0, quick  # the benchmark measures milliseconds; here: it does not wait for the workers
+
+
+# ---------------------------------------------------------------- the mechanistic toolkit
+
+
+def asked(house: Any, page: Any, name: str, query: str) -> tuple[Any, pd.DataFrame]:
+    """Open an analysis' page, press Compute where it waits for that, and return (the page, the table it kept)."""
+    known = {r["key"] for r in house.api.get("/results", params={"analysis": name}).json()}
+    opened = rest(page, f"{house.url}/{name}?{query}")
+
+    def kept() -> list[str]:
+        button = opened.get_by_role("button", name=re.compile("^Compute"))
+        if button.count() and button.first.is_enabled():
+            button.first.click()
+        found = house.api.get("/results", params={"analysis": name}).json()
+        return [r["key"] for r in found if r["key"] not in known]
+
+    key = until(kept, f"the result of {name}", 90)[0]
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    browser.wait_ready(opened)
+    return opened, pd.DataFrame(house.api.get(f"/results/{key}", params={"format": "json"}).json())
+
+
+def seen(opened: Any, name: str) -> None:
+    """Both widths, kept as pictures, without an error or sideways scrolling."""
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"{name}-{width}", full=True)
+        clean(opened)
+
+
+def test_the_ioi_circuit_is_found_and_confirmed_by_ablation(house: Any, page: Any) -> None:
+    """Four heads of layer 1 move the name; each is replaced by the others, but what they all read from is not."""
+    query = "model=run:ioi-demo&task=synthetic_ioi&n_pairs=16"
+    opened, found = asked(house, page, "name_movers", query)
+    labels = found[found["label"] != "none"].groupby(["layer", "head"])["label"].agg(set)
+    assert {at for at, label in labels.items() if "name-mover" in label} == {(1, h) for h in range(4)}
+    assert "distractor-suppressor" in labels[0, 2]
+    seen(opened, "name_movers")
+    opened, table = asked(house, page, "ablation", query)
+    heads = table[table["component"] == "head"].set_index(["layer", "head"])
+    assert heads["change"].idxmin() == (0, 2) and heads.loc[(0, 2), "high"] < -5
+    seen(opened, "ablation")
+
+
+def test_the_induction_circuit_is_found_and_confirmed_by_ablation(house: Any, page: Any) -> None:
+    query = f"model={EXAMPLE}&task=induction_previous&n_pairs=8"
+    opened, nodes = asked(house, page, "circuit_nodes", query)
+    chosen = nodes[nodes["in_circuit"].astype(bool)]
+    assert 0 < len(chosen) < len(nodes) and (0, 3) in set(zip(chosen["layer"], chosen["head"], strict=True))
+    assert float(chosen.sort_values("order")["faithfulness"].iloc[-1]) > 0.8
+    seen(opened, "circuit_nodes")
+    _, table = asked(house, page, "ablation", query)
+    heads = table[table["component"] == "head"].set_index(["layer", "head"])
+    assert heads["change"].idxmin() == (0, 3) and heads.loc[(0, 3), "high"] < 0
+
+
+def test_an_intervention_is_built_and_shared_by_its_address(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/intervene?model={EXAMPLE}&tokens=5+17+3+5+17")
+    opened.get_by_text("Nothing is changed yet").wait_for()
+    opened.get_by_role("button", name="Add", exact=True).click()
+    until(lambda: "edits=" in address(opened), "the list in the address")
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    line = opened.locator('[data-testid="stCode"]').first.inner_text().strip()
+    assert line == "zero L0H0"
+    browser.wait_ready(opened)
+    seen(opened, "intervene")
+    again = rest(page, address(opened))
+    assert again.locator('[data-testid="stCode"]').first.inner_text().strip() == line
+    again.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    assert again.get_by_text("KL(before").count()
+
+
+def test_two_checkpoints_are_compared_with_one_form(house: Any, page: Any) -> None:
+    both = f"model={EXAMPLE}&step=100&model_b={EXAMPLE}&step_b=1200&compare=head_scores"
+    opened = rest(page, f"{house.url}/compare?{both}")
+    opened.get_by_text("Settings, the same for both sides").wait_for()
+
+    def drawn() -> bool:
+        button = opened.get_by_role("button", name=re.compile("^Compute"))
+        if button.count() and button.first.is_enabled():
+            button.first.click()
+        return opened.locator(".js-plotly-plot .main-svg").count() >= 3  # two sides and the difference
+
+    until(drawn, "both sides and their difference")
+    browser.wait_ready(opened)
+    seen(opened, "compare")
+
+
+def test_what_a_new_page_computed_is_exported(house: Any, page: Any, tmp_path: Path) -> None:
+    kept = [house.api.get("/results", params={"analysis": name}).json()[0] for name in ("ablation", "circuit_nodes")]
+    for record in kept:
+        opened = page(f"{house.url}/results?key={record['key']}")
+        opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        for form, begins in (("CSV", b"component,layer"), ("PARQUET", b"PAR1"), ("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+            with opened.expect_download(timeout=120_000) as download:
+                opened.get_by_role("button", name=form, exact=True).click()
+            path = tmp_path / f"file.{form.lower()}"
+            download.value.save_as(path)
+            assert path.read_bytes().startswith(begins), form
