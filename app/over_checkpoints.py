@@ -60,13 +60,13 @@ def _picture(table: pd.DataFrame, one: Analysis, values: list[Any], over: Over, 
     axes = [a.name for a in one.axes]
     left, right = st.columns([1, 3])
     value = left.selectbox("Value", values, format_func=lambda v: v.name.replace("_", " "), key=f"{over.place}:value")
-    left.caption(value.help)
     parts = by_change(table, axes, value.name)
     chosen = parts
     if len(parts) > 1:
         chosen = right.multiselect(
             "Parts", parts, parts[:SHOWN], key=f"{over.place}:parts:{value.name}", max_selections=2 * SHOWN,
             help="Those whose value changes most come first")  # fmt: skip
+    st.caption(value.help)
     if chosen:
         figure = over_steps(table, axes, value.name, unit=value.unit, parts=chosen, step=step)
         st.plotly_chart(figure, key=f"{over.place}:picture")

@@ -390,7 +390,7 @@ def asked(house: Any, page: Any, name: str, query: str) -> tuple[Any, pd.DataFra
     opened = rest(page, f"{house.url}/{name}?{query}")
 
     def kept() -> list[str]:
-        button = opened.get_by_role("button", name=re.compile("^Compute"))
+        button = opened.get_by_role("button", name=re.compile(r"^Compute( \(|$)"))
         if button.count() and button.first.is_enabled():
             button.first.click()
         found = house.api.get("/results", params={"analysis": name}).json()
@@ -458,7 +458,7 @@ def test_two_checkpoints_are_compared_with_one_form(house: Any, page: Any) -> No
     opened.get_by_text("Settings, the same for both sides").wait_for()
 
     def drawn() -> bool:
-        button = opened.get_by_role("button", name=re.compile("^Compute"))
+        button = opened.get_by_role("button", name=re.compile(r"^Compute( \(|$)"))
         if button.count() and button.first.is_enabled():
             button.first.click()
         return opened.locator(".js-plotly-plot .main-svg").count() >= 3  # two sides and the difference
