@@ -21,6 +21,7 @@ the seed; of a single prompt, at another of its positions. patch: for pairs of p
 """
 POINTS = ("attn_out", "mlp_out", "resid_pre", "resid_post")
 WAYS = {"token": "W_U of a token", "tokens": "token A minus token B", "prompts": "prompt A minus prompt B",
+        "neuron": "what a neuron writes",
         "feature": "feature or kept direction"}  # fmt: skip
 
 
@@ -84,8 +85,9 @@ def _direction() -> tuple[str, str, str]:
                            help="Of length 1: the amount is how far the stream is moved. A prompt's is what this point "
                            "holds at its last token, as the model is."))  # fmt: skip
     words = {"token": ("Token", ""), "tokens": ("Token A", "Token B"), "prompts": ("Prompt A", "Prompt B"),
+             "neuron": ("Layer of the neuron", "Neuron"),
              "feature": ("Name of the SAE or set", "Feature")}[way]  # fmt: skip
-    hint = {"prompts": "text, or token ids", "feature": ""}.get(way, "such as ·the, or #17")
+    hint = {"prompts": "text, or token ids", "feature": "", "neuron": "such as 0"}.get(way, "such as ·the, or #17")
     first, second = (st.text_input(w, key=f"iv-{way}:{i}", placeholder=hint) if w else "" for i, w in enumerate(words))
     return way, first, second
 
@@ -98,6 +100,8 @@ def _along(house: Any, card: Mapping[str, Any], along: tuple[str, str, str] | No
     words, asked = house.tokenizer(card), [g for g in given if g] or [""]
     if not all(g.strip() for g in (given if way != "token" else given[:1])):
         raise BadInput(f"A direction: {WAYS[way]}", "a field is empty", "Fill it in")
+    if way == "neuron":
+        return f" neuron L{given[0].strip()}N{given[1].strip()}"
     if way == "feature":
         return f" feature {given[0].strip()} {given[1].strip()}"
     if way == "prompts":

@@ -17,6 +17,7 @@ WRITTEN = """
 - `zero L1H2` · `mean L0.mlp_out at 3,-1` · `resample L1H2 seed 3` · `scale L0.attn_out 0.5` · `set L0N17 4`
 - `add L1.resid_pre 3 token 5` · `add L1.resid_pre 3 token 5 minus 7`
 - `add L1.resid_pre 3 prompt 4,9,1 minus 4,8,1`: two prompts as token ids, read at the last one (or `read -2`)
+- `add L1.resid_pre 2 neuron L0N17`: along what a neuron writes
 - `add L1.resid_pre 2 feature my-sae 12`: of an SAE, or of a set kept on the page Directions by PCA
 - `patch L1H2 at -1`
 """

@@ -77,6 +77,34 @@ def test_resampling_exchanges_rows_and_a_difference_of_prompts_leads_from_one_to
     assert torch.allclose(told[0, [0, 1, 2, 4]], plain[1, [0, 1, 2, 4]], atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_along_a_neuron_is_as_if_it_were_more_active(models: dict[str, Any], kind: str) -> None:
+    model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5]])
+
+    def more(post: torch.Tensor) -> torch.Tensor:
+        post[..., 3] += 2.0
+        return post
+
+    raised = model.run_with(tokens, {("mlp_post", 1): more})
+    before, after = ({} for _ in range(2))
+    for kept, edits in ((before, {}), (after, {("mlp_post", 1): more})):
+        model.run_with(tokens, {**edits, ("mlp_out", 1): lambda out, kept=kept: kept.setdefault("out", out)})
+    length = float((after["out"] - before["out"])[0, 0].norm())
+    along = run(model, tokens, f"add L1.mlp_out {length!r} neuron L1N3")
+    assert torch.allclose(along, raised, atol=1e-5) and not torch.allclose(along, model.logits(tokens), atol=1e-3)
+
+
+def test_a_pair_alone_in_its_length_is_not_mixed_with_means_over_prompts(wired: Any) -> None:
+    """Its mean would be over positions, that of the others over prompts."""
+    one = pairs(wired, 3).pairs
+    shorter = one[0].model_copy(update={"clean": one[0].clean[1:], "corrupted": one[0].corrupted[1:]})
+    mixed = Pairs(pairs=(*one, shorter))
+    for edits in ("mean L0H0", "resample L0H0"):
+        with pytest.raises(BadInput, match="only one prompt has"):
+            intervention_effect.compute(wired, mixed, intervention_effect.params(edits=edits), quiet)
+    assert len(intervention_effect.compute(wired, mixed, intervention_effect.params(edits="zero L0H0"), quiet)) == 5
+
+
 def test_a_token_less_another_raises_their_difference_by_its_length(wired: Any) -> None:
     """Without a final norm W_U reads it linearly: the difference moves by amount x |difference of the columns|."""
     tokens, last = torch.tensor([[3, 1, 4]]), wired.card.n_layers - 1

@@ -10,12 +10,14 @@ from backend.maths.interventions import change, cycle, parse
 LINES = ["zero L1H2", "mean L0.mlp_out at 3,-1", "scale L0.attn_out 0.5", "set L0N17 4", "add L1.resid_pre 3 token 5",
          "add L1.resid_post -2 feature my-sae.1 12 at -1", "patch L1H2 at -1",
          "resample L1H2 seed 3 at 0", "resample L0.mlp_out", "add L1.resid_pre 3 token 5 minus 7",
-         "add L1.resid_post 2 prompt 4,9,1 minus 4,8 read -2 at -1", "add L0.attn_out 2 prompt 4 minus 5"]  # fmt: skip
+         "add L1.resid_post 2 prompt 4,9,1 minus 4,8 read -2 at -1", "add L0.attn_out 2 prompt 4 minus 5",
+         "add L1.resid_pre 2 neuron L0N17 at 1"]  # fmt: skip
 
 
 def test_what_is_written_is_read_back() -> None:
     found = parse(";\n".join(LINES))
     assert [str(one) for one in found] == LINES and parse("; \n ;") == []
+    assert parse("scale L0H1 .5")[0].amount == 0.5
     assert (found[0].point, found[0].layer, found[0].head) == ("z", 1, 2)
     assert (found[3].point, found[3].neuron, found[3].amount) == ("mlp_post", 17, 4.0)
     assert (found[7].seed, found[8].seed, found[9].token, found[9].minus) == (3, 0, 5, 7)
@@ -28,6 +30,8 @@ def test_what_is_written_is_read_back() -> None:
     ("scale L1H2", "takes an amount"), ("zero L1H2 3", "takes no amount"), ("add L1.resid_pre 3", "direction"),
     ("zero L1.resid_pre token 3", "direction"), ("add L1H2 3 token 4", "direction"),
     ("zero L1H2 at x", "no intervention"), ("zero L1H2 seed 3", "seed is for"), ("resample L1H2 3", "takes no amount"),
+    ("add L0N3 2", "takes a direction on"), ("add L1H2 3", "takes a direction on"),
+    ("add L0.z 2 token 1", "direction on"),
     ("add L1.resid_pre 3 prompt 4,5", "no intervention"), ("resample L1.resid_pre token 3", "direction"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_with_its_line(line: str, words: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from backend.analyses._output import mlp_map, plan_mlp_map
+from backend.analyses._work import Plan
 from backend.contract import Model, Params
 from backend.errors import BadInput
 from backend.maths import interventions as language
@@ -31,14 +33,16 @@ class InterventionParams(Params):
         return tuple((run, None) for run in dict.fromkeys(one.sae for one in language.parse(self.edits) if one.sae))
 
 
-def run(model: Model, tokens: Any, edits: str, corrupted: Any = None) -> Any:
+def run(model: Model, tokens: Any, edits: str, corrupted: Any = None, known: dict[str, Any] | None = None) -> Any:
     """Return the logits [row, pos, d_vocab_out] with the list applied; without any those of the plain forward.
 
+    Directions are the same in every run: `known` keeps them from one to the next.
     Raises BadInput for a place that the model does not have, or a patch without corrupted prompts.
     """
     chain: dict[tuple[str, int], list[Any]] = {}
+    known = {} if known is None else known
     for one in language.parse(edits):
-        chain.setdefault((one.point, one.layer), []).append(_function(model, one, tokens, corrupted))
+        chain.setdefault((one.point, one.layer), []).append(_function(model, one, tokens, corrupted, known))
     return model.run_with(tokens, {place: _in_turn(steps) for place, steps in chain.items()}) if chain else (
         model.logits(tokens))  # fmt: skip
 
@@ -52,11 +56,13 @@ def _in_turn(steps: list[Any]) -> Any:
     return apply
 
 
-def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any) -> Any:
+def _function(model: Model, one: Intervention, tokens: Any, corrupted: Any, known: dict[str, Any]) -> Any:
     if one.op == "patch" and corrupted is None:
         raise BadInput(f"Intervention {one}", "there is no corrupted prompt to patch from", "Ask it of pairs")
     other = {"patch": _held, "resample": _resampled}.get(one.op, lambda *_: None)(model, one, tokens, corrupted)
-    step = language.change(one, other, _direction(model, one) if one.op == "add" else None)
+    if one.op == "add" and str(one) not in known:
+        known[str(one)] = _direction(model, one)
+    step = language.change(one, other, known.get(str(one)))
 
     def told(tensor: Any) -> Any:
         try:
@@ -104,8 +110,28 @@ def _between_prompts(model: Model, one: Intervention) -> Any:
     return first[one.read] - second[one.read]
 
 
+def plan_runs(plan: Plan, edits: str, rows: int, length: int, n: int = 1) -> None:
+    """Add n edited runs on tokens [rows, length], with what `patch` and `resample` read each time."""
+    reads = sum(one.op in ("patch", "resample") for one in language.parse(edits))
+    plan.call(rows, length, n * (1 + reads))
+
+
+def plan_directions(plan: Plan, edits: str) -> None:
+    """Add what the directions of a list take, once."""
+    for one in {str(one): one for one in language.parse(edits)}.values():
+        for ids in (one.prompt, one.other) if one.prompt else ():
+            plan.call(1, len(ids))
+        if one.writer:
+            plan_mlp_map(plan)
+
+
 def _row(model: Model, one: Intervention) -> Any:
-    """Return W_U's column of a token, less another's, or the decoder row of an SAE's feature."""
+    """Return W_U's column of a token, less another's, a neuron's row of W_out, or a feature's decoder row."""
+    if one.writer:
+        layer, neuron = one.writer
+        if layer >= model.card.n_layers or neuron >= model.card.d_mlp:
+            raise BadInput(f"Intervention {one}", "there is no such neuron", "Correct the neuron")
+        return mlp_map(model, layer)[neuron]
     if one.token is not None:
         columns = model.unembedding()
         if max(one.token, one.minus or 0) >= columns.shape[1]:

@@ -26,6 +26,7 @@ from backend.analyses import _intervening as intervening
 from backend.analyses._work import Plan
 from backend.contract import Axis, Described, Model, ModelCard, Pairs, Progress, Value, View, analysis
 from backend.costs import Work
+from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, bars
 from backend.maths import interventions as language
 
@@ -56,17 +57,32 @@ def intervention_effect(
     model: Model, subject: Pairs, params: InterventionEffectParams, progress: Progress
 ) -> pd.DataFrame:
     """Return a row per pair and one for their mean."""
-    before = logit_diffs(model, subject, "")
+    _check_lengths(subject, params.edits)
+    known: dict[str, Any] = {}
+    before = logit_diffs(model, subject, "", known)
     progress(0.2, "With interventions")
-    after = logit_diffs(model, subject, params.edits)
-    control = _control(model, subject, params, before, progress)
+    after = logit_diffs(model, subject, params.edits, known)
+    control = _control(model, subject, params, before, known, progress)
     table = pd.DataFrame({"pair": range(len(before)), "before": before, "after": after, "effect": after - before,
                           "control": control})  # fmt: skip
     both = pd.concat([_mean(table, params.seed), table], ignore_index=True)
     return both[[c.name for c in intervention_effect.scalars]]
 
 
-def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
+def _check_lengths(subject: Pairs, edits: str) -> None:
+    """Refuse what would be a mean over prompts here and over positions there, or another prompt's value and no other's.
+
+    Raises BadInput where one prompt is alone in its length and others are not.
+    """
+    ops = sorted({one.op for one in language.parse(edits)} & {"mean", "resample"})
+    counts = {length: len(which) for length, which in subject.by_length().items()}
+    alone = [length for length, n in counts.items() if n == 1]
+    if ops and alone and len(alone) < len(counts):
+        found = f"only one prompt has {alone[0]} tokens: positions would stand in for the prompts that others have"
+        raise BadInput(f"`{ops[0]}` over these pairs", found, "Use pairs of one length, or two of each")
+
+
+def logit_diffs(model: Model, subject: Pairs, edits: str, known: dict[str, Any] | None = None) -> np.ndarray:
     """Return logit(answer) - logit(distractor) at the last token of every clean prompt [pair], edited."""
     import torch
 
@@ -75,7 +91,7 @@ def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
         pairs = [subject.pairs[i] for i in rows]
         clean, corrupted = (torch.tensor([getattr(p, side) for p in pairs], device=model.card.device)
                             for side in ("clean", "corrupted"))  # fmt: skip
-        last = intervening.run(model, clean, edits, corrupted)[:, -1].double()
+        last = intervening.run(model, clean, edits, corrupted, known)[:, -1].double()
         right, wrong = (last[torch.arange(len(pairs)), [getattr(p, side) for p in pairs]]
                         for side in ("answer", "distractor"))  # fmt: skip
         found[rows] = (right - wrong).cpu().numpy()
@@ -83,7 +99,8 @@ def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
 
 
 def _control(
-    model: Model, subject: Pairs, params: InterventionEffectParams, before: np.ndarray, progress: Progress
+    model: Model, subject: Pairs, params: InterventionEffectParams, before: np.ndarray, known: dict[str, Any],
+    progress: Progress,
 ) -> Any:
     """Return the effect [pair] at places drawn among the others of the same layers, NaN where there are none."""
     dice = np.random.default_rng(params.seed)
@@ -91,7 +108,7 @@ def _control(
     effects = []
     for i, edits in enumerate(lists):
         progress(0.3 + 0.7 * i / len(lists), f"Control {i + 1} of {len(lists)}")
-        effects.append(logit_diffs(model, subject, edits) - before)
+        effects.append(logit_diffs(model, subject, edits, known) - before)
     return np.mean(effects, 0) if effects else np.full(len(before), np.nan)
 
 
@@ -130,14 +147,16 @@ def _mean(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 @intervention_effect.costs
 def work(card: ModelCard, subject: Pairs, params: InterventionEffectParams, *made: Mapping[str, Any]) -> Work:
-    """Pairs of a length at once: as they are, edited, and with each control's list; a patch reads corrupted ones."""
+    """Pairs of a length at once: as they are, edited, and with each control's list; some lines read more each time."""
     plan, dice = Plan(card), np.random.default_rng(params.seed)
     lists = [params.edits, *(x for _ in range(params.controls) if (x := elsewhere(plan, params.edits, dice)))]
-    patches = sum(one.op == "patch" for edits in lists for one in language.parse(edits))
-    held = 0
+    intervening.plan_directions(plan, params.edits)
+    reads, held = sum(one.op in ("patch", "resample") for one in language.parse(params.edits)), 0
     for length, which in subject.by_length().items():
-        plan.call(len(which), length, 1 + len(lists) + patches)
-        held = max(held, plan.bytes(len(which) * length, ["resid_pre"], layers=1 + patches // len(lists)))
+        plan.call(len(which), length)
+        for edits in lists:
+            intervening.plan_runs(plan, edits, len(which), length)
+        held = max(held, plan.bytes(len(which) * length, ["resid_pre"], layers=1 + reads))
     return plan.total(held + 8 * len(subject.pairs) * card.d_vocab_out)
 
 

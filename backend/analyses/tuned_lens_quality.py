@@ -60,7 +60,7 @@ def _with_error(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=2, group="Lenses", title="Tuned lens quality",
+    version=3, group="Lenses", title="Tuned lens quality",
     asks="How much better than the logit lens does a tuned lens read each layer?",
     subject=Corpus, params=TunedLensQualityParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding")],

@@ -58,6 +58,8 @@ def _lacking(one: interventions.Intervention, card: Mapping[str, Any]) -> str:
         return "the model has no MLP layers"
     if one.neuron is not None and one.neuron >= card["d_mlp"]:
         return f"there is no neuron {one.neuron}: a layer has neurons 0 to {card['d_mlp'] - 1}"
+    if one.writer and (one.writer[0] >= layers or one.writer[1] >= card["d_mlp"]):
+        return f"there is no neuron {one.writer[1]} in layer {one.writer[0]}: {layers} layers of {card['d_mlp']}"
     if max(one.token or 0, one.minus or 0) >= card["d_vocab_out"]:
         return f"there is no such token: the model answers with 0 to {card['d_vocab_out'] - 1}"
     if ids and max(ids) >= card["d_vocab"]:

@@ -10,6 +10,7 @@ One line each, `;` or a new line between them:
     add L1.resid_pre 3 token 5 minus 7       along W_U's column of token 5 minus that of token 7, of length 1
     add L1.resid_pre 3 prompt 4,9,1 minus 4,8,1     along what the point holds at the last token of one prompt minus
                                   another's, of length 1 (`read -2`: at the last but one)
+    add L1.resid_pre 2 neuron L0N17          along what neuron 17 of layer 0 writes (its row of W_out), of length 1
     add L1.resid_pre 2 feature my-sae 12     2 times the unit decoder direction of a feature of a trained SAE,
                                   or direction 12 of a set kept from pca_directions
     patch L1H2 at -1              the value that it has on the corrupted prompt (pairs only)
@@ -28,13 +29,15 @@ from typing import Any
 import numpy as np
 
 POINTS = ("resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
+STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # where a direction of the stream can be added
 OPERATIONS = ("zero", "mean", "resample", "scale", "set", "add", "patch")
 NEEDS_AMOUNT = ("scale", "set", "add")
-DIRECTIONS = "`token 5`, `token 5 minus 7`, `feature NAME 12`, `prompt 4,9 minus 4,8` (token ids)"
+DIRECTIONS = "`token 5`, `token 5 minus 7`, `neuron L0N17`, `feature NAME 12`, `prompt 4,9 minus 4,8` (token ids)"
 _PLACE = re.compile(r"L(\d{1,3})(?:H(\d{1,4})|N(\d{1,6})|\.([a-z_]+))$")
 _LINE = re.compile(
-    r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?))?"
+    r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?))?"
     r"(?:\s+token\s+(?P<token>\d+)(?:\s+minus\s+(?P<minus>\d+))?"
+    r"|\s+neuron\s+L(?P<writer>\d{1,3}N\d{1,6})"
     r"|\s+feature\s+(?P<sae>[A-Za-z0-9._~/-]+)\s+(?P<feature>\d+)"
     r"|\s+prompt\s+(?P<prompt>\d+(?:,\d+)*)\s+minus\s+(?P<other>\d+(?:,\d+)*)(?:\s+read\s+(?P<read>-?\d+))?)?"
     r"(?:\s+seed\s+(?P<seed>\d{1,10}))?"
@@ -46,8 +49,8 @@ _LINE = re.compile(
 class Intervention:
     """One change: `op` on (point, layer), of one head or neuron where it is not None, at `positions` (all: ()).
 
-    The direction of `add` is `token` (less `minus`), `feature` of `sae`, or `prompt` less `other`, token ids that are
-    read at position `read`; `seed` is resample's.
+    The direction of `add` is `token` (less `minus`), what neuron `writer` (layer, neuron) writes, `feature` of `sae`,
+    or `prompt` less `other`, token ids that are read at position `read`; `seed` is resample's.
     """
 
     op: str
@@ -58,6 +61,7 @@ class Intervention:
     amount: float | None = None
     token: int | None = None
     minus: int | None = None
+    writer: tuple[int, int] | None = None
     sae: str = ""
     feature: int | None = None
     prompt: tuple[int, ...] = ()
@@ -75,6 +79,8 @@ class Intervention:
         return " ".join([*parts, *(["at", _joined(self.positions)] if self.positions else [])])
 
     def _along(self) -> str:
+        if self.writer:
+            return "neuron L{}N{}".format(*self.writer)
         if self.sae:
             return f"feature {self.sae} {self.feature}"
         if self.prompt:
@@ -106,21 +112,30 @@ def _one(line: str) -> Intervention:
         raise ValueError(f"{line!r}: {point!r} is none of {', '.join(POINTS)}")
     if found["amount"] is not None and not math.isfinite(float(found["amount"])):
         raise ValueError(f"{line!r}: its amount is too large to be a number")
-    directed = any(found[way] is not None for way in ("token", "sae", "prompt"))
+    directed = any(found[way] is not None for way in ("token", "writer", "sae", "prompt"))
+    whole = neuron is None and head is None and point in STREAM
     if (op in NEEDS_AMOUNT) != (found["amount"] is not None):
         raise ValueError(f"{line!r}: {op} takes {'an amount' if op in NEEDS_AMOUNT else 'no amount'}")
-    if directed != (op == "add" and neuron is None and head is None):
-        raise ValueError(f"{line!r}: `add` takes a direction on a point, others none: {DIRECTIONS}")
+    if directed != (op == "add") or (op == "add" and not whole):
+        raise ValueError(f"{line!r}: `add` takes a direction on {', '.join(STREAM)}, others none: {DIRECTIONS}")
     if found["seed"] is not None and op != "resample":
         raise ValueError(f"{line!r}: a seed is for `resample` alone")
     return Intervention(
         op, point, int(layer), _int(head), _int(neuron), _float(found["amount"]), _int(found["token"]),
-        _int(found["minus"]), found["sae"] or "", _int(found["feature"]), _ints(found["prompt"]), _ints(found["other"]),
+        _int(found["minus"]), _writer(found["writer"]), found["sae"] or "", _int(found["feature"]),
+        _ints(found["prompt"]), _ints(found["other"]),
         int(found["read"]) if found["read"] else -1, int(found["seed"] or 0), _ints(found["at"]))  # fmt: skip
 
 
 def _int(text: str | None) -> int | None:
     return None if text is None else int(text)
+
+
+def _writer(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    layer, neuron = text.split("N")
+    return int(layer), int(neuron)
 
 
 def _ints(text: str | None) -> tuple[int, ...]:

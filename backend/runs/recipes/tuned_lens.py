@@ -82,12 +82,14 @@ METRICS = (
 )  # fmt: skip
 def tuned_lens(params: TunedLensParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, the translators of one model into the run folder."""
+    from backend.runs import corpora
     from backend.runs.loop import run_loop
 
     model = opened(params)
     if resume_from is None:
+        text = {"digest": corpora.digest_of(params.path)} if params.source == "file" else {}
         run.describe(companion={"kind": "tuned_lens", "spec": model.card.spec, "step": model.card.step,
-                                "fingerprint": model.card.fingerprint})  # fmt: skip
+                                "fingerprint": model.card.fingerprint, **text})  # fmt: skip
     elif run.info["companion"]["fingerprint"] != model.card.fingerprint:
         found = f"{params.model} holds other weights than when the lens was started"
         raise Unfit(f"Resuming {run.folder.name!r}", found, "Start a new lens")
