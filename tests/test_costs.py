@@ -33,7 +33,7 @@ ASKED: dict[str, list[dict[str, Any]]] = {
                              {"exact_top": 0, "exact_others": 0}],
     "path_patching": [{}, {"to": "logits"}, {"to": "heads", "receiver_layer": 1}],
     "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
-    "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
+    "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2, "exact_top": 0, "exact_others": 1},
                       {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
     "circuit_scrubbing": [{"samples": 2, "random": 1}, {"samples": 2, "random": 2, "hypothesis":
                           "L1H3 > logits: same answer; L0H3 > L1H3.k: same token at -1; L0 mlp > L1H3.v; "

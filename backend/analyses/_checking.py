@@ -21,8 +21,9 @@ def values(name: str, words: str, exact: str, what: str, unit: str = "logits") -
         Value(f"{name}_low", f"lower end {interval}", unit), Value(f"{name}_high", f"upper end {interval}", unit),
         Value("exact", f"{exact}; NULL where not checked", unit),
         Value("exact_low", f"lower end {interval}", unit), Value("exact_high", f"upper end {interval}", unit),
-        Value("checked", "why it was patched exactly: top (by score), random, or no", kind="str"),
-        Value("rank_correlation", f"Spearman's, {name} against exact, over all {what} checked; NULL below 3"),
+        Value("checked", "why it was patched exactly: top (by score), random, or no; all: the score is exact itself",
+              kind="str"),
+        Value("rank_correlation", f"Spearman's, {name} against exact, over the {what} checked; NULL below 3, or all"),
     ]  # fmt: skip
 
 
@@ -63,6 +64,13 @@ def compared(name: str, score: np.ndarray, exact_of: Callable[[list[int]], np.nd
     }  # fmt: skip
 
 
+def exact_already(name: str, score: np.ndarray, draws: int, seed: int) -> dict[str, Any]:
+    """Return the columns of `values` where `score` [thing, pair] is the exact effect: there is nothing to correlate."""
+    everything = lambda chosen: score[chosen]  # noqa: E731
+    found = compared(name, score, everything, len(score), 0, draws, seed)
+    return found | {"checked": "all", "rank_correlation": np.nan}
+
+
 def told(r: Any) -> str:
     """Return the exact value of a row with its interval, in words."""
     return "not checked" if np.isnan(r.exact) else f"exact {r.exact:+.3g} ({r.exact_low:.3g} to {r.exact_high:.3g})"
@@ -72,11 +80,19 @@ def picture(table: pd.DataFrame, name: str, names: Sequence[str], hover: Sequenc
             what: str, title: str = "") -> Any:  # fmt: skip
     """Draw the things patched exactly, with intervals; grey: those drawn at random. On the dotted line both agree."""
     table, groups = table.assign(_name=list(names), _hover=list(hover)), []
-    for why, colour, words in (("random", NULL_GREY, "random others"), ("top", CATEGORIES[0], "largest scores")):
+    for why, colour, words in (("random", NULL_GREY, "random others"), ("top", CATEGORIES[0], "largest scores"),
+                               ("all", CATEGORIES[0], "exact scores")):  # fmt: skip
         g = table[table["checked"] == why]
-        groups.append((words, colour, g[name], g["exact"], g["exact_low"].fillna(g["exact"]),
-                       g["exact_high"].fillna(g["exact"]), g["_name"].tolist(), g["_hover"].tolist()))  # fmt: skip
+        if len(g):
+            groups.append((words, colour, g[name], g["exact"], g["exact_low"].fillna(g["exact"]),
+                           g["exact_high"].fillna(g["exact"]), g["_name"].tolist(), g["_hover"].tolist()))  # fmt: skip
+    return agreement(groups, x_title=f"{x} (logits; {_extent(table, what)})", y_title=f"{y} (logits; 95 % interval)",
+                     title=title)  # fmt: skip
+
+
+def _extent(table: pd.DataFrame, what: str) -> str:
+    """Say how many were checked, and how alike both rank them."""
+    if (table["checked"] == "all").all():
+        return f"all {len(table)} {what} are exact by themselves"
     rho, n = table["rank_correlation"].iloc[0], int((table["checked"] != "no").sum())
-    ranked = "too few to rank" if np.isnan(rho) else f"rank correlation {rho:.2g}"
-    return agreement(groups, x_title=f"{x} (logits; {n} {what} checked, {ranked})",
-                     y_title=f"{y} (logits; 95 % interval)", title=title)  # fmt: skip
+    return f"{n} {what} checked, {'too few to rank' if np.isnan(rho) else f'rank correlation {rho:.2g}'}"
