@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import asking, theme, url, views, widgets
 from app.links import link
-from app.subject import openable
+from app.subject import openable, trained_for
 from app.training_data import LIVE, nearest
 from app.training_rows import at as at_step
 from backend.contract import Prompt
@@ -35,9 +35,7 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
 def _without_model(run: Mapping[str, Any] | None) -> None:
     made_for = (run or {}).get("companion")
     if run and isinstance(made_for, dict):
-        kind = str(made_for.get("kind")).replace("_", " ")
-        widgets.empty_state(f"A {kind} for {made_for.get('spec')}", "It is no model of its own: open that model on the "
-                            "pages of lenses or features and name this run there.")  # fmt: skip
+        trained_for(str(run["name"]), made_for)
     elif run and run["checkpoints"] and not openable(run):
         widgets.empty_state("Not possible for this run", "What it trains is no transformer that could be looked into: "
                             "it keeps curves and weights, and names no model.")  # fmt: skip

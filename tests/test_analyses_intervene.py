@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from backend.analyses._intervening import run
 from backend.analyses.intervene import intervene
-from backend.analyses.intervention_effect import elsewhere, intervention_effect, logit_diffs
+from backend.analyses.intervention_effect import _mean, elsewhere, intervention_effect, logit_diffs
 from backend.contract import Pair, Pairs, Prompt, parse_spec
 from backend.errors import BadInput
 from backend.maths.interventions import cycle
@@ -204,3 +205,10 @@ def test_lists_are_kept_by_name(tmp_path: Path) -> None:
 
 def test_opening_is_by_the_registry(wired: Any) -> None:
     assert parse_spec(wired.card.spec).scheme == "run"
+
+
+def test_the_interval_of_a_mean_effect_is_95_percent_wide() -> None:
+    effect = np.random.default_rng(0).normal(size=400)
+    told = _mean(pd.DataFrame({"pair": range(400), "effect": effect}), 0).iloc[0]
+    width = 2 * 1.96 * effect.std(ddof=1) / 400**0.5
+    assert told["effect_high"] - told["effect_low"] == pytest.approx(width, rel=0.08)

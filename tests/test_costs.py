@@ -253,6 +253,9 @@ def test_the_price_is_work_times_probe():
     last = Work((Calls(3, 10, last=True),))
     assert costs.seconds(last, short) == pytest.approx(0.5 + 3 * (5 + 50))
     assert costs.seconds(last, probe_) == 1 + 3 * 1.0, "an older probe did not measure it"
+    back = probe_ | {f"gradients_last_seconds_{part}": 0.25 for part in ("call", "token", "square")}
+    assert costs.seconds(Work((Calls(3, 10, gradients=True, last=True),)), back) == pytest.approx(
+        0.25 + 3 * (2.5 + 25))  # fmt: skip
     late = Work((Calls(3, 10, n=4, share=0.25),))
     assert costs.seconds(late, probe_) == pytest.approx(1 + 3 * 1.0) and costs.memory(late, probe_) == 1 + 3 * 1.0
     assert costs.memory(work, probe_) == pytest.approx(2 + 2 * (3 + 1) + 50)

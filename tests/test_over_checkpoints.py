@@ -42,6 +42,9 @@ def test_the_part_that_moves_most_comes_first_and_its_curve_is_the_tables(table:
 def test_words_name_themselves() -> None:
     table = pd.DataFrame({"layer": [0, 1], "label": ["induction", "self"], "pos": [3, 4]})
     assert list(part_names(table, ["layer", "label", "pos"])) == ["L0 induction pos 3", "L1 self pos 4"]
+    parts = pd.DataFrame({"component": ["head", "mlp"], "layer": [0, 1], "head": [3, -1], "pos": [5, 6]})
+    assert list(part_names(parts, ["component", "layer", "head"])) == ["head L0H3", "mlp L1"]
+    assert list(part_names(parts.assign(layer=[-1, 2]), ["layer", "pos"])) == ["embed pos 5", "L2 pos 6"]
 
 
 def test_a_standard_error_is_a_band_and_a_table_without_axes_one_curve(table: pd.DataFrame) -> None:

@@ -15,15 +15,26 @@ PARTS = 500  # parts that are offered to choose from
 BANDS = (("{}_low", "{}_high"), ("{}_se", "{}_se"))
 
 
+LETTERS = {"layer": "L", "head": "H"}
+
+
 def part_names(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
-    """Return the name of each row's part: L1H2, a word as it is, `axis number` of the rest; "" without axes."""
-    named = pd.Series("", index=table.index)
+    """Return the name of each row's part: L1H2, a word as it is, `axis number` of the rest; "" without axes.
+
+    -1 is no layer or head: beside a word (a component, a metric) it says nothing, else layer -1 is the embedding.
+    """
+    named, before = pd.Series("", index=table.index), ""
+    counted = {axis: pd.api.types.is_numeric_dtype(table[axis]) for axis in axes}
     for axis in axes:
-        letter = {"layer": "L", "head": "H"}.get(axis)
         words = table[axis].astype("string").fillna("-")
-        counted = pd.api.types.is_numeric_dtype(table[axis])
-        named += (letter + words) if letter else (f" {axis} " if counted else " ") + words
-    return named.str.strip()
+        if axis in LETTERS:
+            none = "embed" if axis == "layer" and all(counted.values()) else ""
+            words = (LETTERS[axis] + words).where(words != "-1", none)
+        elif counted[axis]:
+            words = f"{axis} " + words
+        named += ("" if axis in LETTERS and before in LETTERS else " ") + words
+        before = axis
+    return named.str.replace(r"\s+", " ", regex=True).str.strip()
 
 
 def by_change(table: pd.DataFrame, axes: Sequence[str], value: str) -> list[str]:

@@ -317,7 +317,8 @@ TASKS: dict[str, Task] = {t.name: t for t in (
     Task("modular_addition", "Modular addition", "a + b modulo p; corrupted: another a", _modular_addition, _adds),
     Task("synthetic_ioi", "Indirect object, made-up sentences", "two names, one gives to the other; corrupted: the "
          "giver is the other one", _synthetic_ioi, _tells_ioi),
-    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
+    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first. "
+         "What stands before the answer stays, so previous-token heads have no part in it: see the next one",
          _induction, _repeats),
     Task("induction_previous", "Repeated tokens, reordered", "a random block twice; corrupted: the last token "
          "stood elsewhere at first, before the distractor", _induction_previous, _repeats),
