@@ -63,7 +63,8 @@ def test_a_lens_is_drawn_through_training_one_curve_per_layer_and_position(backe
     table = backend.table(last).query("rank == 0").set_index(["layer", "pos"])["target_log_prob"]
     ends = {t["name"]: numbers(t["y"])[-1] for t in drawn}
     assert len(ends) == len(table) == 6
-    assert ends == pytest.approx({f"L{n} pos {p}": v for (n, p), v in table.items()})
+    names = {(n, p): f"L{n} pos {p}" if n >= 0 else f"embed pos {p}" for n, p in table.index}
+    assert ends == pytest.approx({names[at]: v for at, v in table.items()})
 
 
 def test_a_parallel_architecture_has_no_middle_and_says_why(backend: Backend, neox: Path) -> None:
