@@ -46,7 +46,6 @@ from backend.figures import CATEGORIES, Panel, bars, panels
 
 SYNTAX = ("delimiter", "bracket", "line-start")  # of models whose tokenizer has such tokens
 LABELS = ("induction", "previous-token", "duplicate-token", "first-token", "positional", "self", "uniform", *SYNTAX)
-REPEATED = ("induction", "duplicate-token")  # defined on [A; A] only
 MOST_BARS = 24
 Table = dict[str, np.ndarray]
 

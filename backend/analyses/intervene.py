@@ -6,7 +6,8 @@ interventions acting at every step of it (positions counted from the end move wi
 nats at the last position is the size of the change.
 
 Exact. `mean` and `resample` take the prompt's own positions: there is no other row. Truth: without
-interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by forwards.
+interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by forwards, and
+one more per edited one and `resample`; a direction's own are read once.
 Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Activation addition.
 """
 

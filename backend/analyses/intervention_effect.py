@@ -8,7 +8,9 @@ it is where there is neither head nor neuron: then there is no control); NULL wh
 
 Exact for each pair. `patch` takes its values from the corrupted prompt, `resample` from another pair's clean prompt of
 the same length (a random cycle of its seed; the corrupted partner where there is no other).
-Over the checkpoints of a run: --step all. Cost: 2 + controls forwards per length of prompt.
+Over the checkpoints of a run: --step all. Cost: 2 + controls forwards per length of prompt, and
+one more per edited one and `patch` or `resample`. `mean` and `resample` are over the prompts of a length: a prompt that
+is alone in its length is refused with them, unless all are.
 Source: Wang et al. (2022), Interpretability in the Wild, section 3 (knock-outs); Efron (1979) for the bootstrap.
 """
 
