@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import sys
@@ -9,6 +10,11 @@ from contextlib import closing
 
 from backend import client, settings
 from backend.errors import Busy, PhasescopeError
+
+HELP = "Settings are environment variables:\n" + "\n".join(
+    f"  PHASESCOPE_{name.upper():<22} {field.description or ''} (now {field.default})"
+    for name, field in settings.Settings.model_fields.items()
+)
 
 
 def check_free(chosen: settings.Settings) -> None:
@@ -27,7 +33,10 @@ def check_free(chosen: settings.Settings) -> None:
 
 
 def main() -> int:
-    """Serve until interrupted; returns the exit code."""
+    """Serve until interrupted; returns the exit code. `--help` says what is set where."""
+    told = argparse.ArgumentParser(prog="python -m app", description="Serve the dashboard on this machine.",
+                                   epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    told.parse_args()
     try:
         chosen = settings.load()
         check_free(chosen)

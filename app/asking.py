@@ -14,6 +14,7 @@ from backend.errors import PhasescopeError, from_record
 
 PATIENCE = 10.0  # s a page waits in place for a job, interruptible by any click, before it lets a fragment watch
 ENDED = ("done", "failed", "cancelled", "interrupted")
+LOOKS, UNKNOWN = 60, 60.0  # times that a page looks at a job while it runs; s where nobody knows how long that takes
 LONG = 10.0  # s expected above which nothing starts without a click
 
 
@@ -45,7 +46,8 @@ def answer(
         if last is None:
             return request.key
         again = lambda: house.ask(analysis, card, subject, params)  # noqa: E731
-        return request.key if finish(house, last, again, patience) else None
+        expected = lambda: house.estimate(analysis, card, subject, params)["seconds"]  # noqa: E731
+        return request.key if finish(house, last, again, patience, expected) else None
     except PhasescopeError as error:
         widgets.error_panel(error)
         return None
@@ -76,8 +78,14 @@ def price(told: Mapping[str, Any]) -> str:
     return f" (about {', '.join(known)})" if known else ""
 
 
-def finish(house: Any, job: dict[str, Any], again: Callable[[], Any], patience: float = PATIENCE) -> bool:
-    """Show a job until it has ended; True when it is done. Waits a little in place, then lets a fragment watch."""
+def finish(
+    house: Any, job: dict[str, Any], again: Callable[[], Any], patience: float = PATIENCE,
+    expected: Callable[[], float | None] = lambda: None,
+) -> bool:
+    """Show a job until it has ended; True when it is done. Waits a little in place, then lets a fragment watch.
+
+    How often that looks depends on the seconds that are `expected` of the job.
+    """
     place = st.container()
     job = house.job(job["id"])
     if job["state"] not in ENDED:
@@ -88,8 +96,13 @@ def finish(house: Any, job: dict[str, Any], again: Callable[[], Any], patience: 
         if job["state"] in ENDED:
             story(job, lambda: _retry(house, job, again))
         else:
-            _watch(house, job["id"])
+            st.fragment(_watch, run_every=pace(expected()))(house, job["id"])
     return False
+
+
+def pace(expected: float | None) -> float:
+    """Return the seconds between two looks at a job; every look sends some 6 kB, whatever it shows."""
+    return float(min(5.0, max(0.4, (UNKNOWN if expected is None else expected) / LOOKS)))
 
 
 def _retry(house: Any, job: dict[str, Any], again: Callable[[], Any]) -> None:
@@ -132,7 +145,6 @@ def words(job: Mapping[str, Any]) -> str:
     return f"{job['title']} · {job['words'] or job['state']}"
 
 
-@st.fragment(run_every=0.4)
 def _watch(house: Any, job_id: str) -> None:
     job = house.job(job_id)
     if job["state"] in ENDED:

@@ -13,9 +13,6 @@ from app.parts import part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
-#: a param that names a run -> the kind of companion, its words
-COMPANIONS = {"lens": ("tuned_lens", "Tuned lens"), "sae": ("sae", "Sparse autoencoder")}
-
 
 def page(one: Analysis) -> Any:
     """Return the st.Page of an analysis."""
@@ -35,13 +32,13 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
         params = form(one)
     with left:
         key = None
-        if not _wants_companion(backend, one, bar, params):
+        if params is not None and not _wants_companion(backend, one, bar, params):
             key = asking.answer(backend, one.name, bar.card, bar.subject, params)
         if key:
             figures(backend, one, key, bar)
     if key and also:
         also(backend, key)
-    if key:
+    if key and params is not None:
         asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
         over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
@@ -49,10 +46,10 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
 
 def _wants_companion(backend: Any, one: Analysis, bar: Bar, params: dict[str, Any]) -> bool:
     """Where the form names no tuned lens or autoencoder and must, offer those of this model or say how one is made."""
-    field = next((f for f in COMPANIONS if f in one.params.model_fields and not params.get(f)), None)
-    if field is None:
+    field, kind = next(((f, k) for f, k in one.params.named.items() if k and not params.get(f)), ("", ""))
+    if not field:
         return False
-    kind, words = COMPANIONS[field]
+    words = str(backend.recipe(kind).title)
     made = {r["name"]: r.get("companion") or {} for r in backend.runs()}
     fit = [n for n, c in made.items() if c.get("kind") == kind and c.get("fingerprint") == bar.card["fingerprint"]]
     todo = "Choose one that was trained for it:" if fit else f"Train one on the Training page: recipe {words.lower()}."
@@ -68,20 +65,26 @@ def _name(one: Analysis, params: dict[str, Any]) -> None:
     url.put(params=widgets.params_to_query(one.params, params) or None)
 
 
-def form(one: Analysis) -> dict[str, Any]:
-    """Draw the params form; its values live in the URL.
+def form(one: Analysis, shared: bool = False, columns: int = 1) -> dict[str, Any] | None:
+    """Draw the params form and return its values, None where one is wrong (which it says); they live in the URL.
 
+    `shared`: the URL holds the params of several analyses, each as `analysis.param`.
     The widgets stay the same while the form itself writes the URL and are made anew where it changed otherwise (the
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
-    told, at = url.get("params") or "", f"form:{one.name}"
+    before = f"{one.name}." if shared else ""
+    everything = widgets.decode(url.get("params") or "")
+    mine = {k.removeprefix(before): v for k, v in everything.items() if k.startswith(before)}
+    told, at = widgets.encode(mine), f"form:{one.name}"
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
     given = widgets.params_from_query(one.params, told)
-    values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=1)
-    url.put(params=(widgets.params_to_query(one.params, values) or None) if values else None)
-    st.session_state[at] = turn, url.get("params") or ""
-    return values or {}
+    values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns)
+    changed = widgets.changed(one.params, values or {})
+    others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
+    url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)
+    st.session_state[at] = turn, widgets.encode(changed)
+    return values
 
 
 def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import streamlit as st
 
-from app import subject_sets, url, views, widgets
+from app import auto_page, fields, subject_sets, url, views, widgets
 from app.subject import checkpoint_of, default_model, model_picker, openable, opened
-from backend.contract import Pairs, Prompt
+from backend.contract import Corpus, Pairs, Prompt
 
 
 def show(house: Any) -> None:
@@ -25,8 +25,8 @@ def show(house: Any) -> None:
     if (first["spec"], first["step"]) == (second["spec"], second["step"]):
         widgets.empty_state("A and B are the same", "Choose another model or another checkpoint on one of the sides.")
         return
-    known = views.fitting(house, first)
-    able = views.fitting(house, second)
+    known = views.fitting(house, first, named=True)
+    able = views.fitting(house, second, named=True)
     both = {n: t for n, t in known.items() if n in able and not _unlike(house, n, first, second)}
     if not both:
         widgets.empty_state("Nothing can be asked of both", "The two models have no analysis in common: they differ in "
@@ -40,11 +40,13 @@ def show(house: Any) -> None:
         prompt = views.prompt_of(house, first)
         if prompt is None or _too_long(prompt, second):
             return
-    pairs = _pairs(house, first) if any(house.analysis(n).subject is Pairs for n in picked) else None
+    kinds = {house.analysis(n).subject for n in picked}
+    subjects = {kind: draw(house, first, second) for kind, draw in ((Pairs, _pairs), (Corpus, _corpus))
+                if kind in kinds}  # fmt: skip
     _heads(first, second)
     for name in picked:
         st.markdown(f"##### {both[name]}")
-        views.two(house, name, [first, second], prompt, pairs)
+        _asked(house, name, first, second, prompt, subjects)
     if not picked:
         st.caption("Choose an analysis above.")
 
@@ -59,7 +61,31 @@ def _side(house: Any, title: str, model: str, step: str) -> dict[str, Any]:
     return opened(house, spec, at)
 
 
-def _pairs(house: Any, first: dict[str, Any]) -> Pairs:
+def _asked(house: Any, name: str, first: Any, second: Any, prompt: Any, subjects: Any) -> None:
+    """One analysis: the form that both sides share, then both answers."""
+    one = house.analysis(name)
+    params: dict[str, Any] | None = {}
+    if one.params.model_fields:
+        with st.expander("Settings, the same for both sides", expanded=bool(one.params.named)):
+            params = auto_page.form(one, shared=True, columns=3)
+    if params is None:
+        return
+    missing = [fields.label_of(one.params, f) for f in one.params.named if not params.get(f)]
+    if missing:
+        widgets.empty_state("Something must be named first", f"Fill in {' and '.join(missing)} in the settings above.")
+        return
+    views.two(house, name, [first, second], prompt, subjects, widgets.changed(one.params, params))
+
+
+def _corpus(house: Any, first: dict[str, Any], second: dict[str, Any]) -> Corpus:
+    """Draw the field of a corpus that both can read; both sides are asked the same rows."""
+    corpus = subject_sets.corpus_field(house, first, st.container(), other=second)
+    if corpus.source == "training" and first["spec"] != second["spec"]:
+        st.caption("Each model is asked rows of its own training data.")
+    return corpus
+
+
+def _pairs(house: Any, first: dict[str, Any], second: dict[str, Any]) -> Pairs:
     """Draw the field of pairs and the first of them; both sides are asked the same."""
     pairs = subject_sets.pairs_field(house, first, st.container())
     subject_sets.shown_pair(house, first, pairs)

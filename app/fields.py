@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
+from pydantic import BaseModel
 
 #: an integer range of at most this many steps is a slider, a larger one a number field
 SLIDER_STEPS = 64
@@ -43,6 +44,11 @@ def widget(name: str, field: Mapping[str, Any], key: str, start: Any, bounded: b
         text = field_of(**words, value=start or "", max_chars=field.get("maxLength"))
         return None if field.get("optional") and not text else text
     return _json(words, start)
+
+
+def label_of(params_model: type[BaseModel], name: str) -> str:
+    """Return the words that stand at a field of a form."""
+    return _label(name, params_model.model_json_schema()["properties"][name])
 
 
 def _label(name: str, field: Mapping[str, Any]) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from app import asking, over_checkpoints, subject_sets, theme, url, widgets
+from app.intervene_builder import builder
 from app.over_checkpoints import Over
 from app.subject import Bar, begin
 from backend.errors import PhasescopeError
-from backend.figures import NULL_GREY, Line, lines
+from backend.figures.over_steps import effect_over_steps
 
-OPERATIONS = {"zero": "zero (ablate)", "mean": "mean (ablate)", "scale": "scale", "set": "set a neuron",
-              "add": "add a direction (steer)", "patch": "patch from the corrupted prompt"}  # fmt: skip
-POINTS = ("attn_out", "mlp_out", "resid_pre", "resid_post")
+WRITTEN = """
+- `zero L1H2` · `mean L0.mlp_out at 3,-1` · `resample L1H2 seed 3` · `scale L0.attn_out 0.5` · `set L0N17 4`
+- `add L1.resid_pre 3 token 5` · `add L1.resid_pre 3 token 5 minus 7`
+- `add L1.resid_pre 3 prompt 4,9,1 minus 4,8,1`: two prompts as token ids, read at the last one (or `read -2`)
+- `add L1.resid_pre 2 neuron L0N17`: along what a neuron writes
+- `add L1.resid_pre 2 feature my-sae 12`: of an SAE, or of a set kept on the page Directions by PCA
+- `patch L1H2 at -1`
+"""
 
 
 def show(house: Any) -> None:
@@ -26,87 +30,48 @@ def show(house: Any) -> None:
     side, main = st.columns([4, 8], gap="medium")
     with side:
         edits = _list(house, bar)
-        _builder(bar)
-        _kept(house, edits)
-    with main:
-        _answer(house, bar, edits)
-    _effect(house, bar, edits)
+        builder(house, bar)
+        _kept(house, edits or "")
+    if edits is not None:
+        with main:
+            _answer(house, bar, edits)
+        _effect(house, bar, edits)
 
 
 # ---------------------------------------------------------------- the list
 
 
-def _list(house: Any, bar: Bar) -> str:
-    """Draw the list with a button per line; return it as it is understood, '' where it cannot be read."""
+def _list(house: Any, bar: Bar) -> str | None:
+    """Draw the list with a button per line; return it as it is understood, None where this model cannot be asked it."""
     st.markdown("##### Interventions")
-    try:
-        lines = house.read_interventions(url.get("edits") or "")
-    except PhasescopeError as error:
-        widgets.error_panel(error)
-        lines = []
+    lines, fits = _read(house, bar)
     for i, line in enumerate(lines):
-        words, button = st.columns([6, 1], vertical_alignment="center")
-        words.code(line, language=None)
+        words, button = st.columns([6, 1], vertical_alignment="center", gap="small")
+        words.code(line, language=None, wrap_lines=True)
         button.button("", icon=":material/close:", key=f"drop:{i}:{line}", help="Take it off the list", type="tertiary",
                       on_click=lambda i=i: url.put(edits="; ".join(lines[:i] + lines[i + 1 :]) or None))  # fmt: skip
-    if not lines:
+    if not lines and fits:
         widgets.empty_state("Nothing is changed yet", "Add an intervention below, or write one: "
                             f"{_example(bar)}. The page then shows what the model says with it.")  # fmt: skip
     with st.popover("Write the list", icon=":material/edit:"):
         url.bound(st.text_area, "One intervention a line", "edits", fallback="", height=140,
-                  help="zero L1H2 · mean L0.mlp_out at 3,-1 · scale L0.attn_out 0.5 · set L0N17 4 · "
-                  "add L1.resid_pre 3 token 5 · add L1.resid_pre 2 feature my-sae 12 (an SAE's, or of a set of "
-                  "directions kept on the page Directions by PCA) · patch L1H2 at -1")  # fmt: skip
-    return "; ".join(lines)
+                  help=WRITTEN)
+    return "; ".join(lines) if fits else None
+
+
+def _read(house: Any, bar: Bar) -> tuple[list[str], bool]:
+    """Return the lines and whether this model can be asked them; says why not, once for the page."""
+    asked, lines = url.get("edits") or "", []
+    try:
+        lines = house.read_interventions(asked)
+        return house.check_interventions(asked, bar.card), True
+    except PhasescopeError as error:
+        widgets.error_panel(error)
+        return lines, False
 
 
 def _example(bar: Bar) -> str:
     return f"zero L{bar.card['n_layers'] - 1}H0"
-
-
-def _builder(bar: Bar) -> None:
-    """A form that adds one line to the list."""
-    card = bar.card
-    with st.container(border=True):
-        op = str(st.selectbox("What", [*OPERATIONS], format_func=lambda o: OPERATIONS[o], key="iv-op"))
-        kinds = _places(op, card)
-        row = st.columns(3, vertical_alignment="bottom")
-        kind = str(row[0].selectbox("Where", kinds, key=f"iv-kind:{op}"))
-        layer = row[1].number_input("Layer", 0, card["n_layers"] - 1, 0, key="iv-layer")
-        at = row[2].text_input("Positions", "", placeholder="all", key="iv-at",
-                               help="such as 3,-1: counted from 0, negative ones from the end")  # fmt: skip
-        place = f"L{layer}.{kind}"
-        if kind in ("head", "neuron"):
-            most = card["n_heads"] if kind == "head" else card["d_mlp"]
-            which = st.number_input(kind.capitalize(), 0, most - 1, 0, key=f"iv-{kind}")
-            place = f"L{layer}{kind[0].upper()}{which}"
-        line = f"{op} {place}" + _amount(op, card) + (f" at {at.strip()}" if at.strip() else "")
-        if widgets.pressed(st.button, "Add", "iv-add", icon=":material/add:"):
-            url.put(edits="; ".join(x for x in (url.get("edits"), line) if x))
-            st.rerun()
-
-
-def _places(op: str, card: Mapping[str, Any]) -> list[str]:
-    """Return where an operation can act in this model."""
-    points = [p for p in POINTS if p != "mlp_out" or card["d_mlp"]]
-    if op == "set":
-        return ["neuron"] if card["d_mlp"] else ["head"]
-    if op == "add":
-        return ["resid_pre", "resid_post", *[p for p in points if p.endswith("_out")]]
-    return ["head", *(["neuron"] if card["d_mlp"] else []), *points]
-
-
-def _amount(op: str, card: Mapping[str, Any]) -> str:
-    if op not in ("scale", "set", "add"):
-        return ""
-    start = {"scale": 0.5, "set": 0.0, "add": 4.0}[op]
-    amount = st.number_input("Amount", value=start, format="%g", key=f"iv-amount:{op}")
-    if op != "add":
-        return f" {_written(amount)}"
-    token = st.number_input("Along the direction of token (id)", 0, card["d_vocab_out"] - 1, 0, key="iv-token",
-                            help="Its column of W_U, of length 1. For a feature of an SAE, or a kept direction of PCA, "
-                            "write the line.")
-    return f" {_written(amount)} token {token}"
 
 
 def _kept(house: Any, edits: str) -> None:
@@ -132,6 +97,9 @@ def _kept(house: Any, edits: str) -> None:
 
 def _answer(house: Any, bar: Bar, edits: str) -> None:
     """What the model says after the prompt, and how it goes on, before and after."""
+    if any(line.startswith("patch ") for line in edits.split("; ")):
+        st.caption("`patch` takes its values from a corrupted prompt: what it does is measured below, over pairs.")
+        return
     key = asking.answer(house, "intervene", bar.card, bar.subject, {"edits": edits})
     if not key:
         return
@@ -182,19 +150,8 @@ def _replay(house: Any, bar: Bar, edits: str, pairs: Any) -> None:
     st.markdown("##### Over all checkpoints")
     over = Over("intervention_effect", bar.spec, bar.checkpoints, pairs, {"edits": edits}, "iv-replay")
     found = over_checkpoints.kept(house, over)
-    rows = [house.table(key).set_index("pair").loc[-1].to_dict() | {"step": step}
-            for step, key in found.itertuples(index=False)]  # fmt: skip
-    if len(rows) > 1:
-        st.plotly_chart(_curve(pd.DataFrame(rows)), key="intervene:replay")
-    st.caption(f"{len(rows)} of {len(bar.checkpoints)} checkpoints are computed.")
-
-
-def _curve(frame: pd.DataFrame) -> Any:
-    step, before = frame["step"], frame["before"]
-    low, high = before + frame["effect_low"], before + frame["effect_high"]
-    curves = [Line("before", step, before, colour=NULL_GREY), Line("after", step, frame["after"], low, high)]
-    return lines(curves, x_title="step", y_title="logit_diff (mean over pairs; band: 95 % of the effect)")
-
-
-def _written(amount: float) -> str:
-    return repr(float(amount)).removesuffix(".0")
+    if len(found) > 1:
+        table = house.sweep_table(found)
+        st.plotly_chart(effect_over_steps(table[table["pair"] == -1], bar.step), key="intervene:replay")
+        st.caption("The interval is 95 %, over pairs; effect size: mean effect over its standard deviation over pairs.")
+    st.caption(f"{len(found)} of {len(bar.checkpoints)} checkpoints are computed.")

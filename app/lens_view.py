@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from app import theme, url, widgets
+from app import over_checkpoints, theme, url, widgets
 from app.components.frame import pending
 from app.components.token_strip import token_strip
 from app.subject import Bar
 from backend.errors import BadInput, PhasescopeError
 
 POINTS = {"resid_pre": "resid_pre (before)", "resid_mid": "resid_mid (between)", "resid_post": "resid_post (after)"}
+WRONG = -1
+#: what is drawn through training
+FOLLOWED = ("target_log_prob", "target_rank", "entropy", "kl_to_final", "distractor_log_prob", "distractor_rank")
 
 
 def stream_picker(bar: Bar) -> str:
@@ -31,7 +35,10 @@ def stream_picker(bar: Bar) -> str:
 
 
 def token_picker(house: Any, bar: Bar, name: str, label: str, placeholder: str, help: str) -> int | None:
-    """Choose one token, whose probability and rank are followed; `name` is its URL field, empty means None."""
+    """Choose one token, whose probability and rank are followed; `name` is its URL field, empty means None.
+
+    WRONG after saying why what was written is no token: nothing else is to be shown as its answer then.
+    """
     words = house.tokenizer(bar.card)
     token = url.get(name)
     if token is not None and not 0 <= token < bar.card["d_vocab_out"]:
@@ -48,18 +55,19 @@ def token_picker(house: Any, bar: Bar, name: str, label: str, placeholder: str, 
     problem = st.session_state.pop(f"{name}-problem", None)
     if problem:
         widgets.error_panel(problem)
+        return WRONG
     return token
 
 
 def _choose(words: Any, key: str, name: str, d_vocab: int) -> None:
     text = st.session_state[key]
     try:
-        url.put(**{name: _token(words, text, d_vocab) if text else None})
+        url.put(**{name: token_of(words, text, d_vocab) if text else None})
     except PhasescopeError as error:
         st.session_state[f"{name}-problem"] = error.record()
 
 
-def _token(words: Any, text: str, d_vocab: int) -> int:
+def token_of(words: Any, text: str, d_vocab: int) -> int:
     """Return the id of one token, written as #id, as an id where there is no tokenizer, or as its text."""
     number = text.strip().removeprefix("#")
     if number.isdecimal() and (text.strip().startswith("#") or words.kind == "ids"):
@@ -114,6 +122,17 @@ def cell_details(house: Any, key: str, bar: Bar) -> None:
         st.plotly_chart(house.figure(key, "curves"), key=f"curves:{key}")
     with right:
         _top_tokens(house, key, bar, position)
+
+
+def through_training(house: Any, bar: Bar, params: dict[str, Any]) -> None:
+    """What each layer says at each position, over the run's checkpoints; all but a token's own columns are the same
+    for every rank, so one row of them is drawn."""
+    one = house.analysis("logit_lens")
+    over = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, "over:logit_lens")
+    followed = FOLLOWED if params["distractor"] is not None else FOLLOWED[:4]
+    values = sorted((v for v in one.values if v.name in followed), key=lambda v: followed.index(v.name))
+    over_checkpoints.section(house, replace(one, axes=one.axes[:2], values=tuple(values)), over, bar.step,
+                             keep=lambda table: table[table["rank"] == 0])  # fmt: skip
 
 
 def _place(layer: int, point: str, n_layers: int) -> str:

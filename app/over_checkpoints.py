@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +37,21 @@ def kept(house: Any, over: Over) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", "key"])
 
 
-def section(house: Any, one: Analysis, over: Over, step: int | None) -> None:
-    """Draw the part of a page that shows an analysis through training: a value to choose, a curve per part."""
+def section(
+    house: Any, one: Analysis, over: Over, step: int | None, keep: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+) -> None:
+    """Draw the part of a page that shows an analysis through training: a value to choose, a curve per part.
+
+    `keep` takes the rows of a table that are drawn: one for each part of `one.axes`.
+    """
     values = [v for v in one.values if v.kind in ("int", "float", "bool")]
     if len(over.steps) < 2 or not values:
         return
     st.markdown("##### Through training", help="The same question at every checkpoint; each is computed once and kept.")
     found = kept(house, over)
     if len(found) > 1:
-        _picture(house.sweep_table(found), one, values, over, step)
+        table = house.sweep_table(found)
+        _picture(keep(table) if keep else table, one, values, over, step)
     if len(found) < len(over.steps):
         st.caption(f"{len(found)} of {len(over.steps)} checkpoints are computed; curves join those that are")
 
@@ -53,13 +60,13 @@ def _picture(table: pd.DataFrame, one: Analysis, values: list[Any], over: Over, 
     axes = [a.name for a in one.axes]
     left, right = st.columns([1, 3])
     value = left.selectbox("Value", values, format_func=lambda v: v.name.replace("_", " "), key=f"{over.place}:value")
-    left.caption(value.help)
     parts = by_change(table, axes, value.name)
     chosen = parts
     if len(parts) > 1:
         chosen = right.multiselect(
             "Parts", parts, parts[:SHOWN], key=f"{over.place}:parts:{value.name}", max_selections=2 * SHOWN,
             help="Those whose value changes most come first")  # fmt: skip
+    st.caption(value.help)
     if chosen:
         figure = over_steps(table, axes, value.name, unit=value.unit, parts=chosen, step=step)
         st.plotly_chart(figure, key=f"{over.place}:picture")
@@ -78,8 +85,7 @@ def _waiting(house: Any, keys: list[str]) -> list[dict[str, Any]]:
 
 
 def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
-    expected = house.seconds_expected(over.analysis)
-    words = f"About {theme.seconds(expected * missing)} of one worker" if expected else None
+    words = _price(house, over, missing)
     label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing)"
     if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help=words):
         try:
@@ -90,6 +96,16 @@ def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
         st.rerun()
     if waits:
         _progress(house, over)
+
+
+def _price(house: Any, over: Over, missing: int) -> str | None:
+    """Say what the rest takes: one checkpoint as estimated, times how many."""
+    card = next((c for c in (house.card(over.spec, step) for step in reversed(over.steps)) if c), None)
+    try:
+        each = house.estimate(over.analysis, card, over.subject, over.params)["seconds"] if card else None
+    except PhasescopeError:  # said where it is asked
+        each = None
+    return f"About {theme.seconds(each * missing)} of one worker" if each else None
 
 
 @st.fragment(run_every=1.0)

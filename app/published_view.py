@@ -70,7 +70,7 @@ def numbers(table: pd.DataFrame, known: Mapping[str, Any]) -> None:
         shown, hide_index=True, height=min(38 + 35 * len(shown), 460), key=f"numbers:{known['name']}",
         column_config={
             "quantity": st.column_config.TextColumn(width="large"),
-            **{n: number(format="%.5g", width="small") for n in ("published", "ours")},
+            **{n: number(format="%.5g", width=100) for n in ("published", "ours")},
             **{n: number(format="%.1e", width="small") for n in ("difference", "tolerance")},
             "agrees": st.column_config.TextColumn(width="small"),
         },

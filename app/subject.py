@@ -58,6 +58,9 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
     runs = {spec: r for spec, r in known_runs.items() if openable(r)}
     spec = url.get("model") or default_model(runs, house)
+    if made_for := (known_runs.get(spec) or {}).get("companion"):
+        trained_for(known_runs[spec]["name"], made_for)
+        st.stop()
     with st.container(key="subject-bar"):
         left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
         with left:
@@ -81,6 +84,19 @@ def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) 
     if kind is Pairs:
         return subject_sets.pairs_field(house, card, place)
     return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
+
+
+def trained_for(name: str, made_for: Mapping[str, Any]) -> None:
+    """Say that a run holds a tuned lens or SAE, no model, and lead to the page that shows it on its model."""
+    kind, spec = str(made_for.get("kind")), str(made_for.get("spec"))
+    where = {"model": spec, **({"step": str(made_for["step"])} if made_for.get("step") is not None else {})}
+    words = {"sae": "An SAE", "tuned_lens": "A tuned lens"}.get(kind, kind)
+    widgets.empty_state(f"{words} for {spec}", "It is no model of its own: it is looked at on the "
+                        "model that it was trained for, on the pages of lenses or features.")  # fmt: skip
+    if kind == "sae":
+        link("sae_features", label="Features of this SAE", icon="scatter_plot", query={**where, "sae": name})
+    else:
+        link("logit_lens", label=f"Open {spec}", icon="layers", query=where)
 
 
 def openable(run: Mapping[str, Any]) -> bool:

@@ -111,9 +111,15 @@ def _near(pair: Pair) -> list[int]:
     return sorted(i for i in near if 0 <= i < n)
 
 
-def corpus_field(house: Any, card: dict[str, Any], place: Any) -> Corpus:
-    """Draw source, rows, length and seed of a corpus; stops the page with the reason where it cannot be read."""
+def corpus_field(house: Any, card: dict[str, Any], place: Any, other: dict[str, Any] | None = None) -> Corpus:
+    """Draw source, rows, length and seed of a corpus; stops the page with the reason where it cannot be read.
+
+    With an `other` model only what both read is offered, in rows that fit both.
+    """
     reasons = house.sources(card)
+    if other:
+        reasons = {source: why or house.sources(other)[source] for source, why in reasons.items()}
+        card = min((card, other), key=lambda c: c["n_ctx"])
     fitting = [s for s, why in reasons.items() if not why and s != "file"]
     with place:
         left, rows, length, seed = st.columns([5, 2, 2, 2], vertical_alignment="bottom", gap="small")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import asking, theme, url, views, widgets
 from app.links import link
-from app.subject import openable
+from app.subject import openable, trained_for
 from app.training_data import LIVE, nearest
 from app.training_rows import at as at_step
 from backend.contract import Prompt
@@ -35,9 +35,7 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
 def _without_model(run: Mapping[str, Any] | None) -> None:
     made_for = (run or {}).get("companion")
     if run and isinstance(made_for, dict):
-        kind = str(made_for.get("kind")).replace("_", " ")
-        widgets.empty_state(f"A {kind} for {made_for.get('spec')}", "It is no model of its own: open that model on the "
-                            "pages of lenses or features and name this run there.")  # fmt: skip
+        trained_for(str(run["name"]), made_for)
     elif run and run["checkpoints"] and not openable(run):
         widgets.empty_state("Not possible for this run", "What it trains is no transformer that could be looked into: "
                             "it keeps curves and weights, and names no model.")  # fmt: skip
@@ -123,9 +121,9 @@ def open_views(house: Any, focus: str, seen: Look, steps: Sequence[int]) -> None
 
 def missing(
     house: Any, run: str, steps: Sequence[int], names: Sequence[str], prompt: Prompt | None
-) -> list[tuple[str, int]]:
-    """Return the (analysis, step) pairs that are not kept yet."""
-    found = []
+) -> dict[tuple[str, int], str | None]:
+    """Return the (analysis, step) pairs that are not kept yet, with their key where the checkpoint is known."""
+    found: dict[tuple[str, int], str | None] = {}
     for step in steps:
         card = house.card(f"run:{run}", step)
         for name in names:
@@ -133,8 +131,9 @@ def missing(
             if card and subject is None:
                 continue
             told = views.params_of(name, card.model_dump(), prompt) if card else {}
-            if card is None or house.kept(name, card, subject, told) is None:
-                found.append((name, step))
+            key = house.request(name, card, subject, told).key if card else None
+            if key is None or not house.has(key):
+                found[name, step] = key
     return found
 
 
@@ -143,26 +142,34 @@ def _ready(
 ) -> None:
     absent = missing(house, run, steps, names, prompt)
     _ticks(steps, {s for _, s in absent}, card["step"])
-    waiting = _sweep_jobs(house, run, names)
+    waiting = _sweep_jobs(house, absent)
     if not absent:
         st.session_state.pop("sweep-left", None)
         return
     asked = widgets.unpress("sweep") if waiting else widgets.pressed(
         st.button, f"Compute all {len(absent)} missing", "sweep", icon=":material/play_arrow:",
-        help=_estimate(house, absent))  # fmt: skip
+        help=_estimate(house, absent, card, prompt))  # fmt: skip
     if asked:
         with st.empty():  # asking for many takes a second or two
             st.progress(0.0, text=f"Starting {len(absent)} computations; they can be cancelled in a moment")
             _sweep(house, run, absent, card, prompt)
         widgets.unpress("sweep")  # a second click while it started
-        waiting = _sweep_jobs(house, run, names)
+        before, absent = len(absent), missing(house, run, steps, names, prompt)
+        waiting = _sweep_jobs(house, absent)
+        if len(absent) < before and not waiting:  # done while it was asked for: the ticks above do not know
+            st.rerun()
     if waiting:
-        _progress(house, run, list(names), len(absent))
+        _progress(house, absent, len(absent))
 
 
-def _estimate(house: Any, absent: Sequence[tuple[str, int]]) -> str:
-    each = {n: house.seconds_expected(n) or 0.0 for n in {n for n, _ in absent}}
-    return f"About {theme.seconds(sum(each[n] for n, _ in absent))} of one worker"
+def _estimate(house: Any, absent: Iterable[tuple[str, int]], card: dict[str, Any], prompt: Prompt | None) -> str | None:
+    """Say what all of it takes; None where an analysis cannot be estimated."""
+    try:
+        each = {n: house.estimate(n, card, views.subject_of(house, n, prompt, card), views.params_of(n, card, prompt))
+                for n in {n for n, _ in absent}}  # fmt: skip
+    except PhasescopeError:  # said where it is asked
+        return None
+    return f"About {theme.seconds(sum(each[n]['seconds'] or 0.0 for n, _ in absent))} of one worker"
 
 
 def _ticks(steps: Sequence[int], absent: set[int], now: int) -> None:
@@ -177,7 +184,7 @@ def _ticks(steps: Sequence[int], absent: set[int], now: int) -> None:
 
 
 def _sweep(
-    house: Any, run: str, absent: Sequence[tuple[str, int]], card: dict[str, Any], prompt: Prompt | None
+    house: Any, run: str, absent: Collection[tuple[str, int]], card: dict[str, Any], prompt: Prompt | None
 ) -> None:
     try:
         for name in dict.fromkeys(n for n, _ in absent):
@@ -188,17 +195,16 @@ def _sweep(
         widgets.error_panel(error)
 
 
-def _sweep_jobs(house: Any, run: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the unfinished jobs of these analyses on this run."""
-    return [j for j in house.jobs(states=["queued", "running"])
-            if j["kind"] == "analysis" and j["payload"]["request"]["analysis"] in names
-            and j["payload"]["request"]["spec"] == f"run:{run}"]
+def _sweep_jobs(house: Any, absent: Mapping[tuple[str, int], str | None]) -> list[dict[str, Any]]:
+    """Return the unfinished jobs that compute what is missing: the same analysis of another prompt is none of them."""
+    wanted = set(absent.values())
+    return [j for j in house.jobs(states=["queued", "running"]) if j["key"] in wanted]
 
 
 @st.fragment(run_every=0.7)
-def _progress(house: Any, run: str, names: list[str], total: int) -> None:
+def _progress(house: Any, absent: Mapping[tuple[str, int], str | None], total: int) -> None:
     """Say how far the sweep is; the page is redrawn when it has ended."""
-    waiting = _sweep_jobs(house, run, names)
+    waiting = _sweep_jobs(house, absent)
     if not waiting:
         st.rerun()
     total = max(total, len(waiting))

@@ -121,7 +121,7 @@ OWN = {
     "phase_diagram": ("diagram", "tab", "cell", "shade", "reach", "late", "budget", "train_metric", "test_metric",
                       "final_metric", "runs", "across", "up", "logs"),
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
-                "pairs_seed"),
+                "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

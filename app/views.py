@@ -41,16 +41,13 @@ def opened(house: Any, run: str, step: int) -> dict[str, Any] | None:
         return None
 
 
-#: params that must be given: a run of something trained for the model, a list of interventions
-NAMED = {"sae", "lens", "a", "edits"}
-
-
-def fitting(house: Any, card: Mapping[str, Any]) -> dict[str, str]:
-    """Return {name: title} of the analyses that this model can be asked without a word of the user's own."""
+def fitting(house: Any, card: Mapping[str, Any], named: bool = False) -> dict[str, str]:
+    """Return {name: title} of the analyses that this model can be asked; with `named` also those that want a word of
+    the user's own (`Params.named`)."""
     paired = any(not task["reason"] for task in house.tasks(card).values())
     return {n: a.title for n, a in house.analyses().items()
             if not a.unfit(card["capabilities"]) and (paired or a.subject is not Pairs)
-            and not NAMED & set(a.params.model_fields)}
+            and (named or not a.params.named)}
 
 
 def first_views(card: Mapping[str, Any], known: Sequence[str], n: int = 2) -> list[str]:
@@ -153,16 +150,16 @@ def _part(house: Any, key: str, axes: Sequence[str], card: Mapping[str, Any]) ->
 
 
 def two(house: Any, name: str, cards: Sequence[dict[str, Any]], prompt: Prompt | None,
-        pairs: Pairs | None = None) -> None:  # fmt: skip
+        subjects: Mapping[type, Any] | None = None, params: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """Draw before | after | difference of one analysis at two checkpoints of a run.
 
-    `pairs`: what questions about pairs are asked of; without any, those of a first visit.
+    `subjects` {kind: what questions of this kind are asked of}; without one, that of a first visit. `params` are asked
+    of both.
     """
-    paired = pairs is not None and house.analysis(name).subject is Pairs
-    subject = pairs if paired else subject_of(house, name, prompt, cards[0])
+    subject = (subjects or {}).get(house.analysis(name).subject) or subject_of(house, name, prompt, cards[0])
     if subject is None:
         return
-    told = params_of(name, cards[0], prompt)
+    told = params_of(name, cards[0], prompt) | dict(params or {})
     keys = [asking.answer(house, name, card, subject, told, patience=PATIENCE) for card in cards]
     if None in keys:
         return

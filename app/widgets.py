@@ -107,8 +107,13 @@ def params_from_query(params_model: type[BaseModel], text: str) -> dict[str, Any
 
 def params_to_query(params_model: type[BaseModel], values: Mapping[str, Any]) -> str:
     """Return only what differs from the defaults, so that links stay short."""
+    return encode(changed(params_model, values))
+
+
+def changed(params_model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs from the defaults."""
     fields = params_model.model_fields
-    return encode({k: v for k, v in values.items() if k in fields and v != _default(params_model, k)})
+    return {k: v for k, v in values.items() if k in fields and v != _default(params_model, k)}
 
 
 # ---------------------------------------------------------------- panels

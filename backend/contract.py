@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,10 @@ class Params(BaseModel):
     """Frozen knobs of one analysis or recipe; every field has a range, a default and a sentence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: {field: kind} of what a user must name before there is an answer: a run of that kind (tuned_lens, sae) that was
+    #: trained for the model, or "" for a text of the user's own
+    named: ClassVar[Mapping[str, str]] = {}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """Return (run, step) of what was trained for the model and is named here (a tuned lens, an SAE).
@@ -114,7 +118,7 @@ class Analysis:
     doc: str = ""
     group: str = "Explore"
     figures: dict[str, Figure] = field(default_factory=dict)
-    work: Callable[[ModelCard, Any, Any], Work] | None = None
+    work: Callable[..., Work] | None = None
 
     @property
     def table(self) -> str:
@@ -141,10 +145,11 @@ class Analysis:
 
         return keep
 
-    def costs(self, work: Callable[[ModelCard, Any, Any], Work]) -> Callable[[ModelCard, Any, Any], Work]:
-        """Register `work(card, subject, params) -> Work`: what computing will ask of the model, known before it runs.
+    def costs(self, work: Callable[..., Work]) -> Callable[..., Work]:
+        """Register `work(card, subject, params, *made) -> Work`: what computing will ask of the model, known before.
 
-        A corpus comes as it is asked for, its rows not yet drawn. Raises where the request cannot be served.
+        A corpus comes as it is asked for, its rows not yet drawn. `made` says of each of `params.companions()` what its
+        run.json does ("companion": kind, d_sae, ...). Raises where the request cannot be served.
         """
         self.work = work
         return work
@@ -367,6 +372,10 @@ class Model(Protocol):
 
         Returns (metric detached, {place: its tensor}, {place: gradient of the metric's sum there}); tensors of rows
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
+        ...
+
+    def unembedding(self) -> Any:
+        """W_U [d_model, d_vocab_out] of any model whose stream can be read, with what its logits are multiplied by."""
         ...
 
     def companion(

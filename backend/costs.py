@@ -18,13 +18,20 @@ Probe = Mapping[str, float]
 @dataclass(frozen=True)
 class Calls:
     """`n` calls of the model on tokens [rows, length]; with `gradients` a forward that keeps its graph and a
-    backward. `share` of the layers is computed: less than 1 where the stream before a layer is known."""
+    backward. `share` of the layers is computed: less than 1 where the stream before a layer is known. With `last` only
+    the last position is unembedded."""
 
     rows: int
     length: int
     gradients: bool = False
     n: int = 1
     share: float = 1.0
+    last: bool = False
+
+    @property
+    def kind(self) -> str:
+        """How the probe names calls like this one."""
+        return ("gradients" if self.gradients else "forward") + ("_last" if self.last else "")
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,11 @@ def fit(measured: Sequence[tuple[int, int, float]]) -> tuple[float, float, float
 
 
 def price(probe: Probe, call: Calls, unit: str) -> float:
-    """Return what one call that computes every layer takes, in `unit`: seconds or bytes."""
-    kind = "gradients" if call.gradients else "forward"
+    """Return what one call that computes every layer takes, in `unit`: seconds or bytes.
+
+    A probe of an older house did not measure calls with `last`: they are priced with all logits then.
+    """
+    kind = call.kind if f"{call.kind}_{unit}_call" in probe else call.kind.removesuffix("_last")
     c, t, q = (probe[f"{kind}_{unit}_{part}"] for part in ("call", "token", "square"))
     return c + call.rows * (t * call.length + q * call.length**2)
 

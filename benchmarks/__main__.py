@@ -11,6 +11,7 @@ import sys
 ALL = {"overhead": "What readings cost, recipe by recipe",
        "store": "Store", "recorder": "Recorder and follower", "app": "The app in a browser",
        "head_sweep": "The exact sweep over heads beside a loop",
+       "library": "transformer-lens' tools beside a direct computation and ours",
        "detection": "Detection of transitions",
        "recipes": "Modular addition beside the reference loop"}  # fmt: skip
 

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import asking, house, url
-from app.lens_view import cell_details, lens_grid, stream_picker, token_picker
+from app.lens_view import WRONG, cell_details, lens_grid, stream_picker, through_training, token_picker
 from app.subject import begin
 
 backend = house.backend()
@@ -21,6 +21,8 @@ with side:
         backend, bar, "distractor", "Distractor token", "none", "A second token: why the target rather than this one."
     )
     url.bound(st.selectbox, "Colour", "colour", options=list(url.COLOURS), format_func=lambda c: c.replace("_", " "))
+if WRONG in (target, distractor):
+    st.stop()
 params = {"point": point, "target": target, "distractor": distractor}
 with main:
     key = asking.answer(backend, "logit_lens", bar.card, bar.subject, params)
@@ -28,4 +30,5 @@ with main:
         lens_grid(backend, key, bar)
 if key:
     cell_details(backend, key, bar)
+    through_training(backend, bar, params)
     asking.provenance(backend, key)

@@ -135,6 +135,14 @@ def wait_ready(page: Any, timeout: float = 120.0) -> None:
     page.evaluate("() => new Promise(d => requestAnimationFrame(() => requestAnimationFrame(d)))")
 
 
+def widen(page: Any, width: int) -> None:
+    """Give the window another width and wait until what it shows has followed: the same as opening it so."""
+    page.set_viewport_size({"width": width, "height": 900})
+    wait_ready(page)
+    page.wait_for_function("""() => { const m = document.querySelector('[data-testid="stMain"]') || document.body;
+        return m.scrollWidth <= m.clientWidth + 1; }""", timeout=10_000)
+
+
 def foreign_requests(page: Any) -> list[str]:
     """Return the addresses asked for on other hosts than this machine."""
     schemes = ("http", "https", "ws", "wss")

@@ -31,23 +31,31 @@ def chromium() -> Iterator[Any]:
         running.close()
 
 
+@pytest.fixture(scope="session")
+def window(chromium: Any) -> Iterator[Any]:
+    """One browser profile for all pages, so that Streamlit's own megabytes are read once and not for every page."""
+    context = chromium.new_context()
+    context.set_default_timeout(120_000)  # a ceiling, for a machine that reads everything for the first time
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(chromium: Any) -> Iterator[Callable[..., Any]]:
+def page(window: Any) -> Iterator[Callable[..., Any]]:
     """A factory: `page(url, width=1440, height=900, dark=False)` opens a watched page and waits until it is ready."""
-    contexts: list[Any] = []
+    pages: list[Any] = []
 
     def open_page(url: str, width: int = 1440, height: int = 900, dark: bool = False, wait: bool = True) -> Any:
-        context = chromium.new_context(
-            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light",
-        )
-        context.set_default_timeout(120_000)  # a ceiling, for a machine that reads everything for the first time
-        contexts.append(context)
-        new = browser.watch(context.new_page())
+        new = browser.watch(window.new_page())
+        pages.append(new)
+        new.set_viewport_size({"width": width, "height": height})
+        new.emulate_media(color_scheme="dark" if dark else "light")
         new.goto(url)
         if wait:
             browser.wait_ready(new)
         return new
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for one in pages:
+        one.close()
+    window.clear_cookies()

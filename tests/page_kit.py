@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from streamlit.testing.v1 import AppTest
 
 from app import house
@@ -52,3 +54,8 @@ def settle(at: AppTest) -> AppTest:
 def said(at: AppTest) -> str:
     """Return the page's HTML and captions, joined."""
     return " ".join([h.proto.body for h in at.get("html")] + [c.value for c in at.caption])
+
+
+def numbers(drawn: dict[str, str]) -> list[float]:
+    """Read an array as plotly's JSON has it."""
+    return np.frombuffer(base64.b64decode(drawn["bdata"]), drawn["dtype"]).tolist()

@@ -125,6 +125,8 @@ def test_the_head_figure_shows_the_chosen_head(tmp_path):
     np.testing.assert_array_equal(np.asarray(figure.data[0].z, np.float16), np.stack(list(part["pattern"])))
     shown = figure.layout.xaxis.ticktext
     assert shown[:3] == ("·the", "⏎", "&lt;b&gt;") and shown[3].endswith("…") and shown[6] == "∅"
+    words = figure.data[1].text[8 * 7 + int(np.argmax(part["pattern"].iloc[7]))]  # the last query's largest
+    assert "query position 7" in words and "rank 0 of this" in words
     assert figure.layout.title.text == "L1H2" and figure.layout.uirevision == "keep"
 
 

@@ -1,12 +1,14 @@
 """Attribution: exact where the metric is linear, complete as steps grow; the reference's numbers repeated."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from backend.analyses import _causal
 from backend.analyses import attribution_patching as room
-from backend.analyses._circuits import some_and_others
+from backend.analyses._checking import compared, some_and_others
+from backend.analyses._effects import hovers
 from backend.analyses.attribution_patching import attribution_patching
 from backend.contract import Pair, Pairs, View
 from tests import models_support
@@ -135,14 +137,25 @@ def test_palindrome_classifier_repeats_the_reference():
     assert alone["approx"].round(2).tolist() == [10.90, 0.39, 10.34, 0.83]  # each head alone: nearer, K runs per head
 
 
-@pytest.mark.parametrize("choose", [
-    lambda score, seed: room._chosen(score, room.AttributionPatchingParams(
-        exact_top=3, exact_others=4, seed=seed))[0],
-    lambda score, seed: some_and_others(score, 3, 4, seed)[0],
-])  # fmt: skip
-def test_the_others_that_are_patched_exactly_are_any(choose):
+def test_the_others_that_are_patched_exactly_are_any():
     """Over seeds every component is met, not the next largest alone; the top ones always are."""
     score = np.linspace(1, 0, 30)
-    drawn = [choose(score, seed) for seed in range(40)]
+    drawn = [some_and_others(score, 3, 4, seed)[0] for seed in range(40)]
     assert all({0, 1, 2} <= set(d) and len(set(d)) == 7 for d in drawn)
     assert set().union(*drawn) == set(range(30))
+
+
+def test_the_rank_correlation_is_over_all_that_were_checked_with_their_signs():
+    """Over the largest three alone it would be 1, and of sizes alone 1, too."""
+    score = np.array([9.0, 8.0, 7.0, -6.0, 1.0, 0.5])[:, None].repeat(2, 1)
+    exact = np.array([9.0, 8.0, 7.0, 6.0, -2.0, 0.1])[:, None].repeat(2, 1)
+    found = compared("score", score, lambda chosen: exact[chosen], 4, 2, 100, 0)
+    assert sorted(found["checked"]) == ["random"] * 2 + ["top"] * 4
+    # ranks of scores 6 5 4 1 3 2, of exact values 6 5 4 3 1 2: sum of squared differences 8
+    assert found["rank_correlation"] == pytest.approx(1 - 6 * 8 / (6 * 35))
+
+
+def test_a_hover_ranks_by_the_size_of_the_change():
+    frame = pd.DataFrame({"change": [1.0, -5.0, 2.0], "change_se": 0.1, "patched": 0.0, "recovered": 0.5,
+                          "recovered_low": 0.4, "recovered_high": 0.6})  # fmt: skip
+    assert [words.rsplit("<br>", 1)[1] for words in hovers(frame)] == ["rank 3 of 3", "rank 1 of 3", "rank 2 of 3"]

@@ -8,15 +8,17 @@ from backend.analyses import _causal, _edges
 from backend.analyses._circuit_curves import apart
 from backend.analyses._circuits import nodes_of, outside_values, run_circuits
 from backend.analyses._edge_circuits import run_edge_circuits
+from backend.analyses._edge_search import greedy, joined
 from backend.analyses._edges import Receiver, Sender
 from backend.analyses.circuit_edges import circuit_edges
 from backend.analyses.path_patching import path_patching
-from backend.contract import View, parse_spec
+from backend.contract import Pairs, View, parse_spec
 from backend.errors import Unfit
 from backend.maths import circuits
 from backend.models.open import open_model
 from tests.causal_kit import ask, pairs_for, swapped_keys, wired
 from tests.tiny_models import NATIVE, native_run, opened, settings
+from tests.tracr_models import program
 
 AXES = [a.name for a in circuit_edges.axes]
 
@@ -158,10 +160,18 @@ def test_edges_on_no_path_change_nothing(tmp_path):
     np.testing.assert_allclose(runs[0], runs[1], atol=1e-12)
 
 
-def test_the_wired_circuit_is_a_few_edges_and_holds_on_fresh_pairs(tmp_path):
+@pytest.mark.parametrize("search", ["by score", "greedy exact"])
+def test_the_wired_circuit_is_a_few_edges_and_holds_on_fresh_pairs(search, tmp_path):
     """L0H0 -> k of L1H0 -> logits, fed by the embedding; the other heads are in no edge of the circuit."""
     model = wired(tmp_path / "w")
-    table = ask(circuit_edges, model, swapped_keys(8, n=8), exact_top=0, exact_others=0, least=0.99, draws=100)
+    table = ask(circuit_edges, model, swapped_keys(8, n=8), search=search, exact_top=0, exact_others=0, least=0.99,
+                draws=100, random=1)  # fmt: skip
+    exact = search == "greedy exact"
+    assert table["loss"].notna().all() if exact else table["loss"].isna().all()
+    if exact:
+        small = 0.02 * (table["whole"] - table["nothing"]).abs()
+        assert (table["loss"].abs().ge(small) == table["kept"]).all() and table["in_circuit"].sum() == 3
+        assert table["loss_low"].le(table["loss"] + 1e-9).all() and table["loss_high"].ge(table["loss"] - 1e-9).all()
     inside = table[table["in_circuit"]].set_index(AXES).index.tolist()
     assert ("head", 0, 0, "k", 1, 0) in inside and ("head", 1, 0, "logits", 2, -1) in inside
     assert all(s[2] in (-1, 0) and s[5] in (-1, 0) for s in inside) and len(inside) <= 6
@@ -172,6 +182,58 @@ def test_the_wired_circuit_is_a_few_edges_and_holds_on_fresh_pairs(tmp_path):
     last = at.iloc[-1]
     assert last[["faithfulness", "held_out_faithfulness", "random_mean"]].to_numpy(float) == pytest.approx([1] * 3)
     assert table["n"].eq(4).all() and table["n_held_out"].eq(4).all()
+
+
+@pytest.mark.parametrize("threshold", [0, 1e6])
+def test_the_search_tries_edges_from_the_logits_back(threshold, tmp_path):
+    """Nothing may be lost: every loss is the exact effect alone. Everything may: one cut after the other, by hand."""
+    model = native(tmp_path, n_heads=2)
+    batch, w_o, edges = batch_of(model, 2), _edges.output_weights(model), _edges.edges_of(model)
+    kept, lost, gone = greedy(model, [batch], edges, w_o, threshold, lambda f: None)
+    back = list(reversed(range(len(edges))))
+    assert kept.all() == (threshold == 0) and gone == (back if threshold else [])
+    assert edges[back[0]] == (Sender("mlp", 1), Receiver("logits", 2)) and edges[0][0] == Sender("embed", -1)
+    if threshold:
+        masks = np.array([[i < len(edges) - k for i in range(len(edges))] for k in range(len(edges) + 1)])
+        runs = run_edge_circuits(model, [batch], edges, w_o, masks)
+        np.testing.assert_allclose(lost[back], runs[:-1] - runs[1:], atol=1e-9)
+    else:
+        np.testing.assert_allclose(lost, _edges.exact_effects(model, batch, edges, w_o), atol=1e-9)
+
+
+#: (edges that the weights join, of these those that a program uses to tell the pairs apart)
+COMPILED = {"hist": (6, 4), "sort_unique": (10, 6), "reverse": (13, 2)}
+
+
+@pytest.mark.parametrize("name", list(COMPILED))
+def test_the_edges_of_a_compiled_program_are_found_exactly(name, tmp_path):
+    """Precision 1; recall 1 of the edges that carry a difference between clean and corrupted prompts to the logits.
+
+    What they carry is read off the weights and the writes; the others of the program carry the same on both: of
+    reverse all that measures the length.
+    """
+    p = program(name, tmp_path / name)
+    model, edges, w_o = p.model, _edges.edges_of(p.model), _edges.output_weights(p.model)
+    long = [pair for pair in p.pairs(40).pairs if len(pair.clean) == 5][:6]
+    groups, w = _causal.batches(model, Pairs(pairs=tuple(long))), model.weights()
+    writes = [_edges.Writes(model, b, w_o) for b in groups]
+
+    def reads(r):
+        if r.reads in ("logits", "mlp"):
+            return w["W_U"] if r.reads == "logits" else w["W_in"][r.layer]
+        return w[f"W_{r.reads.upper()}"][r.layer][r.head]
+
+    def rows(s):
+        return {"embed": lambda: [w["W_E"], w["W_pos"]], "head": lambda: [w["W_O"][s.layer][s.head]],
+                "mlp": lambda: [w["W_out"][s.layer], w["b_out"][s.layer][None]]}[s.kind]()  # fmt: skip
+
+    wired = np.array([(torch.cat(rows(s)) @ reads(r)).abs().max() > 1e-6 for s, r in edges])
+    moved = np.array([max((m.of(s) @ reads(r)).abs().max() for m in writes) > 1e-6 for s, r in edges])
+    true = joined(edges, wired & moved)
+    assert (wired.sum(), true.sum()) == COMPILED[name]
+    kept, _, _ = greedy(model, groups, edges, w_o, 0.01, lambda f: None)
+    found = joined(edges, kept)
+    assert circuits.precision_recall({*np.flatnonzero(found)}, {*np.flatnonzero(true)}) == (1, 1)
 
 
 def speaking_for_the_clean(model, subject):

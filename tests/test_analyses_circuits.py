@@ -195,14 +195,27 @@ def test_the_mean_is_over_all_pairs_of_one_length(programs, monkeypatch):
     np.testing.assert_allclose(ask(circuit_nodes, p.model, p.pairs(9), random=2)["score"], whole["score"], atol=1e-12)
 
 
-def test_integrated_gradients_agree_with_exact_scores(tmp_path):
+def test_integrated_gradients_agree_with_exact_scores_and_have_them_beside(tmp_path):
+    """The exact column is score="exact"'s own, of the largest few and of some at random; intervals are its, too."""
     model = opened("native", tmp_path)
     subject = pairs_for(model, 4)
-    exact = ask(circuit_nodes, model, subject, ablate="corrupted", random=2, held_out=0)
-    near = ask(circuit_nodes, model, subject, ablate="corrupted", score="integrated gradients", steps=50, random=2,
-               held_out=0)  # fmt: skip
+    asked = {"ablate": "corrupted", "random": 2, "held_out": 0, "draws": 100}
+    exact = ask(circuit_nodes, model, subject, **asked)
+    near = ask(circuit_nodes, model, subject, **asked, score="integrated gradients", steps=50, exact_top=2)
     mlp = exact["component"] == "mlp"  # an MLP moves alone on its path: completeness
     np.testing.assert_allclose(near["score"][mlp], exact["score"][mlp], rtol=0.02, atol=1e-3)
+    assert exact["checked"].eq("all").all() and exact["rank_correlation"].isna().all()
+    known = near["exact"].notna()
+    assert near["checked"].value_counts().to_dict() == {"top": 2, "random": 4, "no": 4} and known.sum() == 6
+    for end in ("", "_low", "_high"):
+        assert exact[f"exact{end}"].equals(exact[f"score{end}"])
+        np.testing.assert_allclose(near.loc[known, f"exact{end}"], exact.loc[known, f"score{end}"], atol=1e-12)
+    among = near[known]
+    rho = among["score"].corr(among["exact"], method="spearman")
+    assert near["rank_correlation"].iloc[0] == pytest.approx(rho)
+    greedy = ask(circuit_nodes, model, subject, **asked, search="greedy exact", threshold=1, exact_top=99)
+    np.testing.assert_allclose(greedy["exact"], exact["score"], atol=1e-12)
+    assert (greedy["exact"] - greedy["score"]).abs().max() > 1e-3  # alone, not when the search tried it
     with pytest.raises(BadInput, match="Ablate by corrupted"):
         ask(circuit_nodes, model, subject, score="integrated gradients")
 

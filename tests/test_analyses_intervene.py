@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from backend.analyses._intervening import run
 from backend.analyses.intervene import intervene
-from backend.analyses.intervention_effect import elsewhere, intervention_effect, logit_diffs
+from backend.analyses.intervention_effect import _mean, elsewhere, intervention_effect, logit_diffs
 from backend.contract import Pair, Pairs, Prompt, parse_spec
 from backend.errors import BadInput
+from backend.maths.interventions import cycle
 from backend.models import prompts
 from tests import tiny_models
 from tests.wired import config, wired_induction, wired_run
@@ -43,15 +45,76 @@ def pairs(model: Any, n: int = 6) -> Pairs:
 def test_what_changes_nothing_and_what_changes_all(models: dict[str, Any], kind: str) -> None:
     model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
     plain, other = model.logits(tokens), torch.tensor([[2, 7, 1, 8, 2], [8, 1, 8, 2, 8]])
-    same = "scale L0.attn_out 1; add L1.resid_pre 0 token 3" if kind in ("gpt2", "native") else "scale L0.attn_out 1"
+    same = "scale L0.attn_out 1; add L1.resid_pre 0 token 3"
     assert torch.equal(run(model, tokens, ""), plain)
     assert torch.allclose(run(model, tokens, same), plain, atol=1e-5)
     assert torch.allclose(run(model, tokens, "patch L0.resid_pre", other), model.logits(other), atol=1e-5)
     assert not torch.allclose(run(model, tokens, "zero L1H0"), plain, atol=1e-4)
+    column = (model.bare.head if kind == "native" else model.bare.get_output_embeddings()).weight[3]
+    steered = model.run_with(tokens, {("resid_pre", 1): lambda x: x + 4 * column.detach() / column.norm()})
+    assert torch.equal(run(model, tokens, "add L1.resid_pre 4 token 3"), steered) and not torch.equal(steered, plain)
     heads = "; ".join(f"zero L0H{h}" for h in range(model.card.n_heads))
     bias = model.capture(tokens, ["attn_out"], [0])["attn_out", 0] - _written_by_heads(model, tokens)
     whole = model.run_with(tokens, {("attn_out", 0): lambda x: bias})
     assert torch.allclose(run(model, tokens, heads), whole, atol=1e-4), "all heads at 0 leave the output bias"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resampling_exchanges_rows_and_a_difference_of_prompts_leads_from_one_to_the_other(
+    models: dict[str, Any], kind: str
+) -> None:
+    model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3], [2, 7, 1, 8, 2]])
+    plain, last = model.logits(tokens), model.card.n_layers - 1
+    other = run(model, tokens, "resample L0.resid_pre seed 1")
+    assert torch.allclose(other, plain[cycle(3, 1)], atol=1e-5), "everything of another row is that row"
+    assert torch.allclose(run(model, tokens[:1], "resample L0.resid_pre", tokens[1:2]), plain[1:2], atol=1e-5)
+    alone = run(model, tokens[:1], f"resample L{last}.resid_post seed 2")
+    assert torch.allclose(alone, plain[:1, cycle(5, 2)], atol=1e-5), "a single row exchanges its positions"
+    ends = model.capture(tokens[:2], ["resid_post"], [last])["resid_post", last]
+    length = float((ends[0, -2] - ends[1, -2]).norm())
+    steer = f"add L{last}.resid_post {length!r} prompt 3,1,4,1,5 minus 9,2,6,5,3 read -2 at 3"
+    told = run(model, tokens[1:2], steer)
+    assert torch.allclose(told[0, 3], plain[0, 3], atol=1e-6), "added in full it is the other prompt"
+    assert torch.allclose(told[0, [0, 1, 2, 4]], plain[1, [0, 1, 2, 4]], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_along_a_neuron_is_as_if_it_were_more_active(models: dict[str, Any], kind: str) -> None:
+    model, tokens = models[kind], torch.tensor([[3, 1, 4, 1, 5]])
+
+    def more(post: torch.Tensor) -> torch.Tensor:
+        post[..., 3] += 2.0
+        return post
+
+    raised = model.run_with(tokens, {("mlp_post", 1): more})
+    before, after = ({} for _ in range(2))
+    for kept, edits in ((before, {}), (after, {("mlp_post", 1): more})):
+        model.run_with(tokens, {**edits, ("mlp_out", 1): lambda out, kept=kept: kept.setdefault("out", out)})
+    length = float((after["out"] - before["out"])[0, 0].norm())
+    along = run(model, tokens, f"add L1.mlp_out {length!r} neuron L1N3")
+    assert torch.allclose(along, raised, atol=1e-5) and not torch.allclose(along, model.logits(tokens), atol=1e-3)
+
+
+def test_a_pair_alone_in_its_length_is_not_mixed_with_means_over_prompts(wired: Any) -> None:
+    """Its mean would be over positions, that of the others over prompts."""
+    one = pairs(wired, 3).pairs
+    shorter = one[0].model_copy(update={"clean": one[0].clean[1:], "corrupted": one[0].corrupted[1:]})
+    mixed = Pairs(pairs=(*one, shorter))
+    for edits in ("mean L0H0", "resample L0H0"):
+        with pytest.raises(BadInput, match="only one prompt has"):
+            intervention_effect.compute(wired, mixed, intervention_effect.params(edits=edits), quiet)
+    assert len(intervention_effect.compute(wired, mixed, intervention_effect.params(edits="zero L0H0"), quiet)) == 5
+
+
+def test_a_token_less_another_raises_their_difference_by_its_length(wired: Any) -> None:
+    """Without a final norm W_U reads it linearly: the difference moves by amount x |difference of the columns|."""
+    tokens, last = torch.tensor([[3, 1, 4]]), wired.card.n_layers - 1
+    before, after = (run(wired, tokens, e)[0, -1].double() for e in ("", f"add L{last}.resid_post 2 token 5 minus 7"))
+    columns = wired.weights()["W_U"].double()
+    moved = (after - before)[5] - (after - before)[7]
+    assert float(moved) == pytest.approx(2 * float((columns[:, 5] - columns[:, 7]).norm()), rel=1e-5)
+    with pytest.raises(BadInput, match="the same there"):
+        run(wired, tokens, "add L0.resid_pre 2 token 5 minus 5")
 
 
 def _written_by_heads(model: Any, tokens: Any) -> Any:
@@ -142,3 +205,10 @@ def test_lists_are_kept_by_name(tmp_path: Path) -> None:
 
 def test_opening_is_by_the_registry(wired: Any) -> None:
     assert parse_spec(wired.card.spec).scheme == "run"
+
+
+def test_the_interval_of_a_mean_effect_is_95_percent_wide() -> None:
+    effect = np.random.default_rng(0).normal(size=400)
+    told = _mean(pd.DataFrame({"pair": range(400), "effect": effect}), 0).iloc[0]
+    width = 2 * 1.96 * effect.std(ddof=1) / 400**0.5
+    assert told["effect_high"] - told["effect_low"] == pytest.approx(width, rel=0.08)

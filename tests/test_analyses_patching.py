@@ -185,6 +185,14 @@ def test_resampling_among_two_is_patching_from_the_other(models, kind):
         assert row.ablated == pytest.approx(alone, abs=1e-9)
 
 
+def test_several_resamples_are_the_mean_over_as_many_exchanges(models):
+    model, subject = models["native"], swapped_keys(6)
+    one = [ask(ablation, model, subject, ablate="resample", resamples=1, seed=s)["ablated"] for s in (3, 4)]
+    both = ask(ablation, model, subject, ablate="resample", resamples=2, seed=3)["ablated"]
+    np.testing.assert_allclose(both, (one[0] + one[1]) / 2, atol=1e-6)
+    assert not np.allclose(one[0], one[1], atol=1e-3)
+
+
 def test_the_mean_is_over_all_prompts_of_a_length_however_they_are_batched(circuit, monkeypatch):
     mixed = Pairs(pairs=(*swapped_keys(5).pairs, *swapped_keys(3, n=8, seed=1).pairs))
     whole = ask(ablation, circuit, mixed)

@@ -117,6 +117,29 @@ def test_what_is_no_lens_for_this_model_is_refused(tmp_path):
         ask(model, lens="other")
 
 
+def test_rows_that_the_lens_learnt_from_do_not_measure_it(tmp_path):
+    """Of a text it is what it holds that counts, wherever it lies; a path beside another source says nothing."""
+    model = opened("native", tmp_path)
+    name = lens_run(tmp_path / "runs" / "learnt", model)
+    told = tmp_path / "runs" / name / "run.json"
+    record = json.loads(told.read_text())
+
+    def asked(learnt, held="", **corpus):
+        told.write_text(json.dumps({"companion": record["companion"] | ({"digest": held} if held else {}),
+                                    "params": record["params"] | learnt}))  # fmt: skip
+        rows = Rows(np.random.default_rng(0).integers(50, size=(2, 8)), Corpus(rows=2, length=8, **corpus))
+        return tuned_lens_quality.compute(model, rows, tuned_lens_quality.params(lens=name), quiet)
+
+    file, random = {"source": "file", "seed": 1, "path": "a.txt"}, {"source": "random", "seed": 1, "path": ""}
+    for learnt, digest, corpus in ((random, "", {"source": "random", "seed": 1, "path": "/etc/hostname"}),
+                                   (file, "abc", {"source": "file", "seed": 1, "path": "/b.txt", "digest": "abc"}),
+                                   (file, "", {"source": "file", "seed": 1, "path": "/b.txt", "digest": "abc"})):
+        with pytest.raises(BadInput, match="learnt from the .* rows of seed 1"):
+            asked(learnt, digest, **corpus)
+    assert len(asked(file, "abc", source="file", seed=1, path="a.txt", digest="other"))
+    assert len(asked(random, source="random", seed=2)) and len(asked(random, source="training", seed=1))
+
+
 def test_an_unfinished_lens_is_read_at_a_named_step_only(tmp_path):
     model, runs = opened("native", tmp_path), tmp_path / "runs"
     lens_run(runs / "half", model)

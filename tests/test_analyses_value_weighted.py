@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from backend.analyses import registry
-from backend.analyses._output import output_maps
+from backend.analyses import value_weighted as room
+from backend.analyses._output import mlp_map, output_maps
+from backend.analyses.value_weighted import value_weighted
 from backend.contract import Prompt, View
 from backend.errors import Unfit
 from tests.tiny_models import opened, quiet
@@ -70,6 +72,8 @@ def test_maps_read_off_equal_the_weights(kind, models):
         raise Unfit("The model's weights", "not known by name", "")
 
     hidden = SimpleNamespace(card=model.card, run_with=model.run_with, weights=unnamed)
+    for layer, W_out in enumerate(model.weights()["W_out"]):
+        torch.testing.assert_close(mlp_map(hidden, layer), W_out, rtol=0, atol=1e-12)
     for (W, b), (named, c), own in zip(output_maps(hidden), output_maps(model), model.weights()["W_O"], strict=True):
         torch.testing.assert_close(W, own, rtol=0, atol=1e-12)
         assert torch.equal(named, own) and torch.equal(b, c) and b.abs().max() > (0 if kind == "native" else -1)
@@ -87,6 +91,16 @@ def test_the_wired_heads_move_what_they_look_at(tmp_path):
         idle = frame[(frame["layer"] == layer) & (frame["head"] == 1)]
         assert (np.stack(list(idle["contribution"])) == 0).all() and idle["coherence"].isna().all()
         assert np.stack(list(idle["pattern"])).max() == 1  # it looks, and moves nothing
+
+
+def test_shuffles_of_a_causal_head_take_keys_that_a_query_can_see():
+    """Only the last key's value differs, so no earlier query's null may move."""
+    pattern = torch.full((1, 4, 4), 1.0).tril()
+    pattern = (pattern / pattern.sum(-1, keepdim=True)).expand(2, 4, 4)
+    norms, params = torch.tensor([1.0, 1, 1, 5]).expand(2, 4), value_weighted.params(shuffles=20)
+    found = room._null(pattern, norms, True, params, torch.Generator().manual_seed(0))
+    null, z = (np.asarray(found[k]).reshape(2, 4) for k in ("difference_null", "difference_z"))
+    assert (null[:, :3] == 0).all() and (null[:, 3] > 0).all() and np.isnan(z[:, :3]).all()
 
 
 def test_a_key_without_value_counts_nothing():

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -393,21 +394,23 @@ def command(place: Path, *argv: str, **more: Any) -> subprocess.Popen:
 
 def test_a_real_process_says_nothing_but_its_answer(place: Path, tmp_path: Path) -> None:
     """Libraries write to stderr what capsys in one long process may have seen already; here each starts anew."""
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    evil = ["run", "attention", "--model", f"tl:{tmp_path / 'pickled' / 'evil.pt'}", "--tokens", "1"]
+    bad = command(tmp_path / "bad", *evil)  # beside the other: both read torch from the disk first
     good = command(tmp_path, "run", "attention", "--model", f"dir:{place / 'gpt2'}", "--tokens", "1,2,3", "--json")
     out, err = good.communicate(timeout=180)
     assert good.returncode == 0 and json.loads(out)["rows"] == 24 and err == "", err
-    (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled" / "evil.pt").write_bytes(pickle.dumps(Evil()))
-    bad = command(tmp_path, "run", "attention", "--model", f"tl:{tmp_path / 'pickled' / 'evil.pt'}", "--tokens", "1")
     out, err = bad.communicate(timeout=180)
     assert bad.returncode == 2 and out == "" and err.count("\n") == 1 and "pickled code" in err
 
 
 def test_a_reader_that_goes_away_is_no_error(place: Path) -> None:
-    for argv in (["list"], ["describe", "logit_lens"]):
-        process = command(place, *argv)
+    started = [command(place, *argv) for argv in (["list"], ["describe", "logit_lens"])]
+    for process in started:
         process.stdout.close()  # before anything was written: as `| head -0`
         process.stdout = None
+    for process in started:
         err = process.communicate(timeout=180)[1]
         assert err == "" and process.returncode == 0, err
 
@@ -422,13 +425,18 @@ def test_no_transitions_are_none_of_an_ended_run_and_none_yet_of_a_live_one(
     assert answered(capsys, ["transitions", "quiet"]) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
-def test_a_stopped_training_can_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    """A person's Ctrl-C, and the TERM that SLURM sends when the time is up."""
-    folder = tmp_path / "long"
+def test_a_stopped_training_can_go_on(tmp_path: Path) -> None:
+    """A person's Ctrl-C, and the TERM that SLURM sends when the time is up: two trainings side by side."""
+    with ThreadPoolExecutor() as both:
+        list(both.map(stopped_training, (tmp_path / "ctrl-c", tmp_path / "term"), (signal.SIGINT, signal.SIGTERM)))
+
+
+def stopped_training(place: Path, number: signal.Signals) -> None:
+    """Train, send the signal, look at what it leaves."""
+    folder = place / "long"
     params = [word for n, v in small(steps=100_000, n_checkpoints=2).items() for word in (f"--{n}", str(v))]
     hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - started by `&` it would ignore Ctrl-C
-    process = command(tmp_path, "train", "induction", *params, "--run-dir", str(folder), preexec_fn=hears)
+    process = command(place, "train", "induction", *params, "--run-dir", str(folder), preexec_fn=hears)
     until(lambda: len((folder / "metrics.jsonl").read_bytes()) > 500 if (folder / "metrics.jsonl").exists() else False,
           "the run writes", 60)  # fmt: skip
     process.send_signal(number)

@@ -109,4 +109,23 @@ def test_what_wants_a_word_of_the_users_own_is_not_offered(backend: Backend) -> 
 
     offered = views.fitting(backend, backend.card("run:induction-demo", 1200).model_dump())
     assert {"attention", "circuit_nodes"} <= set(offered)
-    assert not {"tuned_lens", "sae_features", "sae_agreement", "feature_card", "intervene"} & set(offered)
+    wordy = {"tuned_lens", "sae_features", "sae_agreement", "feature_card", "intervene"}
+    assert not wordy & set(offered)
+    assert wordy <= set(views.fitting(backend, backend.card("run:induction-demo", 1200).model_dump(), named=True))
+    told = said(visit(model="run:induction-demo", step="1200", step_b="0", compare="intervention_effect", n_pairs="2"))
+    assert "Something must be named first" in told
+
+
+def test_both_sides_are_asked_the_same_corpus_and_params(backend: Backend) -> None:
+    """They are of the address: the corpus in its fields, the params of an analysis under its name."""
+    at = visit(model="run:induction-demo", step="1200", model_b="run:induction-1layer", step_b="800", n_rows="7",
+               source="random", compare="attention_statistics,intervention_effect", n_pairs="3",
+               params="intervention_effect.edits=zero L0H0&attention_statistics.max_offset=3")  # fmt: skip
+    kept = [backend.record(k) for k in backend.results()["key"]]
+    corpora = [r for r in kept if r["analysis"] == "attention_statistics"]
+    assert [r["subject"]["rows"] for r in corpora] == [7, 7] and {r["spec"] for r in corpora} == {
+        "run:induction-demo", "run:induction-1layer"}  # fmt: skip
+    edited = [r["params"]["edits"] for r in kept if r["analysis"] == "intervention_effect"]
+    assert edited == ["zero L0H0"] * 2 and not said(at).count('role="alert"')
+    next(n for n in at.number_input if n.label == "max_offset").set_value(4).run()
+    assert "max_offset=4" in str(at.query_params["params"]) and "edits" in str(at.query_params["params"])

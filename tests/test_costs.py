@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,14 +16,16 @@ import torch
 from backend import Backend, costs
 from backend.analyses import _asking, _causal, _units, registry
 from backend.analyses._work import parts
-from backend.contract import Corpus, Pairs, Prompt
+from backend.contract import Corpus, Pairs, Prompt, Weights
 from backend.costs import Calls, Work
 from backend.errors import BadInput
-from backend.models import shorter
+from backend.models import shorter, trained
 from backend.models.probe import counted_bytes, probe
 from backend.runs import corpora
 from tests import tiny_models
 from tests.causal_kit import ask, swapped_keys
+from tests.lens_kit import lens_run
+from tests.sae_kit import sae_run
 
 ASKED: dict[str, list[dict[str, Any]]] = {
     "activation_patching": [{}, {"site": "resid_pre"}, {"site": "head_pos", "direction": "noising"}],
@@ -29,8 +33,12 @@ ASKED: dict[str, list[dict[str, Any]]] = {
                              {"exact_top": 0, "exact_others": 0}],
     "path_patching": [{}, {"to": "logits"}, {"to": "heads", "receiver_layer": 1}],
     "ablation": [{}, {"ablate": "zero"}, {"ablate": "resample", "resamples": 3}],
-    "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2},
+    "circuit_nodes": [{"random": 3}, {"search": "greedy exact", "random": 2, "exact_top": 0, "exact_others": 1},
                       {"ablate": "corrupted", "score": "integrated gradients", "random": 2}],
+    "circuit_scrubbing": [{"samples": 2, "random": 1}, {"samples": 2, "random": 2, "hypothesis":
+                          "L1H3 > logits: same answer; L0H3 > L1H3.k: same token at -1; L0 mlp > L1H3.v; "
+                          "embed > L0 mlp; all > L1H3.q"}, {"samples": 1, "random": 1, "hypothesis":
+                          "L1H0 > logits: any; L0 mlp > L1H0; embed > L0 mlp"}],
     "head_importance": [{}, {"mean_over": "all"}],
     "neurons": [{}, {"layer": 1}],
     "neuron_examples": [{}],
@@ -40,11 +48,38 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "pca_directions": [{}, {"point": "mlp_post", "layer": 1, "n": 3}],
     "logit_lens": [{}],
     "jacobian_lens": [{}],
+    "attention_flow": [{}],
+    "attention_statistics": [{}],
+    "value_weighted": [{}],
+    "lens_convergence": [{}],
+    "tuned_lens": [{"lens": "lens"}],
+    "tuned_lens_quality": [{"lens": "lens"}],
+    "direct_logit_attribution": [{}],
+    "name_movers": [{}],
+    "pair_answers": [{}],
+    "intervene": [{"continue_by": 12}, {"edits": "zero L0H1; scale L1.mlp_out 0.5", "continue_by": 2},
+                  {"edits": "resample L0H1; resample L1H0 seed 2; add L1.resid_pre 2 prompt 4,5,6 minus 4,7,6",
+                   "continue_by": 3}],
+    "intervention_effect": [{}, {"edits": "resample L0H1; add L0.mlp_out 1 neuron L0N2", "controls": 2},
+                            {"edits": "add L1.resid_pre 2 prompt 4,5 minus 6,7; mean L0H1", "controls": 1},
+                            {"edits": "patch L0H1; zero L1N3", "controls": 2}, {"edits": "patch L0.mlp_out"}],
+    "head_scores": [{}, {"rows": 5, "block_length": 7}],
+    "head_taxonomy": [{"rows": 6}],
+    "monitors": [{"rows": 4}],
+    "modular_progress": [{"p": 7}],
+    "fourier_spectrum": [{"p": 7}],
+    "sae_features": [{"sae": "sae"}],
+    "sae_agreement": [{"a": "sae", "b": "other"}],
+    "feature_card": [{"sae": "sae"}],
+    "feature_drift": [{"sae": "sae"}],
+    "feature_ablation": [{"sae": "sae", "draws": 2}, {"sae": "sae", "feature": 3, "draws": 1},
+                         {"sae": "sae", "top": 48, "draws": 1}],
 }  # fmt: skip
 #: what is run depends on the numbers found: no less is declared than what is counted, and not far more
 AT_MOST: dict[str, list[dict[str, Any]]] = {
     "attribution_patching": [{"exact_top": 2, "exact_others": 1}],
-    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2}],
+    "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2},
+                      {"search": "greedy exact", "threshold": 0.001, "steps": 1, "exact_top": 1, "random": 1}],
 }
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
 CORPUS = Corpus(source="random", rows=7, length=30)
@@ -52,7 +87,12 @@ CORPUS = Corpus(source="random", rows=7, length=30)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32") for kind in ("native", "gpt2")}
+    made = {kind: tiny_models.opened(kind, tmp_path_factory.mktemp(kind), "float32")
+            for kind in ("native", "gpt2", "neox")}  # fmt: skip
+    runs = made["native"].settings.runs
+    lens_run(runs / "lens", made["native"])
+    for seed, name in enumerate(("sae", "other")):
+        sae_run(runs / name, made["native"], seed)
     assert all(m.sizes and shorter.form_of(m.view) for m in made.values())  # which cost a forward of their own
     return made
 
@@ -69,40 +109,50 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def counted(model: Any) -> Iterator[Counter[Calls]]:
-    """Count the forwards of a model by hooks on its modules: those with a graph and those that begin late apart."""
+    """Count the forwards of a model by hooks on its modules: those with a graph, those that begin late and those whose
+    logits are the last position's alone apart."""
     found: Counter[Calls] = Counter()
-    heard: list[list[Any]] = []  # [tokens' shape, with a graph, attention layers computed]
+    heard: list[list[Any]] = []  # [tokens' shape, with a graph, attention layers computed, positions of the logits]
 
     def began(module: Any, args: tuple, kwargs: dict) -> None:
         tokens = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
-        heard.append([tokens.shape, torch.is_grad_enabled(), 0])
+        heard.append([tokens.shape, torch.is_grad_enabled(), 0, None])
 
     def attended(module: Any, args: tuple, kwargs: dict) -> None:
         heard[-1][2] += 1
+
+    def unembedded(module: Any, args: tuple, out: Any) -> None:
+        heard[-1][3] = heard[-1][3] or out.shape[1]  # afterwards analyses may unembed on their own
 
     masters = {id(m): m for m in (model.bare, model.view.original_model)}.values()
     layers = [block.attn for block in model.view.blocks]
     hooks = [m.register_forward_pre_hook(hear, with_kwargs=True)
              for hear, modules in ((began, masters), (attended, layers)) for m in modules]  # fmt: skip
+    hooks.append(model.view.unembed.register_forward_hook(unembedded))
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
-        for shape, graph, ran in heard:
-            found[Calls(*shape, gradients=graph, share=ran / len(layers))] += 1
+        for shape, graph, ran, seen in heard:
+            share = (ran or len(layers)) / len(layers)  # the bare module's own attention is not hooked: it runs whole
+            found[Calls(*shape, gradients=graph, share=share, last=seen == 1 < shape[1])] += 1
 
 
 def subject_for(model: Any, name: str) -> Any:
     """A small subject; pairs of two lengths where the analysis takes them."""
     kind = registry()[name].subject
-    if kind is Prompt:
-        return PROMPT
-    return CORPUS if kind is Corpus else swapped_keys(5)
+    return {Prompt: PROMPT, Corpus: CORPUS, Weights: Weights()}.get(kind) or swapped_keys(5)
+
+
+def work_of(model: Any, name: str, subject: Any, params: Any) -> Work:
+    """What an analysis declares, told what was trained for the model as the facade tells it."""
+    made = [trained.locate(*one, model.settings).record["companion"] for one in params.companions()]
+    return registry()[name].work(model.card, subject, params, *made)
 
 
 def declared(work: Work) -> Counter[Calls]:
-    return Counter({Calls(c.rows, c.length, c.gradients, share=c.share): c.n for c in work.calls})
+    return Counter({replace(c, n=1): c.n for c in work.calls})
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -112,19 +162,37 @@ def test_what_is_declared_is_what_is_counted(models, narrow, name):
     subject = subject_for(model, name)
     for given in ASKED[name]:
         params = analysis.params(**given)
-        told = declared(analysis.work(model.card, subject, params))
+        told = declared(work_of(model, name, subject, params))
         rows = corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject
         with counted(model) as found:
             ask(analysis, model, rows, **given)
         assert told == found, given
 
 
+#: what reads off maps whose weights have no names
+READ_OFF: dict[str, dict[str, Any]] = {
+    "value_weighted": {}, "direct_logit_attribution": {"heads": "yes"}, "neurons": {"layer": 1}, "name_movers": {},
+    "pca_directions": {"point": "mlp_post", "n": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ_OFF)
+def test_maps_that_are_read_off_are_declared_too(models, name):
+    model, analysis = models["neox"], registry()[name]
+    subject = subject_for(model, name)
+    told = declared(work_of(model, name, subject, analysis.params(**READ_OFF[name])))
+    with counted(model) as found:
+        ask(analysis, model, corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject,
+            **READ_OFF[name])  # fmt: skip
+    assert told == found
+
+
 @pytest.mark.parametrize("name", AT_MOST)
 def test_what_is_declared_is_no_less_than_what_is_counted(models, narrow, name):
     """Calls, and tokens times the share of layers that they pass."""
-    model, analysis, subject = models["native"], registry()[name], swapped_keys(5)
+    model, analysis, subject = models["native"], registry()[name], subject_for(models["native"], name)
     for given in AT_MOST[name]:
-        told = declared(analysis.work(model.card, subject, analysis.params(**given)))
+        told = declared(work_of(model, name, subject, analysis.params(**given)))
         with counted(model) as found:
             ask(analysis, model, subject, **given)
         for least, most in ((found.total(), told.total()), (passed(found), passed(told))):
@@ -155,7 +223,7 @@ def test_declared_memory_is_near_what_is_counted(models, name):
     """Tensors alone are counted, so what an analysis holds in numpy may exceed them; floors: 1 MB."""
     model, analysis = models["native"], registry()[name]
     subject, params = subject_for(model, name), analysis.params(**(ASKED.get(name) or AT_MOST[name])[0])
-    told = costs.memory(analysis.work(model.card, subject, params), probe(model))
+    told = costs.memory(work_of(model, name, subject, params), probe(model))
     with counted_bytes() as counter:
         rows = corpora.rows_of(model.card, subject) if isinstance(subject, Corpus) else subject
         analysis.compute(model, rows, params, tiny_models.quiet)
@@ -181,6 +249,13 @@ def test_the_price_is_work_times_probe():
         zip(("call", "token", "square"), parts_, strict=True)} | {"operations_per_second": 100.0}  # fmt: skip
     work = Work((Calls(3, 10, n=4), Calls(2, 10, gradients=True)), held_bytes=50.0, operations=200.0)
     assert costs.seconds(work, probe_) == pytest.approx(4 * (1 + 3 * 1.0) + 2 + 2 * (3 + 1) + 2)
+    short = probe_ | {f"forward_last_seconds_{part}": 0.5 for part in ("call", "token", "square")}
+    last = Work((Calls(3, 10, last=True),))
+    assert costs.seconds(last, short) == pytest.approx(0.5 + 3 * (5 + 50))
+    assert costs.seconds(last, probe_) == 1 + 3 * 1.0, "an older probe did not measure it"
+    back = probe_ | {f"gradients_last_seconds_{part}": 0.25 for part in ("call", "token", "square")}
+    assert costs.seconds(Work((Calls(3, 10, gradients=True, last=True),)), back) == pytest.approx(
+        0.25 + 3 * (2.5 + 25))  # fmt: skip
     late = Work((Calls(3, 10, n=4, share=0.25),))
     assert costs.seconds(late, probe_) == pytest.approx(1 + 3 * 1.0) and costs.memory(late, probe_) == 1 + 3 * 1.0
     assert costs.memory(work, probe_) == pytest.approx(2 + 2 * (3 + 1) + 50)
@@ -207,16 +282,15 @@ def test_a_probe_prices_a_call_nobody_measured(models):
     model = models["gpt2"]
     found = probe(model)
     assert found["probe_seconds"] < 3 and found["operations_per_second"] > 0
-    for rows, length in ((4, 20), (16, 40)):
+    for rows, length, gradients, last in product((4, 16), (20, 40), (False, True), (False, True)):
         tokens = torch.zeros(rows, length, dtype=torch.long)
-        for gradients in (False, True):
-            with counted_bytes() as counter:
-                if gradients:
-                    model.gradients(tokens, lambda logits: logits[:, -1, 0], [("embed", 0)])
-                else:
-                    model.run_with(tokens, {})
-            told = costs.price(found, Calls(rows, length, gradients), "bytes")
-            assert told == pytest.approx(counter.peak, rel=0.25)
+        with counted_bytes() as counter:
+            if gradients:
+                model.gradients(tokens, lambda logits: logits[:, -1, 0], [("embed", 0)], last=last)
+            else:
+                model.run_with(tokens, {}, last=last)
+        told = costs.price(found, Calls(rows, length, gradients, last=last), "bytes")
+        assert told == pytest.approx(counter.peak, rel=0.25)
 
 
 # ---------------------------------------------------------------- the house tells it, and refuses
@@ -251,7 +325,8 @@ def test_an_estimate_is_the_declared_work_times_the_probe(house):
     assert more["tokens"] == 16 * told["tokens"]  # more seconds, too, but a busy machine measures noise
 
 
-def test_history_corrects_the_probe_and_stands_in_for_what_is_not_declared(house):
+def test_history_corrects_the_probe_and_stands_in_for_what_is_not_declared(house, monkeypatch):
+    monkeypatch.setattr(house.analysis("pair_answers"), "work", None)  # as in a file of a user's own
     card, subject = house.card("run:tiny"), swapped_keys(4)
     assert house.estimate("pair_answers", card, subject, {})["basis"] == "unknown"
     before = house.estimate("ablation", card, subject, {})["seconds"]
@@ -279,5 +354,7 @@ def test_what_would_not_fit_is_refused_before_it_runs(house, monkeypatch):
 
 
 def test_a_wrong_request_has_no_price(house):
-    with pytest.raises(BadInput, match="receiver_head 9"):
-        house.estimate("path_patching", house.card("run:tiny"), swapped_keys(2), {"receiver_head": 9})
+    for name, params, words in (("path_patching", {"receiver_head": 9}, "receiver_head 9"),
+                                ("circuit_scrubbing", {"hypothesis": "L9H0 > logits"}, "no L9H0")):  # fmt: skip
+        with pytest.raises(BadInput, match=words):
+            house.estimate(name, house.card("run:tiny"), swapped_keys(2), params)

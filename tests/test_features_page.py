@@ -51,6 +51,13 @@ def test_a_model_without_one_is_told_how_to_train_it(backend: Backend) -> None:
     assert "No autoencoder for this model yet" in said(visit(model="run:grokking-demo"))
 
 
+def test_the_run_of_an_autoencoder_is_no_model_and_leads_to_where_it_is_seen(backend: Backend) -> None:
+    at = visit(model="run:sae-25")
+    assert "An SAE for run:toy" in said(at) and "no checkpoint" not in said(at)
+    (way,) = [e.proto for e in at.get("page_link") if "Features of this SAE" in e.proto.label]
+    assert "run%3Atoy" in way.query_string and "sae=sae-25" in way.query_string and "step=25" in way.query_string
+
+
 def test_the_table_and_the_card_of_the_feature_in_the_address(backend: Backend) -> None:
     at = visit(sae="sae-25", feature="5")
     assert "Feature 5" in headings(at) and "48 features. A click" in said(at)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from app import asking
 from backend.analyses import registry
 from backend.contract import View
 from backend.figures import maps, pixels
@@ -74,3 +75,9 @@ def test_unknown_cells_yield_to_known_ones():
     z = np.full((2, 100_000), np.nan)
     z[1, 7] = 0.0
     assert np.nanmax(np.asarray(drawn(z, limits=(0, 1)).data[0].z)) == 0.0
+
+
+def test_looking_at_a_job_sends_no_more_the_longer_it_takes():
+    looks = [seconds / asking.pace(seconds) for seconds in (1.0, 24.0, 60.0, 300.0)]
+    assert max(looks) <= asking.LOOKS + 1e-9 and asking.pace(0.0) == 0.4 and asking.pace(1e5) == 5.0
+    assert asking.pace(None) == asking.pace(asking.UNKNOWN)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,36 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def started(copy: Path, *args: str, cache: str = "cache") -> subprocess.Popen[str]:
+    """Start Python in the copy with a cache of its own."""
+    env = {**os.environ, "PYTHONPATH": str(copy), "PHASESCOPE_CACHE": str(copy / cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *args], cwd=copy, env=env, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for a process and return what it said."""
+    with process:
+        out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def python(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the copy with a cache of its own."""
-    env = {**os.environ, "PYTHONPATH": str(copy), "PHASESCOPE_CACHE": str(copy / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *args], cwd=copy, env=env, capture_output=True, text=True, timeout=200)
+    """Run Python in the copy until it ends."""
+    return ended(started(copy, *args))
 
 
-def test_one_file_gives_a_command_with_flags_a_key_and_a_table(copy: Path) -> None:
+@pytest.fixture(scope="module")
+def beside(copy: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """The page and the contract tests of the copy, begun at once: while the command is tried a core is free."""
+    contract = ("-m", "pytest", "tests/test_contract.py", "-k", "next_token_entropy", "-p", "no:cacheprovider")
+    both = {"page": started(copy, "-c", PAGE, cache="cache-of-page"), "contract": started(copy, *contract)}
+    yield both
+    for process in both.values():
+        process.kill()
+
+
+def test_one_file_gives_a_command_with_flags_a_key_and_a_table(copy: Path, beside: dict) -> None:
     assert "next_token_entropy" in python(copy, "-m", "backend", "list").stdout
     help_ = python(copy, "-m", "backend", "run", "next_token_entropy", "--help").stdout
     assert "--temperature" in help_ and "Shannon" in help_
@@ -107,8 +131,7 @@ def test_one_file_gives_a_command_with_flags_a_key_and_a_table(copy: Path) -> No
     assert [set(r) for r in one["table"]] == [{"pos", "entropy"}] * 3
 
 
-def test_one_file_gives_a_page_with_a_form(copy: Path) -> None:
-    script = '''
+PAGE = '''
 from streamlit.testing.v1 import AppTest
 from app import house
 from backend import Backend
@@ -133,11 +156,14 @@ assert not navigation.exception, navigation.exception
 house.backend().close()
 print("page ok")
 '''
-    done = python(copy, "-c", script)
+
+
+def test_one_file_gives_a_page_with_a_form(beside: dict) -> None:
+    done = ended(beside["page"])
     assert "page ok" in done.stdout, done.stdout + done.stderr
 
 
-def test_one_file_is_covered_by_the_contract_tests(copy: Path) -> None:
-    done = python(copy, "-m", "pytest", "tests/test_contract.py", "-k", "next_token_entropy", "-p", "no:cacheprovider")
+def test_one_file_is_covered_by_the_contract_tests(beside: dict) -> None:
+    done = ended(beside["contract"])
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and passed and int(passed.group(1)) >= 4, done.stdout

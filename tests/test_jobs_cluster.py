@@ -48,11 +48,22 @@ def children(pid: int) -> list[int]:
     return found + [c for p in found for c in children(p)]
 
 
-@pytest.mark.parametrize("ending", ["close", "kill -9"])
-def test_no_orphans(tmp_path: Path, ending: str) -> None:
+def test_no_orphans(tmp_path: Path) -> None:
     """One worker is stuck in C holding the interpreter lock, so only a signal from outside can end it."""
-    code = OWNER.format(folder=str(tmp_path), ask=gated(tmp_path))
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    owners = {ending: owner_in(tmp_path / ending) for ending in ("close", "kill -9")}  # side by side
+    for ending, owner in owners.items():
+        leaves_nothing(tmp_path / ending, ending, owner)
+
+
+def owner_in(folder: Path) -> subprocess.Popen:
+    """Start a process that owns a cluster and keeps its private files in this folder."""
+    folder.mkdir()
+    code = OWNER.format(folder=str(folder), ask=gated(folder))
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def leaves_nothing(folder: Path, ending: str, owner: subprocess.Popen) -> None:
+    """End the owner in this way and see that its whole family and its files are gone."""
     workers = json.loads(owner.stdout.readline())
     family = [p for p in children(owner.pid) if not process_ended(p)]
     assert len(workers) == 2 and set(workers) < set(family) and len(family) >= 5
@@ -62,7 +73,7 @@ def test_no_orphans(tmp_path: Path, ending: str) -> None:
         owner.send_signal(signal.SIGKILL)
     owner.wait(120)
     until(lambda: all(process_ended(p) for p in family), f"all of {family} end", timeout=60)
-    until(lambda: not list(tmp_path.glob("phasescope-*")), "the private folder is gone", timeout=60)
+    until(lambda: not list(folder.glob("phasescope-*")), "the private folder is gone", timeout=60)
 
 
 def test_closing_before_the_workers_are_up_leaves_nothing() -> None:

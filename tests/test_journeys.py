@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 
 from tests import browser, tiny_models
@@ -29,7 +30,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Server]:
     env = {
         "PHASESCOPE_CACHE": str(folder / "cache"),
         "PHASESCOPE_RUNS": str(folder / "runs"),
-        "PHASESCOPE_WORKERS": "3",
+        "PHASESCOPE_WORKERS": "2",
     }
     with browser.serve([sys.executable, "-m", "app"], folder / "log", env=env) as server:
         token = json.loads((folder / "cache" / "api.json").read_text())["token"]
@@ -68,9 +69,9 @@ def clean(page: Any) -> None:
 def canvas(page: Any) -> Any:
     """The canvas of all heads, once it is drawn and the page is at rest."""
     found = page.locator(".psc-cells")
-    found.wait_for(timeout=120_000)
+    found.first.wait_for(timeout=120_000)
     browser.wait_ready(page, 60)
-    found.wait_for()
+    page.wait_for_function("() => document.querySelectorAll('.psc-cells').length === 1")  # the page before may have one
     return found
 
 
@@ -87,18 +88,19 @@ def rest(page: Any, url: str, **more: Any) -> Any:
     return opened
 
 
-@pytest.mark.parametrize("width", [1440, 800])
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_opens_clean(house: Any, page: Any, name: str, width: int) -> None:
-    opened = page(f"{house.url}/{name}", width=width)
+def test_every_page_opens_clean(house: Any, page: Any, name: str) -> None:
+    """Opened once, looked at in both widths."""
+    opened = page(f"{house.url}/{name}")
     opened.locator('[data-testid="stMainBlockContainer"] h3').first.wait_for(timeout=120_000)
     if name == "attention":
         canvas(opened)
     if name in ("logit_lens", "head_scores", "training"):
         opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
-    browser.wait_ready(opened)
-    browser.screenshot(opened, f"{name or 'home'}-{width}", full=True)
-    clean(opened)
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"{name or 'home'}-{width}", full=True)
+        clean(opened)
 
 
 def test_open_the_shipped_run_scrub_and_look(house: Any, page: Any) -> None:
@@ -161,6 +163,7 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     until(lambda: (loss() or [0])[0] > first, "the chart to move", 90)
     other = page(address(opened))  # a second tab shows the same run
     until(lambda: other.get_by_text("running").count(), "the second tab")
+    other.close()
     opened.get_by_role("button", name="Stop").click()
     until(lambda: house.api.get(f"/runs/{run}").json()["state"] == "stopped", "the run to stop")
     stopped = house.api.get(f"/runs/{run}").json()
@@ -170,7 +173,6 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     assert len(steps) == len(set(steps)), "a step was logged twice"
     opened.get_by_role("link", name=re.compile("Attention at step")).click()
     until(lambda: "/attention" in address(opened), "the page Attention")
-    until(lambda: opened.locator(".psc-cells").count() == 1, "the Training page's own view of it to go")
     canvas(opened)
     until(lambda: f"model=run%3A{run}" in address(opened), "the run in the address")
     clean(opened)
@@ -363,11 +365,11 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
     started = [
         house.api.post("/runs", json={"recipe": "induction", "params": {"steps": 5000, "seed": s}}).json()["job"]
         for s in (7, 8)
-    ]
-    until(lambda: len(jobs(house, kind="train", state="running")) == 2, "all workers that may train to be busy", 90)
+    ]  # one of the two workers may train: the second run waits
+    until(lambda: jobs(house, kind="train", state="running"), "the worker that may train to be busy", 90)
     opened = page(f"{house.url}/attention?model={EXAMPLE}&step=200")
     quick = []
-    for _ in range(5):
+    for _ in range(3):
         start = time.monotonic()
         opened.get_by_role("link", name="Glossary", exact=True).click()
         opened.get_by_role("heading", name="Glossary").wait_for()
@@ -376,4 +378,110 @@ def test_the_page_answers_while_all_workers_are_busy(house: Any, page: Any) -> N
         opened.get_by_role("heading", name="Phasescope").wait_for()
     for job in started:
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
-    assert sorted(quick)[2] < 3.0, quick  # the benchmark measures milliseconds; here: it does not wait for the workers
+    assert sorted(quick)[1] < 3.0, quick  # the benchmark measures milliseconds; here: it does not wait for the workers
+
+
+# ---------------------------------------------------------------- the mechanistic toolkit
+
+
+def asked(house: Any, page: Any, name: str, query: str) -> tuple[Any, pd.DataFrame]:
+    """Open an analysis' page, press Compute where it waits for that, and return (the page, the table it kept)."""
+    known = {r["key"] for r in house.api.get("/results", params={"analysis": name}).json()}
+    opened = rest(page, f"{house.url}/{name}?{query}")
+
+    def kept() -> list[str]:
+        button = opened.get_by_role("button", name=re.compile(r"^Compute( \(|$)"))
+        if button.count() and button.first.is_enabled():
+            button.first.click()
+        found = house.api.get("/results", params={"analysis": name}).json()
+        return [r["key"] for r in found if r["key"] not in known]
+
+    key = until(kept, f"the result of {name}", 90)[0]
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    browser.wait_ready(opened)
+    return opened, pd.DataFrame(house.api.get(f"/results/{key}", params={"format": "json"}).json())
+
+
+def seen(opened: Any, name: str) -> None:
+    """Both widths, kept as pictures, without an error or sideways scrolling."""
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"{name}-{width}", full=True)
+        clean(opened)
+
+
+def test_the_ioi_circuit_is_found_and_confirmed_by_ablation(house: Any, page: Any) -> None:
+    """Four heads of layer 1 move the name; each is replaced by the others, but what they all read from is not."""
+    query = "model=run:ioi-demo&task=synthetic_ioi&n_pairs=16"
+    opened, found = asked(house, page, "name_movers", query)
+    labels = found[found["label"] != "none"].groupby(["layer", "head"])["label"].agg(set)
+    assert {at for at, label in labels.items() if "name-mover" in label} == {(1, h) for h in range(4)}
+    assert "distractor-suppressor" in labels[0, 2]
+    seen(opened, "name_movers")
+    opened, table = asked(house, page, "ablation", query)
+    heads = table[table["component"] == "head"].set_index(["layer", "head"])
+    assert heads["change"].idxmin() == (0, 2) and heads.loc[(0, 2), "high"] < -5
+    seen(opened, "ablation")
+
+
+def test_the_induction_circuit_is_found_and_confirmed_by_ablation(house: Any, page: Any) -> None:
+    query = f"model={EXAMPLE}&task=induction_previous&n_pairs=8"
+    opened, nodes = asked(house, page, "circuit_nodes", query)
+    chosen = nodes[nodes["in_circuit"].astype(bool)]
+    assert 0 < len(chosen) < len(nodes) and (0, 3) in set(zip(chosen["layer"], chosen["head"], strict=True))
+    assert float(chosen.sort_values("order")["faithfulness"].iloc[-1]) > 0.8
+    seen(opened, "circuit_nodes")
+    _, table = asked(house, page, "ablation", query)
+    heads = table[table["component"] == "head"].set_index(["layer", "head"])
+    assert heads["change"].idxmin() == (0, 3) and heads.loc[(0, 3), "high"] < 0
+
+
+def test_an_intervention_is_built_and_shared_by_its_address(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/intervene?model={EXAMPLE}&tokens=5+17+3+5+17")
+    opened.get_by_text("Nothing is changed yet").wait_for()
+    opened.get_by_role("button", name="Add", exact=True).click()
+    until(lambda: "edits=" in address(opened), "the list in the address")
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    line = opened.locator('[data-testid="stCode"]').first.inner_text().strip()
+    assert line == "zero L0H0"
+    browser.wait_ready(opened)
+    seen(opened, "intervene")
+    again = rest(page, address(opened))
+    assert again.locator('[data-testid="stCode"]').first.inner_text().strip() == line
+    again.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    assert again.get_by_text("KL(before").count()
+
+
+def test_two_checkpoints_are_compared_with_one_form(house: Any, page: Any) -> None:
+    both = f"model={EXAMPLE}&step=100&model_b={EXAMPLE}&step_b=1200&compare=head_scores"
+    opened = rest(page, f"{house.url}/compare?{both}")
+    opened.get_by_text("Settings, the same for both sides").wait_for()
+
+    def drawn() -> bool:
+        button = opened.get_by_role("button", name=re.compile(r"^Compute( \(|$)"))
+        if button.count() and button.first.is_enabled():
+            button.first.click()
+        return opened.locator(".js-plotly-plot .main-svg").count() >= 3  # two sides and the difference
+
+    until(drawn, "both sides and their difference")
+    browser.wait_ready(opened)
+    kept = house.api.get("/results", params={"analysis": "head_scores"}).json()
+    assert {100, 1200} <= {r["step"] for r in kept if r["spec"] == EXAMPLE}
+    assert opened.get_by_text("Difference of").count()
+    seen(opened, "compare")
+
+
+def test_what_a_new_page_computed_is_exported(house: Any, page: Any, tmp_path: Path) -> None:
+    for name in ("ablation", "circuit_nodes"):
+        if not (kept := house.api.get("/results", params={"analysis": name}).json()):
+            asked(house, page, name, f"model={EXAMPLE}&task=induction_previous&n_pairs=8")
+            kept = house.api.get("/results", params={"analysis": name}).json()
+        record = kept[0]
+        opened = page(f"{house.url}/results?key={record['key']}")
+        opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+        for form, begins in (("CSV", b"component,layer"), ("PARQUET", b"PAR1"), ("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+            with opened.expect_download(timeout=120_000) as download:
+                opened.get_by_role("button", name=form, exact=True).click()
+            path = tmp_path / f"file.{form.lower()}"
+            download.value.save_as(path)
+            assert path.read_bytes().startswith(begins), form

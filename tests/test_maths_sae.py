@@ -93,6 +93,16 @@ def test_silent_features_are_drawn_to_what_is_left():
     assert moved[3] > 0 and moved[:3].tolist() == [0, 0, 0]
 
 
+def test_what_silent_features_miss_has_its_weight_in_the_loss():
+    net, x = room.Sae(8, 4, 1), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    silent, none = torch.tensor([False, False, False, True]), torch.zeros(4, dtype=torch.bool)
+    pre = net.pre(x)
+    left = x - net.decode(room.largest(pre, 1))
+    extra = room.objective(net, x, silent, 1.0, 0.0)[0] - room.objective(net, x, none, 1.0, 0.0)[0]
+    torch.testing.assert_close(extra, room._auxk(net, pre, left, silent) / 32)
+    assert float(extra.detach()) > 0
+
+
 def test_the_gradient_has_no_radial_part_left():
     net = room.Sae(8, 16, 3)
     room.objective(net, torch.randn(32, 8), torch.zeros(16, dtype=torch.bool), 1.0, 0.0)[0].backward()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from backend.analyses import registry
+from backend.analyses._output import mlp_map
 from backend.contract import NEEDS, Pair, Pairs, Prompt, Weights
 from backend.errors import Unfit
 from backend.models import bridge
@@ -261,6 +262,18 @@ def test_who_asks_all_the_same_is_refused_by_the_measurement(models: dict[str, A
     subject = SUBJECTS[one.subject.model_fields["kind"].default]
     with pytest.raises(Unfit, match=why):
         one.compute(models["gemma2"], subject, one.params(), quiet)
+
+
+@pytest.mark.parametrize("kind", HF)
+def test_w_out_and_w_u_without_names(models: dict[str, Any], kind: str) -> None:
+    """Qwen 2 and 3 as their modules hold them; Gemma 2 has a norm behind W_out and is refused."""
+    model = models[kind]
+    assert torch.equal(model.unembedding(), model.bare.lm_head.weight.T)
+    if kind == "gemma2":
+        with pytest.raises(Unfit, match="a norm stands behind it"):
+            mlp_map(model, 1)
+        return
+    torch.testing.assert_close(mlp_map(model, 1), model.bare.model.layers[1].mlp.down_proj.weight.T, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", HF)

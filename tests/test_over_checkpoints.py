@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator
 
@@ -13,8 +12,8 @@ from streamlit.testing.v1 import AppTest
 
 from app import house
 from backend import Backend
-from backend.figures.over_steps import SHOWN, by_change, over_steps, part_names
-from tests.page_kit import said, settle, settled_house
+from backend.figures.over_steps import SHOWN, by_change, effect_over_steps, over_steps, part_names
+from tests.page_kit import numbers, said, settle, settled_house
 
 AXES = ["layer", "head", "query"]
 
@@ -43,12 +42,25 @@ def test_the_part_that_moves_most_comes_first_and_its_curve_is_the_tables(table:
 def test_words_name_themselves() -> None:
     table = pd.DataFrame({"layer": [0, 1], "label": ["induction", "self"], "pos": [3, 4]})
     assert list(part_names(table, ["layer", "label", "pos"])) == ["L0 induction pos 3", "L1 self pos 4"]
+    parts = pd.DataFrame({"component": ["head", "mlp"], "layer": [0, 1], "head": [3, -1], "pos": [5, 6]})
+    assert list(part_names(parts, ["component", "layer", "head"])) == ["head L0H3", "mlp L1"]
+    assert list(part_names(parts.assign(layer=[-1, 2]), ["layer", "pos"])) == ["embed pos 5", "L2 pos 6"]
 
 
 def test_a_standard_error_is_a_band_and_a_table_without_axes_one_curve(table: pd.DataFrame) -> None:
     one = pd.DataFrame({"step": [1, 2], "x": [1.0, 2.0], "x_se": [0.25, 0.5]})
     low, high, line = over_steps(one, [], "x", step=2).data
     assert list(low.y) == [0.75, 1.5] and list(high.y) == [1.25, 2.5] and line.name == "x"
+
+
+def test_an_effect_has_its_own_interval_and_steps_in_order() -> None:
+    rows = pd.DataFrame({"step": [2, 1], "before": [5.0, 3.0], "after": [1.0, 2.0], "effect": [-4.0, -1.0],
+                         "effect_low": [-6.0, -2.0], "effect_high": [-3.0, 0.5], "effect_size": [-2.0, -0.5],
+                         "control": [np.nan, np.nan]})  # fmt: skip
+    curves = {t.name: list(t.y) for t in effect_over_steps(rows, 2).data}
+    assert curves["effect low"] == [-2.0, -6.0] and curves["effect high"] == [0.5, -3.0]
+    assert curves["before"] == [3.0, 5.0] and curves["effect size"] == [-0.5, -2.0] and "control" not in curves
+    assert "control" in {t.name for t in effect_over_steps(rows.assign(control=0.25)).data}
 
 
 # ---------------------------------------------------------------- the page
@@ -72,11 +84,6 @@ over_checkpoints.section(house.backend(), one, asked, bar.step)
     at = AppTest.from_string(source, default_timeout=90)
     at.query_params.update({"model": "run:induction-1layer"})
     return settle(at.run())
-
-
-def numbers(drawn: dict[str, str]) -> list[float]:
-    """Read an array as plotly's JSON has it."""
-    return np.frombuffer(base64.b64decode(drawn["bdata"]), drawn["dtype"]).tolist()
 
 
 def test_all_checkpoints_are_computed_when_asked_and_drawn(backend: Backend) -> None:

@@ -86,7 +86,19 @@ def test_it_learns_and_the_null_explains_less(runs):
     assert real["l0"] == pytest.approx(4, abs=0.2) and 0 <= real["dead_share"] <= 1
 
 
-@pytest.mark.parametrize("point", ["resid_pre", "attn_out", "mlp_out", "mlp_post", "z"])
+def test_what_is_put_at_resid_mid_is_what_the_mlp_reads_and_stays_in_the_stream(tmp_path):
+    """Against a run with the whole stream of another prompt there; the library's own hook would not do it."""
+    model = opened("llama", tmp_path)
+    a, b = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])[:, None]
+    other = model.capture(b, ["resid_mid"], [1])["resid_mid", 1]
+    swapped = model.run_with(a, sae_data.placed(model.card, "resid_mid", 1, lambda x: other))
+    after = model.capture(b, ["resid_post"], [1])["resid_post", 1]  # what follows from resid_mid position by position
+    expected = model.run_with(a, {("resid_post", 1): lambda x: after})
+    torch.testing.assert_close(swapped, expected, rtol=0, atol=1e-6)
+    assert (swapped - model.logits(a)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("point", ["resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp_pre", "mlp_post", "z"])
 def test_every_point_can_be_read_and_changed(point, runs):
     more = {"spec": "run:grokking-demo", "point": point, "layer": 0, "length": 3, "rows": 60, "steps": 3}
     train("sae", SMALL | more, runs / f"at-{point}", False, go_on)
@@ -223,10 +235,9 @@ def test_feature_cards_are_those_of_the_whole_corpus(kind, tiny, monkeypatch):
     assert all(not t or t.split()[0] == str(flat[b]) for t, b in zip(table["tops"], best.tolist(), strict=True))
     alive = table["density"] > 0
     assert ((table["tops"] != "") == alive).all() and (table["mean_active"].notna() == alive).all()
-    known = kind in ("gpt2", "native")
-    assert (table["raises"] != "").all() == known
+    assert (table["raises"] != "").all()
     for name in ("z", "m"):
-        assert (ask("sae_features", model, subject, sae=name)["raises"] != "").all() == known
+        assert (ask("sae_features", model, subject, sae=name)["raises"] != "").all()
 
 
 def test_directions_are_read_through_the_weights_that_follow_them(tiny):

@@ -64,7 +64,12 @@ def test_the_model_reads_it_as_its_companion_and_the_analysis_agrees_with_the_cu
                                    "fingerprint": model.card.fingerprint} and set(tensors) == {"A", "b"}  # fmt: skip
     params = recipes.get("tuned_lens").params(**record["params"])
     _, held_out = tuned_lens.split_rows(params, model.card)
-    subject = Rows(tokens=held_out, corpus=Corpus(source="random"))
+    seen = Corpus(source=params.source, seed=params.seed)
+    with pytest.raises(BadInput, match="learnt from the random rows of seed"):
+        rows = Rows(tokens=held_out, corpus=seen)
+        tuned_lens_quality.compute(model, rows, tuned_lens_quality.params(lens="lens"), go_on)
+    assert recipes.get("tuned_lens").params().seed != Corpus().seed, "what is asked by default is not what it learnt"
+    subject = Rows(tokens=held_out, corpus=Corpus(source="random", seed=params.seed + 1))
     table = tuned_lens_quality.compute(model, subject, tuned_lens_quality.params(lens="lens"), go_on)
     last = logged(straight).iloc[-1]
     np.testing.assert_allclose(table["tuned_kl"].iloc[:-1], last["kl"], rtol=1e-9)

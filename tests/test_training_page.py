@@ -17,6 +17,7 @@ from app import house, terms, theme, training_data
 from app.charts import Curve, Mark, Row, linked, placed, spark_svg
 from backend import Backend
 from backend.contract import Weights
+from backend.figures.circuit import Node, diagram
 from backend.figures.compare import compared, differences, share_limits
 from backend.runs.recorder import Recorder
 from backend.settings import SHIPPED_RUNS
@@ -233,6 +234,19 @@ def test_figures_side_by_side_get_one_range() -> None:
     share_limits(pair)
     assert [f.layout.coloraxis.cmax for f in pair] == [9, 9] and [f.layout.coloraxis.cmin for f in pair] == [0, 0]
     assert pair[0].layout.yaxis.range == pair[1].layout.yaxis.range and pair[0].layout.yaxis.range[1] > 9
+    assert pair[0].layout.xaxis.range == pair[1].layout.xaxis.range
+    pair = [go.Figure([go.Bar(x=list(x), y=[1, 2])], {"xaxis": {"type": "category"}}) for x in ("ab", "ca")]
+    share_limits(pair)
+    assert {f.layout.xaxis.categoryarray for f in pair} == {("a", "b", "c")}
+
+
+def test_two_circuits_stand_on_one_grid() -> None:
+    """A head is at the same place on both sides, whatever else a side draws."""
+    small = [Node("L0H0", 0, 0, 1.0, True, "")]
+    pair = [diagram(nodes, value="v", told="") for nodes in (small, [*small, Node("L2H5", 2, 5, 1.0, True, "")])]
+    share_limits(pair)
+    one, two = ((f.layout.xaxis.range, f.layout.yaxis.range, f.layout.yaxis.ticktext) for f in pair)
+    assert one == two and one[2] == ("0", "2") and one[0][1] > 5 and one[1][1] > 2
 
 
 def test_the_stack_shares_one_step_axis_and_its_marks_can_be_told_from_curves() -> None:

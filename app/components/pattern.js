@@ -171,6 +171,14 @@ function map(root) {
     g.strokeRect(x + j * cell - 0.5, y + i * cell - 0.5, cell + 1, cell + 1);
   }
 
+  // how many keys of the query get more: 0 is the most looked at
+  const ranked = (i, j) => {
+    const row = me.values.subarray(i * me.h.m[1], (i + 1) * me.h.m[1]), here = row[j];
+    let above = 0;
+    for (const v of row) if (v > here) above += 1;
+    return "rank " + above + " of this query's keys";
+  };
+
   over.onmousemove = (e) => {
     const r = over.getBoundingClientRect(), i = Math.floor((e.clientY - r.top - box.y) / box.cell), j = Math.floor((e.clientX - r.left - box.x) / box.cell);
     me.at = i >= 0 && j >= 0 && i < me.h.m[0] && j < me.h.m[1] ? [i, j] : null;
@@ -178,7 +186,7 @@ function map(root) {
     mark();
     if (!me.at) return hint.hide();
     const o = root.getBoundingClientRect(), unit = me.h.unit ? " " + me.h.unit : "";
-    hint.show([number(me.values[i * me.h.m[1] + j]) + unit, "query " + words(0, i), "key " + words(1, j)], e.clientX - o.left, e.clientY - o.top);
+    hint.show([number(me.values[i * me.h.m[1] + j]) + unit, "query " + words(0, i), "key " + words(1, j), ranked(i, j)], e.clientX - o.left, e.clientY - o.top);
   };
   over.onmouseleave = () => { me.at = null; if (box) mark(); hint.hide(); };
   over.onclick = () => {

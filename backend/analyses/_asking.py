@@ -51,9 +51,13 @@ def _check_sums(layer: int, pattern: Any, tolerance: float = 0.02) -> None:
                      "Try float32; a model with attention sinks outside the keys cannot be shown")
 
 
+def rows_that_fit(model: Described, length: int) -> int:
+    """Return of how many rows one capture holds the patterns of all layers, at least one."""
+    return max(1, CAPTURE_BYTES // (4 * model.card.n_layers * model.card.n_heads * length**2))
+
+
 def row_batches(model: Model, tokens: Any) -> Iterator[tuple[int, Any]]:
     """Yield (first row, tokens [batch, pos] on the model's device), as many rows as CAPTURE_BYTES of patterns hold."""
-    per_row = 4 * model.card.n_layers * model.card.n_heads * tokens.shape[1] ** 2
-    step = max(1, CAPTURE_BYTES // per_row)
+    step = rows_that_fit(model, tokens.shape[1])
     for start in range(0, len(tokens), step):
         yield start, tokens[start : start + step].to(model.card.device)

@@ -86,13 +86,3 @@ def run_circuits(model: Model, groups: list[Batch], nodes: list[Place], kept: np
             out[start : start + len(some), batch.which] = found
             said((i + (start + len(some)) / len(kept)) / len(groups))
     return out
-
-
-def some_and_others(score: np.ndarray, top: int, others: int, seed: int) -> tuple[list[int], list[str]]:
-    """Return (the `top` largest |score| and `others` of the rest at random, why by thing: top, random or no)."""
-    order = np.argsort(-np.abs(score), kind="stable").tolist()
-    first, rest = order[:top], order[top:]
-    n = min(others, len(rest))
-    drawn = np.random.default_rng(seed).choice(rest, n, replace=False).tolist() if n else []
-    why = {**dict.fromkeys(first, "top"), **dict.fromkeys(drawn, "random")}
-    return [*first, *drawn], [why.get(i, "no") for i in range(len(score))]

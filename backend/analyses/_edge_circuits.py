@@ -10,7 +10,8 @@ import numpy as np
 
 from backend.analyses._causal import Batch, Edits, copies
 from backend.analyses._edges import Receiver, Sender
-from backend.contract import Described, Model
+from backend.analyses._work import Plan, parts
+from backend.contract import Described, Model, Pairs
 
 TOGETHER = 16  # circuits of like size that share a forward
 
@@ -169,3 +170,39 @@ def run_edge_circuits(model: Model, groups: Sequence[Batch], edges: Sequence[tup
             out[k : k + TOGETHER, batch.which] = cut.logit_diff(kept[k : k + TOGETHER])
             said((i + min(1.0, (k + TOGETHER) / len(kept))) / len(groups))
     return out
+
+
+def plan_circuits(plan: Plan, subject: Pairs, circuits: int) -> tuple[int, int]:
+    """Add the runs of so many circuits, two being the whole and nothing; return (bytes held, operations) beside.
+
+    How many copies of the pairs a circuit takes depends on its edges: as many count as it could take.
+    """
+    slots = 1 if circuits == 2 else most_slots(plan)
+    done = plan_cuts(plan, subject), plan_runs(plan, subject, parts(circuits, TOGETHER), slots)
+    return done[0] + done[1][0], done[1][1]
+
+
+def plan_cuts(plan: Plan, subject: Pairs, together: bool = False) -> int:
+    """Add what every batch is captured by; return the bytes held by the widest, or by all of them `together`."""
+    mlp = "mlp" in plan.card.capabilities
+    points = ["z", "resid_pre", "resid_post", *(["mlp_out", "resid_mid"] if mlp else [])]
+    held = []
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 3)
+        held.append(plan.bytes(n * length, points))
+    return sum(held) if together else max(held, default=0)
+
+
+def plan_runs(plan: Plan, subject: Pairs, circuits: Sequence[int], slots: int) -> tuple[int, int]:
+    """Add runs of so many circuits each, in `slots` copies of the pairs; return (bytes held, operations) beside."""
+    card, held, operations = plan.card, 0, 0
+    senders = 1 + card.n_layers * (card.n_heads + ("mlp" in card.capabilities))
+    for n, length in plan.batches(subject):
+        for some_circuits in circuits:
+            for some in plan.copies(n * slots, length, some_circuits):
+                rows = some * slots * n
+                plan.call(rows, length)
+                streams = (3 * rows + senders * some * n) * length  # the stream, two sums on the way; writes
+                held = max(held, plan.bytes(streams, ["resid_pre"], layers=1))
+                operations += 2 * rows * length * card.d_model * senders * card.n_layers
+    return held, operations

@@ -54,7 +54,7 @@ def shown(table: pd.DataFrame, direction: str) -> tuple[str, str]:
     """Return (column, words) that a map draws: the share where it is defined, else the change in logits."""
     if table["effect"].notna().any():
         return "effect", "recovered" if direction == "denoising" else "1 - recovered"
-    return "change", "change of logit_diff (recovered is undefined: clean and corrupted do not differ)"
+    return "change", "change of logit_diff (recovered: undefined)"
 
 
 def hovers(table: pd.DataFrame) -> pd.Series:

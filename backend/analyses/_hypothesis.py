@@ -10,8 +10,9 @@ same token at P (0-based, negative from the end), several joined by `and`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from backend.analyses._edges import Receiver, Sender
 from backend.contract import ModelCard
@@ -52,6 +53,14 @@ class Hypothesis:
     def into(self, receiver: Receiver, reads: str) -> list[Claim]:
         """Return the claims about one input of a node, or ("") about all of it."""
         return [c for c in self.claims if c.receiver == replace(receiver, reads=reads)]
+
+    def nodes(self, at: Receiver) -> Iterator[tuple[Receiver, list[Claim]]]:
+        """Yield (node, the claims about its inputs) of the tree from `at` down, a node once per path to it."""
+        claims = [c for reads in ((at.reads,) if at.head < 0 else ("", *"qkv")) for c in self.into(at, reads)]
+        yield at, claims
+        for claim in claims:
+            if claim.sender is not None and as_receiver(claim.sender) in self.opened:
+                yield from self.nodes(as_receiver(claim.sender))
 
     def without(self, i: int) -> Hypothesis:
         """Return it without one claim: its sender is then exchanged at random."""
@@ -164,23 +173,14 @@ def _shares(part: str, text: str, shortest: int) -> tuple[str, ...]:
 
 def _check_use(found: Hypothesis, parts: Sequence[str]) -> None:
     """Refuse claims that lead nowhere and trees that are too large."""
-    used, n = _walk(found, Receiver("logits", max((c.receiver.layer for c in found.claims), default=0)), 0)
-    if n > MOST:
+    logits = Receiver("logits", max((c.receiver.layer for c in found.claims), default=0))
+    tree = list(islice(found.nodes(logits), MOST + 1))
+    if len(tree) > MOST:
         size = f"more than {MOST} nodes, counted once per path to the logits"
         todo = "Leave out claims about early layers: a node of which nothing is stated is kept whole"
         raise BadInput("The hypothesis", size, todo)
+    used = {claim for _, claims in tree for claim in claims}
     for claim, part in zip(found.claims, parts, strict=True):
         if claim not in used:
             todo = f"State what hears {name_of(whole(claim.receiver))}, up to the logits"
             raise BadInput(f"The claim {part!r}", "it leads to nothing that reaches the logits", todo)
-
-
-def _walk(found: Hypothesis, node: Receiver, n: int) -> tuple[set[Claim], int]:
-    used = {c for reads in ((node.reads,) if node.head < 0 else ("", *"qkv")) for c in found.into(node, reads)}
-    n += 1
-    for claim in list(used):
-        sender = claim.sender
-        if sender is not None and as_receiver(sender) in found.opened and n <= MOST:
-            more, n = _walk(found, as_receiver(sender), n)
-            used |= more
-    return used, n

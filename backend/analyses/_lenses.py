@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from backend.contract import Model
+from backend.contract import Corpus, Model
 from backend.errors import BadInput, Broken, Unfit
 
 LOGIT_BYTES = 128 * 2**20  # what one block of logits may hold
@@ -79,19 +79,36 @@ def lens_named(run: str, step: int | None) -> tuple[tuple[str, int | None], ...]
     return ((run, -1 if step is None else step),) if run else ()
 
 
-def translators(model: Model, run: str, step: int | None) -> tuple[Any, Any]:
+def check_named(run: str) -> None:
+    """Raises BadInput where no run of a tuned lens is named."""
+    if not run:
+        raise BadInput("A tuned lens", "no run is named",
+                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+
+
+def translators(model: Model, run: str, step: int | None, measured_on: Corpus | None = None) -> tuple[Any, Any]:
     """Return A [layer, d_model, d_model] and b [layer, d_model] of a tuned lens trained for this model.
 
     Without `step` those of the lens' last step, so that the same question keeps its answer; an unfinished lens is
     refused then. Layer l's translator reads the stream that enters it, the last stream needs none.
+    A corpus that it is `measured_on` must not be the rows that it learnt from: same source and seed are refused.
     """
-    if not run:
-        raise BadInput("A tuned lens", "no run is named",
-                       "Train one on the Training page (recipe Tuned lens) and give its run's name")
+    check_named(run)
     record, tensors = model.companion(run, -1 if step is None else step)
     if record["companion"].get("kind") != "tuned_lens" or not {"A", "b"} <= tensors.keys():
         raise Unfit(f"Run {run!r}", f"it is a {record['companion'].get('kind')}", "Name the run of a tuned lens")
+    if measured_on and _learnt_from(record, measured_on):
+        found = f"it learnt from the {measured_on.source} rows of seed {measured_on.seed}"
+        raise BadInput(f"The quality of {run!r} on these rows", found, "Choose another seed of the rows")
     return tensors["A"], tensors["b"]
+
+
+def _learnt_from(record: Mapping[str, Any], rows: Corpus) -> bool:
+    """Say whether the lens learnt from rows of this source and seed; a text is known by what it holds, where kept."""
+    learnt, digest = record.get("params", {}), record["companion"].get("digest", "")
+    if (learnt.get("source"), learnt.get("seed")) != (rows.source, rows.seed):
+        return False
+    return rows.source != "file" or not digest or digest == rows.digest
 
 
 def tuned(streams_: dict[int, Any], lens: tuple[Any, Any]) -> dict[int, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from backend.contract import Model
+from backend.contract import Described, Model
 from backend.errors import BadInput
 
 MOST_P = 257  # above it all p^2 inputs cost minutes
 BATCH = 8192  # inputs per forward
 
 
-def modulus(model: Model, asked: int, most: int) -> int:
+def modulus(model: Described, asked: int, most: int) -> int:
     """Return p: as asked, else of the run's recipe, else d_vocab - 1 ('=' is the last token).
 
     Raises BadInput where it is even, below 3, above `most`, or has no room in the vocabulary.
@@ -24,7 +24,7 @@ def modulus(model: Model, asked: int, most: int) -> int:
     raise BadInput(f"Modulus p = {p}", found, "Choose a model of modular addition, or give its p")
 
 
-def own_params(model: Model) -> dict[str, Any]:
+def own_params(model: Described) -> dict[str, Any]:
     """Return the params of the run, {} where the model is no checkpoint of this recipe."""
     training = model.card.training
     return training.get("params", {}) if training.get("recipe") == "modular_addition" else {}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.contract import Model
+from backend.analyses._output import mlp_map, output_maps, plan_mlp_map, plan_output_maps
+from backend.analyses._units import rows_at_once
+from backend.analyses._work import Plan
+from backend.contract import Corpus, Model
 from backend.errors import BadInput, Unfit
 
 #: an autoencoder starts from directions drawn with its own seed; a null must never draw the same
@@ -29,9 +33,7 @@ def opened(model: Model, run: str, step: int, own: bool = True) -> tuple[dict[st
 
     from backend.maths import sae
 
-    if not run:
-        todo = "Train one for this model (recipe sae on the Training page) and give the run's name"
-        raise BadInput("Which sparse autoencoder", "no run is named", todo)
+    check_named(run)
     record, tensors = model.companion(run, step, own)
     made = record["companion"]
     if made.get("kind") != "sae":
@@ -40,6 +42,35 @@ def opened(model: Model, run: str, step: int, own: bool = True) -> tuple[dict[st
     dtype = torch.promote_types(getattr(torch, model.card.dtype), torch.float32)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     return made, sae.from_tensors(tensors, made["activation"], made["k"])
+
+
+def check_named(run: str) -> None:
+    """Raises BadInput where no run of an autoencoder is named."""
+    if not run:
+        todo = "Train one for this model (recipe sae on the Training page) and give the run's name"
+        raise BadInput("Which sparse autoencoder", "no run is named", todo)
+
+
+def passed(plan: Plan, subject: Corpus, run: str, made: Sequence[Mapping[str, Any]]) -> tuple[int, int, int, int]:
+    """Add one pass of the corpus through the autoencoder to a plan.
+
+    Returns (features, d_in, tokens of a batch, operations of encoding all). Raises BadInput where no run is named,
+    Unfit where it holds no autoencoder.
+    """
+    check_named(run)
+    n, d_in = sizes(run, made[0])
+    length = min(subject.length, plan.card.n_ctx)
+    plan.corpus(subject, 3 * n)
+    batch = min(subject.rows, rows_at_once(plan, length, 3 * n)) * length
+    return n, d_in, batch, 2 * subject.rows * length * n * d_in
+
+
+def sizes(run: str, made: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (features, d_in) of what a run holds. Raises Unfit where it is no autoencoder."""
+    if made.get("kind") != "sae":
+        found = f"it holds a {made.get('kind')}, no sparse autoencoder"
+        raise Unfit(f"Run {run!r}", found, "Choose a run of recipe sae")
+    return int(made["d_sae"]), int(made["d_in"])
 
 
 def named(*asked: tuple[str, int]) -> tuple[tuple[str, int], ...]:
@@ -78,17 +109,30 @@ def activity(features: Any, by_row: Any) -> dict[str, Any]:
 def written(model: Model, made: dict[str, Any], directions: Any) -> tuple[Any, Any] | None:
     """Return (what directions [unit, d_in] of the point write into the stream [unit, d_model], W_U).
 
-    mlp_post is read through W_out, z through W_O. None where the weights are not known by name.
+    mlp_post is read through W_out, z through W_O. None for mlp_pre, from which no map leads, where a norm stands behind
+    those, or where the stream is not read.
     """
-    try:
-        weights = model.weights()
-        if made["point"] == "mlp_post":
-            directions = directions @ weights["W_out"][made["layer"]].to(directions)
-        elif made["point"] == "z":
-            directions = directions @ weights["W_O"][made["layer"]].flatten(0, 1).to(directions)
-        return directions, weights["W_U"]
-    except (Unfit, KeyError):
+    if made["point"] == "mlp_pre":
         return None
+    try:
+        if made["point"] == "mlp_post":
+            directions = directions @ mlp_map(model, made["layer"]).to(directions)
+        elif made["point"] == "z":
+            if "linear_attn_out" not in model.card.capabilities:
+                return None
+            W_O = list(output_maps(model))[made["layer"]][0]  # noqa: N806 - the glossary's name
+            directions = directions @ W_O.flatten(0, 1).to(directions)
+        return directions, model.unembedding()
+    except Unfit:
+        return None
+
+
+def plan_written(plan: Plan, point: str) -> None:
+    """Add the calls of `written` for directions of this point."""
+    if point == "mlp_post":
+        plan_mlp_map(plan)
+    elif point == "z" and "linear_attn_out" in plan.card.capabilities:
+        plan_output_maps(plan)
 
 
 def feature_of(sae: Any, run: str, feature: int) -> int:

@@ -19,6 +19,18 @@ TRIES = 50  # draws of other heads before there seem to be none
 Choose = Callable[[tuple[str, ...], np.ndarray], np.ndarray]
 
 
+def written_at(sender: Sender) -> tuple[str, int]:
+    """Return the (point, layer) at which a sender's write is read off."""
+    return ("embed", 0) if sender.kind == "embed" else ("z" if sender.kind == "head" else "mlp_out", sender.layer)
+
+
+def read_at(node: Receiver) -> tuple[str, int]:
+    """Return the (point, layer) of the stream that a node reads."""
+    if node.reads == "logits":
+        return "resid_post", node.layer - 1
+    return "resid_pre" if node.head >= 0 else "resid_mid", node.layer
+
+
 class Prompts:
     """Clean prompts of one length, and what the model computes on them as it is."""
 
@@ -42,9 +54,8 @@ class Prompts:
 
     def write(self, sender: Sender) -> Any:
         """Return what a sender writes in the unchanged model [prompt, pos, d_model]."""
-        if sender.kind == "head":
-            return self.plain("z", sender.layer)[:, :, sender.head] @ self.w_o[sender.layer][sender.head]
-        return self.plain("embed", 0) if sender.kind == "embed" else self.plain("mlp_out", sender.layer)
+        found = self.plain(*written_at(sender))
+        return found[:, :, sender.head] @ self.w_o[sender.layer][sender.head] if sender.kind == "head" else found
 
     def groups(self, shares: tuple[str, ...]) -> list[np.ndarray]:
         """Return by prompt which prompts agree with it in all of this, itself among them."""
@@ -90,7 +101,7 @@ class _Scrub:
         import torch
 
         last = self.prompts.model.card.n_layers - 1
-        stream = self._streams(Receiver("logits", last + 1), ("resid_post", last), np.arange(len(self.prompts.pairs)))
+        stream = self._streams(Receiver("logits", last + 1), np.arange(len(self.prompts.pairs)))
         found = [self.prompts.model.run_with(tokens, {("resid_post", last): _put(x)})[:, -1]
                  for tokens, x in self._chunks(stream[""])]  # fmt: skip
         return torch.cat(found)
@@ -107,11 +118,11 @@ class _Scrub:
         if sender.kind == "embed" or node not in self.hypothesis.opened:
             return self.prompts.write(sender)[at]
         if sender.kind == "mlp":
-            return self._mlp(sender.layer, self._streams(node, ("resid_mid", sender.layer), at)[""])
-        streams = self._streams(node, ("resid_pre", sender.layer), at)
+            return self._mlp(sender.layer, self._streams(node, at)[""])
+        streams = self._streams(node, at)
         return self._head(sender, *(streams[x] for x in "qkv"))
 
-    def _streams(self, node: Receiver, point: tuple[str, int], at: np.ndarray) -> dict[str, Any]:
+    def _streams(self, node: Receiver, at: np.ndarray) -> dict[str, Any]:
         """Return {reads: the stream that the node reads there}; "" for MLPs and the logits."""
         inputs = "qkv" if node.head >= 0 else ("",)
         mine = self.hypothesis.into(node, "" if node.head >= 0 else node.reads)
@@ -127,7 +138,7 @@ class _Scrub:
             for claim in only:
                 if claim.sender is not None:
                     heard[claim.sender] = self._write(claim.sender, self.choose(claim.shares, at))
-            found[reads] = self.prompts.plain(*point)[rest] + sum(
+            found[reads] = self.prompts.plain(*read_at(node))[rest] + sum(
                 write - self.prompts.write(sender)[rest] for sender, write in heard.items())  # fmt: skip
         return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from backend.analyses import _causal, _units
+from backend.analyses import _asking, _causal, _units
 from backend.contract import Corpus, ModelCard, Pairs
 from backend.costs import Calls, Work
 
@@ -13,6 +14,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 FEWER_PAIRS = "Use fewer pairs or shorter prompts"
 SHORTER = "Use a shorter prompt"
 FEWER_ROWS = "Use fewer or shorter rows"
+SHORTER_ROWS = "Use fewer rows or a shorter block"
 
 
 class Plan:
@@ -20,11 +22,17 @@ class Plan:
 
     def __init__(self, card: ModelCard):
         self.card = card
-        self._calls: Counter[tuple[int, int, bool, float]] = Counter()
+        self._calls: Counter[Calls] = Counter()
 
-    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False, share: float = 1.0) -> None:
-        """Add n calls on tokens [rows, length] that compute a share of the layers."""
-        self._calls[rows, length, gradients, share] += n
+    def call(self, rows: int, length: int, n: int = 1, gradients: bool = False, share: float = 1.0,
+             last: bool = False) -> None:  # fmt: skip
+        """Add n calls on tokens [rows, length] that compute a share of the layers, and all logits or the last."""
+        self._calls[Calls(rows, length, gradients, share=share, last=last)] += n
+
+    def call_parts(self, rows: int, step: int, length: int, n: int = 1) -> None:
+        """Add n calls for every run of at most `step` rows."""
+        for some in parts(rows, step):
+            self.call(some, length, n)
 
     def batches(self, subject: Pairs, gradients: bool = False) -> list[tuple[int, int]]:
         """Return (pairs, length) of every batch, as `_causal.batches` cuts them."""
@@ -35,9 +43,9 @@ class Plan:
         return parts(things, _causal.copies_that_fit(self, pairs, length, gradients))
 
     def sweep(self, pairs: int, length: int, things: int, gradients: bool = False, n: int = 1) -> None:
-        """Add the calls of a batch with a copy per thing, n times."""
+        """Add the calls of a batch with a copy per thing, n times; only the last position is unembedded."""
         for some in self.copies(pairs, length, things, gradients):
-            self.call(some * pairs, length, n, gradients)
+            self.call(some * pairs, length, n, gradients, last=True)
 
     def places(self, pairs: int, length: int, places: Sequence[_causal.Place], n: int = 1) -> int:
         """Add the calls of `_causal.sweep`, n times: streams once, then a copy per place of a layer from there on.
@@ -48,10 +56,24 @@ class Plan:
         self.call(pairs, length, n)
         for layer, mine in _causal.by_layer(places).items():
             for some in self.copies(pairs, length, len(mine)):
-                self.call(some * pairs, length, n, share=(layers - layer) / layers)
+                self.call(some * pairs, length, n, share=(layers - layer) / layers, last=True)
                 widest = max(widest, some)
         streams = ["resid_pre", "z"]
         return self.bytes(pairs * length, streams) + self.bytes(widest * pairs * length, streams, layers=1)
+
+    def patterns(self, rows: int, length: int) -> int:
+        """Add the calls of `_asking.patterns` on tokens [rows, length]; returns the bytes that one of them captures."""
+        step = _asking.layers_that_fit(self, rows, length)
+        self.call(rows, length, len(parts(self.card.n_layers, step)))
+        return 4 * rows * min(step, self.card.n_layers) * self.card.n_heads * length**2
+
+    def rows_of_patterns(self, rows: int, length: int) -> int:
+        """Add the calls of `_asking.row_batches` with the patterns of each batch.
+
+        Returns the bytes held at once: what is captured, and eight like one layer's patterns (shuffled, products).
+        """
+        held = [self.patterns(some, length) for some in parts(rows, _asking.rows_that_fit(self, length))]
+        return held[0] + 8 * 4 * min(rows, _asking.rows_that_fit(self, length)) * self.card.n_heads * length**2
 
     def corpus(self, subject: Corpus, width: int, n: int = 1) -> None:
         """Add n calls per batch of the corpus' rows, as `_units.batches` cuts them."""
@@ -71,8 +93,7 @@ class Plan:
     def total(self, held_bytes: float = 0.0, operations: float = 0.0, knobs: str = FEWER_PAIRS,
               solver_seconds: float = 0.0) -> Work:  # fmt: skip
         """Return the work gathered."""
-        calls = (Calls(rows, length, grad, n, share)
-                 for (rows, length, grad, share), n in sorted(self._calls.items()) if n)  # fmt: skip
+        calls = (replace(call, n=n) for call, n in self._calls.items() if n)
         return Work(tuple(calls), held_bytes, operations, solver_seconds, knobs)
 
 

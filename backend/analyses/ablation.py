@@ -171,7 +171,8 @@ def work(card: ModelCard, subject: Pairs, params: AblationParams) -> Work:
     plan, held = Plan(card), 0
     places, draws = components(plan), params.resamples if params.ablate == "resample" else 1
     for n, length in plan.batches(subject):
-        plan.call(n, length, 1 + draws + (params.ablate == "mean"))
+        plan.call(n, length, last=True)
+        plan.call(n, length, draws + (params.ablate == "mean"))
         streams = plan.places(n, length, places, n=draws)
         held = max(held, streams + 2 * plan.bytes(n * length, KINDS.values()))
     return plan.total(held + 8 * len(places) * (2 * len(subject.pairs) + 40))

@@ -90,7 +90,8 @@ def work(card: ModelCard, subject: Pairs, params: ActivationPatchingParams) -> W
     """Both sides once, the values once per batch, then a row per place and pair."""
     plan, places, held = Plan(card), places_of(Plan(card), subject, params.site), 0
     for n, length in plan.batches(subject):
-        plan.call(n, length, 3)
+        plan.call(n, length)
+        plan.call(n, length, 2, last=True)
         streams = plan.places(n, length, places)
         held = max(held, streams + plan.bytes(n * length, {p.point for p in places}))
     table = 8 * len(places) * (2 * len(subject.pairs) + 40)

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from backend.analyses._asking import layers_that_fit, patterns, prompt_tokens
-from backend.analyses._work import SHORTER, Plan, parts
+from backend.analyses._asking import patterns, prompt_tokens
+from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
 from backend.figures import grid, pixels
+from backend.figures.maps import MOST_WORDED
 
 
 class AttentionParams(Params):
@@ -90,9 +91,7 @@ def _rows(layer: int, pattern: Any, after: Any, causal: bool) -> pd.DataFrame:
 def work(card: ModelCard, subject: Prompt, params: AttentionParams) -> Work:
     """A forward per group of layers whose patterns fit; the table holds every row of every head."""
     plan, length = Plan(card), len(subject.tokens)
-    step = layers_that_fit(plan, 1, length)
-    plan.call(1, length, len(parts(card.n_layers, step)))
-    captured = 4 * min(step, card.n_layers) * card.n_heads * length**2
+    captured = plan.patterns(1, length)
     return plan.total(captured + card.n_layers * card.n_heads * length * (4 * length + 250), knobs=SHORTER)
 
 
@@ -108,8 +107,17 @@ def head(table: pd.DataFrame, view: View) -> Any:
     block = np.stack(list(rows["pattern"])).astype(np.float32)
     tokens = view.tokens or [str(i) for i in range(len(block))]
     return pixels(block, x=tokens, y=tokens, x_title="key position (token)", y_title="query position (token)",
-                  value="attention (probability)", limits=(0.0, 1.0),
+                  value="attention (probability)", limits=(0.0, 1.0), hover=_ranked(block),
                   title=f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}")
+
+
+def _ranked(block: np.ndarray) -> list[list[str]] | None:
+    """Say each cell's value and rank among its query's keys (0: the most); None where there are too many cells."""
+    if block.size > MOST_WORDED:
+        return None
+    rank = (block[:, None, :] > block[:, :, None]).sum(-1)
+    return [[f"attention {v:.3g}, rank {r} of this query's keys" for v, r in zip(*row, strict=True)]
+            for row in zip(block, rank, strict=True)]  # fmt: skip
 
 
 def _part(rows: pd.DataFrame, view: View, axis: str) -> int:

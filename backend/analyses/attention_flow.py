@@ -24,7 +24,9 @@ import numpy as np
 import pandas as pd
 
 from backend.analyses._asking import patterns, prompt_tokens
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, Line, lines, pixels
 
 SCALARS = {
@@ -86,6 +88,14 @@ def _scalars(flow: Any) -> dict[str, np.ndarray]:
     found = {"self": flow.diagonal(), "first_token": flow[:, 0], "distance": attending.distance(flow),
              "effective_keys": divergence.entropy(flow).exp()}  # fmt: skip
     return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+@attention_flow.costs
+def work(card: ModelCard, subject: Prompt, params: AttentionFlowParams) -> Work:
+    """A forward per group of layers whose patterns fit; per layer two products of [pos, pos] and the kept rows."""
+    plan, length = Plan(card), len(subject.tokens)
+    held = plan.patterns(1, length) + (8 * card.n_heads + 2 * card.n_layers + 64) * length**2
+    return plan.total(held, 2 * 2 * card.n_layers * length**3, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

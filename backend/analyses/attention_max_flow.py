@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._asking import layers_that_fit, patterns, prompt_tokens
-from backend.analyses._work import SHORTER, Plan, parts
+from backend.analyses._asking import patterns, prompt_tokens
+from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
 from backend.errors import BadInput
@@ -104,9 +104,7 @@ def _mixing(model: Model, tokens: Any) -> tuple[list[np.ndarray], list[np.ndarra
 def work(card: ModelCard, subject: Prompt, params: AttentionMaxFlowParams) -> Work:
     """A forward per group of layers whose patterns fit, then a flow problem per token, twice: about, by its growth."""
     plan, length = Plan(card), _reaching(card, len(subject.tokens), params)[0]
-    step = layers_that_fit(plan, 1, length)
-    plan.call(1, length, len(parts(card.n_layers, step)))
-    captured = 4 * min(step, card.n_layers) * card.n_heads * length**2
+    captured = plan.patterns(1, length)
     networks = 2 * card.n_layers * 40 * length**2  # mixing, and edges as integers
     return plan.total(captured + networks, knobs=SHORTER, solver_seconds=2 * STEP * card.n_layers * length**3)
 

@@ -28,7 +28,9 @@ from pydantic import Field
 
 from backend.analyses._asking import patterns, row_batches
 from backend.analyses._scores import names, over_rows, places, z_score
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, Panel, bars, panels
 
@@ -167,6 +169,14 @@ def _top_of_uniform(model: Model, top: int, length: int) -> float:
 
     causal = "causal" in model.card.capabilities
     return float(_spread(attending.uniform_rows(length, causal), causal, top)["top_mass"])
+
+
+@attention_statistics.costs
+def work(card: ModelCard, subject: Corpus, params: AttentionStatisticsParams) -> Work:
+    """Every row once, or once per group of layers whose patterns fit."""
+    plan, length = Plan(card), min(subject.length, card.n_ctx)
+    offsets = 16 * card.n_layers * card.n_heads * subject.rows * (20 + min(params.max_offset, length // 2))
+    return plan.total(plan.rows_of_patterns(subject.rows, length) + offsets, knobs=FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -28,14 +28,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from backend.analyses import _checking
 from backend.analyses._causal import Batch, Place, batches, copies, patched_sweep
 from backend.analyses._effects import component_map, component_names, records
 from backend.analyses._work import Plan
 from backend.analyses.ablation import KINDS, components
 from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
 from backend.costs import Work
-from backend.figures import CATEGORIES, NULL_GREY
-from backend.figures.agreement import agreement
 
 SATURATES = "One step saturates: trust the exact values"  # it read 1.3 where the exact effect was 10.7
 
@@ -64,58 +63,25 @@ class AttributionPatchingParams(Params):
     axes=[Axis("component", "head, mlp or attn (a whole attention layer)", kind="str"),
           Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based; -1: the whole layer")],
     values=[
-        Value("approx", "approximate change of logit_diff if patched, mean over pairs", "logits"),
-        Value("approx_low", "lower end of its 95 % bootstrap interval over pairs", "logits"),
-        Value("approx_high", "upper end of its 95 % bootstrap interval over pairs", "logits"),
-        Value("exact", "exact change of logit_diff when patched; NULL where not checked", "logits"),
-        Value("exact_low", "lower end of its 95 % bootstrap interval over pairs", "logits"),
-        Value("exact_high", "upper end of its 95 % bootstrap interval over pairs", "logits"),
-        Value("checked", "why it was patched exactly: top (by score), random, or no", kind="str"),
-        Value("rank_correlation", "Spearman's, approx against exact, over all components checked; NULL below 3"),
+        *_checking.values("approx", "approximate change of logit_diff if patched, mean over pairs",
+                          "exact change of logit_diff when patched", "components"),
         Value("n", "pairs of prompts", kind="int"),
     ],
 )  # fmt: skip
 def attribution_patching(model: Model, subject: Pairs, params: AttributionPatchingParams,
                          progress: Progress) -> pd.DataFrame:  # fmt: skip
     """Return one row per component."""
-    from backend.maths import patching
-
     places = components(model)
     approx = approximate(model, subject, places, params, lambda f: progress(0.7 * f, "Gradients"))
-    chosen, why = _chosen(np.abs(approx.mean(1)), params)
-    exact = np.full(approx.shape, np.nan)
-    if len(chosen):
-        exact[chosen] = exact_changes(model, subject, [places[i] for i in chosen], params.direction,
-                                      lambda f: progress(0.7 + 0.3 * f, "Exact patching"))  # fmt: skip
-    weights = patching.draw_weights(approx.shape[1], params.draws, params.seed)
-    found, true = patching.mean_estimate(approx, weights), _exact_estimate(exact, chosen, weights)
+    exact = lambda chosen: exact_changes(model, subject, [places[i] for i in chosen], params.direction,  # noqa: E731
+                                         lambda f: progress(0.7 + 0.3 * f, "Exact patching"))  # fmt: skip
+    found = _checking.compared("approx", approx, exact, params.exact_top, params.exact_others, params.draws,
+                               params.seed)  # fmt: skip
     kinds = {point: kind for kind, point in KINDS.items()}
     return pd.DataFrame({
         "component": [kinds[p.point] for p in places], "layer": [p.layer for p in places],
-        "head": [p.head for p in places], "approx": found.value, "approx_low": found.low, "approx_high": found.high,
-        "exact": true[0], "exact_low": true[1], "exact_high": true[2], "checked": why,
-        "rank_correlation": patching.rank_correlation(found.value[chosen], true[0][chosen]), "n": approx.shape[1],
+        "head": [p.head for p in places], **found, "n": approx.shape[1],
     })  # fmt: skip
-
-
-def _chosen(score: np.ndarray, params: AttributionPatchingParams) -> tuple[list[int], list[str]]:
-    """Return (components to patch exactly, why by component)."""
-    order = np.argsort(-score, kind="stable").tolist()
-    top, rest = order[: params.exact_top], order[params.exact_top :]
-    n = min(params.exact_others, len(rest))
-    random = np.random.default_rng(params.seed).choice(rest, n, replace=False).tolist() if n else []
-    return [*top, *random], ["top" if i in top else "random" if i in random else "no" for i in range(len(score))]
-
-
-def _exact_estimate(exact: np.ndarray, chosen: list[int], weights: np.ndarray) -> np.ndarray:
-    """Return (mean, low, high) [3, component], NaN where it was not checked."""
-    from backend.maths import patching
-
-    out = np.full((3, len(exact)), np.nan)
-    if chosen:
-        found = patching.mean_estimate(exact[chosen], weights)
-        out[:, chosen] = found.value, found.low, found.high
-    return out
 
 
 def exact_changes(model: Model, subject: Pairs, places: list[Place], direction: str,
@@ -219,13 +185,14 @@ def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> 
         plan.call(n, length, 2)
         held = max(held, 3 * plan.bytes(n * length, {p.point for p in places}))
         if params.method == "one step":
-            plan.call(n, length, gradients=True)
+            plan.call(n, length, gradients=True, last=True)
         else:
             plan.sweep(n, length, params.steps, gradients=True, n=walkers)
-    top = min(params.exact_top, len(places))
-    checked = sorted(places, key=lambda p: p.layer)[: top + min(params.exact_others, len(places) - top)]
+    most = _checking.checked_at_most(len(places), params.exact_top, params.exact_others)
+    checked = sorted(places, key=lambda p: p.layer)[:most]
     for n, length in plan.batches(subject) if checked else []:
-        plan.call(n, length, 2)
+        plan.call(n, length)
+        plan.call(n, length, last=True)
         held = max(held, plan.places(n, length, checked) + plan.bytes(n * length, {p.point for p in checked}))
     return plan.total(held + 16 * len(places) * len(subject.pairs))
 
@@ -235,10 +202,9 @@ def work(card: ModelCard, subject: Pairs, params: AttributionPatchingParams) -> 
 
 def _words(table: pd.DataFrame) -> list[str]:
     rank = table["approx"].abs().rank(ascending=False, method="min").astype(int)
-    exact = ["not checked" if np.isnan(r.exact) else f"exact {r.exact:.3g} ({r.exact_low:.3g} to {r.exact_high:.3g})"
-             for r in records(table)]  # fmt: skip
-    return [f"{name}: approximate {r.approx:.3g} ({r.approx_low:.3g} to {r.approx_high:.3g})<br>{e}<br>rank {k} of "
-            f"{len(table)}" for name, r, e, k in zip(component_names(table), records(table), exact, rank, strict=True)]
+    return [f"{name}: approximate {r.approx:.3g} ({r.approx_low:.3g} to {r.approx_high:.3g})<br>{_checking.told(r)}"
+            f"<br>rank {k} of {len(table)}"
+            for name, r, k in zip(component_names(table), records(table), rank, strict=True)]  # fmt: skip
 
 
 def _warning(view: View) -> str:
@@ -248,17 +214,8 @@ def _warning(view: View) -> str:
 @attribution_patching.figure("Approximate against exact")
 def check(table: pd.DataFrame, view: View) -> Any:
     """The components patched exactly, with intervals; grey: those drawn at random. On the dotted line both agree."""
-    table = table.assign(name=component_names(table), hover=_words(table))
-    groups = []
-    for why, colour, words in (("random", NULL_GREY, "random others"), ("top", CATEGORIES[0], "largest scores")):
-        g = table[table["checked"] == why]
-        groups.append((words, colour, g["approx"], g["exact"], g["exact_low"].fillna(g["exact"]),
-                       g["exact_high"].fillna(g["exact"]), g["name"].tolist(), g["hover"].tolist()))  # fmt: skip
-    rho = table["rank_correlation"].iloc[0]
-    told = "too few to rank" if np.isnan(rho) else f"rank correlation {rho:.2g}"
-    n = int((table["checked"] != "no").sum())
-    return agreement(groups, x_title=f"approximate change (logits; {n} checked, {told})",
-                     y_title="exact change (logits; 95 % interval)", title=_warning(view))  # fmt: skip
+    return _checking.picture(table, "approx", component_names(table), _words(table), x="approximate change",
+                             y="exact change", what="components", title=_warning(view))  # fmt: skip
 
 
 @attribution_patching.figure("Map of approximate effects")

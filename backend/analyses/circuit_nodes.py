@@ -14,19 +14,27 @@ gradients` of that (toward the corrupted values). The circuit is the smallest si
 than `threshold` of m(whole) - m(nothing); the score is that loss, the circuit is what is kept. Both depend on the
 order: of two nodes that replace each other one alone looks idle.
 
-Exact runs throughout but for integrated gradients. **The pairs that choose flatter what they chose**: a share of
+Exact runs throughout but for integrated gradients, which estimate. `exact` stands beside: what logit_diff loses when
+this node alone is ablated. It is the score itself for `exact`; else the `exact_top` nodes of largest |score| are
+ablated, and as a control `exact_others` of the rest at random. `rank_correlation` is Spearman's of score against exact
+over those. Of a greedy search it compares two exact losses, in the search and alone: apart where nodes replace each
+other.
+
+**The pairs that choose flatter what they chose**: a share of
 `held_out` pairs, drawn at random, chooses nothing and says what the circuit is worth on fresh ones, with the means of
 their own corrupted prompts. Intervals are 95 % bootstraps over the pairs of either part, for circuits as found.
 Control: `random` circuits of the same size. **Truth is relative to the pairs**: what does not differ between clean and
 corrupted prompts has no effect under `corrupted` (on pairs of one length a head that measures length), and little
 under `mean`.
-Cost: (3 nodes + random x at most 24 sizes) forwards per pair, batched; integrated gradients `steps` per layer.
+Cost: (3 nodes + random x at most 24 sizes) forwards per pair, batched; integrated gradients `steps` per layer and a
+forward per node that is checked.
 Source: Wang et al. (2022), Interpretability in the Wild, sections 3-4; Conmy et al. (2023), Towards Automated Circuit
 Discovery (ACDC); Hanna et al. (2024), Have Faith in Faithfulness.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +42,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from backend.analyses import _checking
 from backend.analyses._causal import Batch, Place, batches
 from backend.analyses._circuit_curves import CURVES, apart, curves, ends, grown, held_out, random_band, smallest
 from backend.analyses._circuits import KINDS, Tensors, name_of, nodes_of, outside_values, run_circuits
@@ -61,6 +70,9 @@ class CircuitNodesParams(Params):
         "exact", description="how by score ranks nodes; integrated gradients only with corrupted values"
     )
     steps: int = Field(5, ge=1, le=50, description="midpoints of integrated gradients")
+    exact_top: int = Field(8, ge=0, le=4096, description="nodes with the largest |score| that are ablated exactly as "
+                           "well, where the score is not that already")  # fmt: skip
+    exact_others: int = Field(4, ge=0, le=4096, description="nodes of the rest, at random, ablated exactly as well")
     least: float = Field(0.9, ge=0, le=1, description="faithfulness that the circuit by score must reach")
     threshold: float = Field(0.02, ge=0, le=1, description="greedy: what may be lost per node, a share of the whole")
     held_out: float = Field(0.5, ge=0, le=0.9, description="share of pairs that choose nothing and test the circuit")
@@ -84,14 +96,15 @@ class Task:
 
 
 @analysis(
-    version=2, group="Causal", title="Circuit of heads and MLPs",
+    version=3, group="Causal", title="Circuit of heads and MLPs",
     asks="Which heads and MLPs make up the circuit of a task, and how much do they carry by themselves?",
     subject=Pairs, params=CircuitNodesParams,
     axes=[Axis("component", "head or mlp", kind="str"), Axis("layer", "layer, 0-based"),
           Axis("head", "head within the layer, 0-based; -1: the MLP")],
     values=[
-        Value("score", "what logit_diff loses without the node, mean over the pairs that chose; by integrated "
-              "gradients an estimate, even of its sign (Attribution patching has the exact effects beside)", "logits"),
+        *_checking.values("score", "what logit_diff loses without the node, mean over the pairs that chose: exact; by "
+                          "integrated gradients an estimate, even of its sign; greedy: when the search tried it",
+                          "what logit_diff loses when the node alone is ablated", "nodes"),
         Value("order", "when the node enters the growing circuit, from 1: the size of the circuit then", kind="int"),
         Value("in_circuit", "whether the node is in the chosen circuit", kind="bool"),
         *CURVES,
@@ -103,7 +116,9 @@ def circuit_nodes(model: Model, subject: Pairs, params: CircuitNodesParams, prog
     task, held = task_of(model, choosing, params.ablate), others and task_of(model, others, params.ablate)
     n = len(task.nodes)
     sizes, metric = np.arange(1, n + 1), held.metric if held else None
-    score, order, kept = _searched(task, params, lambda f: progress(0.4 * f, "Scores of nodes"))
+    whole, nothing = ends(task.metric, n)
+    score, order, kept = _searched(task, params, whole, nothing, lambda f: progress(0.3 * f, "Scores of nodes"))
+    checked = _checked(task, score, whole, params, lambda f: progress(0.3 + 0.1 * f, "Exact effects"))
     found = grown(task.metric, order, sizes, params.draws, params.seed,
                   said=lambda f: progress(0.4 + 0.2 * f, "Growing the circuit"))  # fmt: skip
     found |= held_out(metric, order, sizes, params.draws, params.seed,
@@ -113,10 +128,8 @@ def circuit_nodes(model: Model, subject: Pairs, params: CircuitNodesParams, prog
     found |= random_band(metric or task.metric, n, some, params.random, params.seed,
                          lambda f: progress(0.8 + 0.2 * f, "Random circuits"))  # fmt: skip
     table = pd.DataFrame({"node": order, "order": sizes, "in_circuit": sizes <= size, **found}).sort_values("node")
-    table.insert(0, "score", score)
-    whole, nothing = ends(task.metric, n)
-    table = table.assign(whole=whole.mean(), nothing=nothing.mean(), n=len(whole),
-                         n_held_out=len(others.pairs) if others else 0)  # fmt: skip
+    table = table.reset_index(drop=True).assign(**checked, whole=whole.mean(), nothing=nothing.mean(), n=len(whole),
+                                                n_held_out=len(others.pairs) if others else 0)  # fmt: skip
     return _worded(task.nodes, table)
 
 
@@ -126,33 +139,31 @@ def task_of(model: Model, subject: Pairs, ablate: str) -> Task:
     return Task(model, groups, nodes, outside_values(model, groups, nodes, ablate))
 
 
-def _searched(task: Task, params: CircuitNodesParams,
+def _searched(task: Task, params: CircuitNodesParams, whole: np.ndarray, nothing: np.ndarray,
               said: Any) -> tuple[np.ndarray, np.ndarray, list[int] | None]:  # fmt: skip
-    """Return (score [node], the order in which nodes enter, the circuit where the search itself chose one)."""
+    """Return (score [node, pair], the order in which nodes enter, the circuit where the search itself chose one)."""
     from backend.maths import circuits
 
-    whole, nothing = ends(task.metric, len(task.nodes))
     if params.search == "by score":
         score = scores(task, params, whole, said)
-        return score, circuits.by_score(score), None
+        return score, circuits.by_score(score.mean(1)), None
     share = params.threshold * abs(float((whole - nothing).mean()))
     back = sorted(range(len(task.nodes)), key=lambda i: (-task.nodes[i].layer, task.nodes[i].head))
     tried = iter(range(1, len(back) + 2))
 
-    def metric(mask: np.ndarray) -> float:
+    def metric(mask: np.ndarray) -> np.ndarray:
         said(next(tried) / (len(back) + 1))
-        return float(task.metric(mask[None]).mean())
+        return task.metric(mask[None])[0]
 
     mask, loss, gone = circuits.prune(back, metric, share)
-    kept = [i for i in circuits.by_score(loss).tolist() if mask[i]]
+    kept = [i for i in circuits.by_score(loss.mean(1)).tolist() if mask[i]]
     return loss, np.array([*kept, *reversed(gone)], int), kept
 
 
 def scores(task: Task, params: CircuitNodesParams, whole: np.ndarray, said: Any = lambda share: None) -> np.ndarray:
-    """Return what logit_diff loses without each node [node], mean over pairs; exact or by integrated gradients."""
+    """Return what logit_diff loses without each node [node, pair]; exact or by integrated gradients."""
     if params.score == "exact":
-        alone = task.metric(~np.eye(len(task.nodes), dtype=bool), said)
-        return (whole - alone).mean(1)
+        return lost_alone(task, whole, range(len(task.nodes)), said)
     if params.ablate != "corrupted":
         found = f"their path leads to the corrupted values, the ablation is {params.ablate}"
         raise BadInput("Integrated gradients", found, "Ablate by corrupted, or score exactly")
@@ -161,12 +172,31 @@ def scores(task: Task, params: CircuitNodesParams, whole: np.ndarray, said: Any 
         part = lambda f, i=i: said((i + f) / len(task.groups))  # noqa: E731
         moved = integrated(task.model, batch, task.nodes, "noising", params.steps, False, part)
         lost[:, batch.which] = -moved
-    return lost.mean(1)
+    return lost
+
+
+def lost_alone(task: Task, whole: np.ndarray, which: Sequence[int], said: Any = lambda share: None) -> np.ndarray:
+    """Return what logit_diff loses [node of which, pair] when one node is ablated and no other."""
+    return whole - task.metric(~np.eye(len(task.nodes), dtype=bool)[list(which)], said)
+
+
+def _checked(task: Task, score: np.ndarray, whole: np.ndarray, params: CircuitNodesParams,
+             said: Any) -> dict[str, Any]:  # fmt: skip
+    """Return the columns of the score and of the exact effects beside it."""
+    if _exact(params):
+        return _checking.exact_already("score", score, params.draws, params.seed)
+    exact = lambda chosen: lost_alone(task, whole, chosen, said)  # noqa: E731
+    return _checking.compared("score", score, exact, params.exact_top, params.exact_others, params.draws, params.seed)
+
+
+def _exact(params: CircuitNodesParams) -> bool:
+    """Say whether the score is what logit_diff loses when the node alone is ablated."""
+    return params.search == "by score" and params.score == "exact"
 
 
 def _worded(nodes: list[Place], table: pd.DataFrame) -> pd.DataFrame:
     """Put the columns in the declared order."""
-    table = table.reset_index(drop=True).assign(
+    table = table.assign(
         component=[KINDS[p.point] for p in nodes], layer=[p.layer for p in nodes], head=[p.head for p in nodes],
     )
     columns: list[Axis | Value] = [*circuit_nodes.axes, *circuit_nodes.values]
@@ -182,11 +212,13 @@ def work(card: ModelCard, subject: Pairs, params: CircuitNodesParams) -> Work:
     nodes = nodes_of(plan)
     n_nodes = len(nodes)
     sizes = min(n_nodes, MOST_SIZES + 1)
-    exact, greedy = params.score == "exact", params.search == "greedy exact"
+    exact, greedy = _exact(params), params.search == "greedy exact"
+    checked = n_nodes if exact else _checking.checked_at_most(n_nodes, params.exact_top, params.exact_others)
     for n, length in plan.batches(choosing):
-        plan.call(n, length, 1 + (n_nodes + 1) * greedy)
-        plan.sweep(n, length, 2, n=3)  # both ends: for the scores, the growing circuits, the table
-        plan.sweep(n, length, n_nodes * (exact and not greedy))
+        plan.call(n, length)
+        plan.call(n, length, (n_nodes + 1) * greedy, last=True)
+        plan.sweep(n, length, 2, n=2)  # both ends: for the scores and the table, for the growing circuits
+        plan.sweep(n, length, checked)
         plan.sweep(n, length, 2 * n_nodes)
         if not exact and not greedy:
             plan.call(n, length, 2)
@@ -217,15 +249,31 @@ def by_size(table: pd.DataFrame, view: View) -> Any:
 @circuit_nodes.figure("The circuit")
 def drawing(table: pd.DataFrame, view: View) -> Any:
     """Layers from bottom to top; colour: score; a ring: in the chosen circuit. Edges are not measured here."""
-    estimated = view.params.get("score") == "integrated gradients"
-    kind = "estimated score" if estimated else "score"
+    kind = _kind(table, view)
     nodes = [Node(name_of(r.layer, r.head), r.layer, r.head, r.score, bool(r.in_circuit), _words(r, kind))
              for r in records(table)]  # fmt: skip
     return diagram(nodes, value=f"{kind}: what logit_diff loses (logits)",
                    told=f"ring: in the circuit ({int(table['in_circuit'].sum())} of {len(table)})")  # fmt: skip
 
 
+@circuit_nodes.figure("Score against exact")
+def check(table: pd.DataFrame, view: View) -> Any:
+    """The nodes ablated alone, with intervals; grey: those drawn at random. On the dotted line both agree."""
+    kind = _kind(table, view)
+    names, words = zip(*((name_of(r.layer, r.head), _words(r, kind)) for r in records(table)), strict=True)
+    return _checking.picture(table, "score", names, words, x=kind, y="lost when ablated alone", what="nodes")
+
+
+def _kind(table: pd.DataFrame, view: View) -> str:
+    """Say what the score of this table is."""
+    if (table["checked"] == "all").all():
+        return "score"
+    return "loss in the search" if view.params.get("search") == "greedy exact" else "estimated score"
+
+
 def _words(r: Any, kind: str) -> str:
     place = "in the circuit" if r.in_circuit else "outside"
-    return (f"{name_of(r.layer, r.head)}: {kind} {r.score:+.3g} logits, {place}<br>enters at {r.order}: faithfulness "
-            f"{r.faithfulness:.3g}, completeness {r.completeness:.3g}")  # fmt: skip
+    exact = "" if r.checked == "all" else f"<br>alone: {_checking.told(r)}"
+    return (f"{name_of(r.layer, r.head)}: {kind} {r.score:+.3g} logits ({r.score_low:.3g} to {r.score_high:.3g}), "
+            f"{place}{exact}<br>enters at {r.order}: faithfulness {r.faithfulness:.3g}, completeness "
+            f"{r.completeness:.3g}")  # fmt: skip

@@ -34,23 +34,32 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._edges import output_weights
+from backend.analyses._causal import rows_at_once
+from backend.analyses._edges import Receiver, output_weights
 from backend.analyses._effects import records
 from backend.analyses._hypothesis import SAME, Hypothesis, parse
-from backend.analyses._scrubbing import Prompts, chooser, other_heads, scrub
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._scrubbing import Prompts, chooser, other_heads, read_at, scrub, written_at
+from backend.analyses._work import Plan, parts
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars
 
-EVERYTHING, NOTHING = "all > logits", "all > logits: any"
-ORDER = ["all kept", "stated", "without a claim", "random heads", "all exchanged"]
+KEPT, EVERYTHING, NOTHING = "all kept", "all > logits", "all > logits: any"
+ORDER = [KEPT, "stated", "without a claim", "random heads", "all exchanged"]
 
 
 class CircuitScrubbingParams(Params):
     """The hypothesis, and how often it is drawn."""
 
-    hypothesis: str = Field("L0H0 > logits; embed > logits", max_length=4000, json_schema_extra={"format": "textarea"},
-                            description="claims `sender > receiver: what they share`, `;` between them: L1H3 > logits: "
-                            "same answer; L0H3 > L1H3.k: same token at -1; embed > L1H3.v; all > L1H3.q")  # fmt: skip
+    hypothesis: str = Field(
+        "all > logits; embed > logits: any; L0H0 > logits: any",
+        max_length=4000, json_schema_extra={"format": "textarea"},
+        description="claims `sender > receiver: what they share`, `;` between them. Senders: embed, L1H3, L0 mlp, all. "
+        "Receivers: logits, L0 mlp, L1H3 or its L1H3.q, .k, .v. Shared: same prompt (where nothing stands), any, same "
+        "answer, same distractor, same token at P (0-based, negative from the end), joined by `and`. What is not "
+        "stated of a receiver that is named comes from any prompt. The default says that the logits do not need "
+        "what embed and L0H0 write to them directly",
+    )
     samples: int = Field(8, ge=1, le=256, description="draws of the exchanged prompts, per prompt and hypothesis")
     random: int = Field(8, ge=0, le=64, description="hypotheses about random heads, the control")
     draws: int = Field(1000, ge=100, le=20_000, description="bootstrap draws of the prompts")
@@ -81,15 +90,14 @@ class CircuitScrubbingParams(Params):
 def circuit_scrubbing(model: Model, subject: Pairs, params: CircuitScrubbingParams, progress: Progress) -> pd.DataFrame:
     """Return a row per hypothesis: what is stated, its controls, and both ends."""
     shortest = min(subject.by_length())
-    asked = [(what, which, h if isinstance(h, Hypothesis) else parse(h, model.card, shortest))
-             for what, which, h in _asked(model, params, shortest)]  # fmt: skip
+    asked = _asked(model.card, params, shortest)
     w_o = output_weights(model)
     groups = [(which, Prompts(model, [subject.pairs[i] for i in which], w_o)) for which in subject.by_length().values()]
     found = np.empty((len(asked), 2, len(subject.pairs)))
     for i, (what, which, h) in enumerate(asked):
         dice = np.random.default_rng([params.seed, ORDER.index(what), which])
         for places, prompts in groups:
-            found[i][:, places] = _drawn(prompts, h, 1 if what == "all kept" else params.samples, dice)
+            found[i][:, places] = _drawn(prompts, h, _samples(what, params), dice)
         progress((i + 1) / len(asked), "Scrubbing")
     ends = np.empty((2, 2, len(subject.pairs)))
     for places, prompts in groups:
@@ -99,14 +107,18 @@ def circuit_scrubbing(model: Model, subject: Pairs, params: CircuitScrubbingPara
     return _table(rows, found, ends, params)
 
 
-def _asked(model: Model, params: CircuitScrubbingParams, shortest: int) -> list[tuple[str, int, Any]]:
-    """Return (what, which, hypothesis or its text)."""
-    stated = parse(params.hypothesis, model.card, shortest)
+def _asked(card: ModelCard, params: CircuitScrubbingParams, shortest: int) -> list[tuple[str, int, Hypothesis]]:
+    """Return (what, which, hypothesis). Raises BadInput with the claim that cannot be read."""
+    stated = parse(params.hypothesis, card, shortest)
     dice = np.random.default_rng(params.seed)
-    drawn = [other_heads(stated, model.card.n_heads, dice) for _ in range(params.random)]
+    drawn = [other_heads(stated, card.n_heads, dice) for _ in range(params.random)]
+    ends = [(what, 0, parse(text, card, shortest)) for what, text in ((KEPT, EVERYTHING), ("all exchanged", NOTHING))]
     return [("stated", 0, stated), *(("without a claim", i, stated.without(i)) for i in range(len(stated.claims))),
-            *(("random heads", i, h) for i, h in enumerate(drawn) if h is not None), ("all kept", 0, EVERYTHING),
-            ("all exchanged", 0, NOTHING)]  # fmt: skip
+            *(("random heads", i, h) for i, h in enumerate(drawn) if h is not None), *ends]  # fmt: skip
+
+
+def _samples(what: str, params: CircuitScrubbingParams) -> int:
+    return 1 if what == KEPT else params.samples  # nothing is drawn there
 
 
 def _drawn(prompts: Prompts, hypothesis: Hypothesis, samples: int, dice: np.random.Generator) -> np.ndarray:
@@ -152,6 +164,27 @@ def _table(rows: list[dict[str, Any]], found: np.ndarray, ends: np.ndarray,
     table["moved"] = np.abs(found[:, 0] - ends[0, 0]).mean(1)
     columns: list[Axis | Value] = [*circuit_scrubbing.axes, *circuit_scrubbing.values]
     return table[[c.name for c in columns]]
+
+
+@circuit_scrubbing.costs
+def work(card: ModelCard, subject: Pairs, params: CircuitScrubbingParams) -> Work:
+    """Per draw a forward for the logits and every MLP of the tree, one in three copies for every head of it; what the
+    unchanged model computes once; the ends. A hypothesis that cannot be read has no price."""
+    plan, held, heads, others, plain = Plan(card), 0, 0, 0, set[tuple[str, int]]()
+    for what, _, h in _asked(card, params, min(subject.by_length())):
+        for node, claims in h.nodes(Receiver("logits", card.n_layers)):
+            heads += _samples(what, params) * (node.head >= 0)
+            others += _samples(what, params) * (node.head < 0)
+            plain |= {read_at(node), *(written_at(c.sender) for c in claims if c.sender)}
+    for length, which in subject.by_length().items():
+        step = rows_at_once(plan, length)
+        for rows in parts(len(which), step):
+            plan.call(rows, length, 1 + len(plain) + others)
+        for rows in parts(len(which), max(1, step // 3)):
+            plan.call(3 * rows, length, heads)
+        held += sum(plan.bytes(len(which) * length, [point], layers=1) for point, _ in plain)
+        held += plan.bytes(3 * len(which) * length, ["resid_pre"], layers=1)
+    return plan.total(held)
 
 
 # ---------------------------------------------------------------- figures

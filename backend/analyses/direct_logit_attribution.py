@@ -4,10 +4,11 @@ The last residual stream at the last position is a sum of parts: embedding, ever
 the final norm's scale s held at its actual value the logits are linear in it, so each part c has a `direct` effect
 (gain * C c / s) . (W_U[answer] - W_U[distractor]); C c = c - mean(c) under LayerNorm, c under RMSNorm. `constant` is
 what the norm's bias and b_U add. The rows of part embed, pos_embed, attn_out, mlp_out and constant sum to the row
-`total`, the model's logit_diff on the clean prompts. Where W_O is known an attn_out is split further: head (z W_O) and
-attn_bias for what all heads share (b_O); these sum to their attn_out. Each value is a mean over pairs, `_se` its
-standard error over pairs. The control (`null`) asks for the answer rather than a random token: a part that raises the
-answer as such has the same there; one that tells it from the distractor alone has less.
+`total`, the model's logit_diff on the clean prompts. Where W_O alone stands behind z (not in Gemma 2) an attn_out is
+split further: head (z W_O, with what the head writes whatever it sees) and attn_bias for what all heads share (b_O);
+these sum to their attn_out. Each value is a mean over pairs, `_se` its standard error over pairs. The control (`null`)
+asks for the answer rather than a random token: a part that raises the answer as such has the same there; one that tells
+it from the distractor alone has less.
 
 Exact given the held scale (refused where the parts miss the logits by more than rounding); an effect through later
 layers is not in it: patching tells that. Cost: one forward per length of prompt and batch.
@@ -24,7 +25,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._output import named, output_maps, plan_output_maps
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Broken, Unfit
 from backend.figures import CATEGORIES, bars, pixels
 
@@ -38,12 +42,12 @@ class DirectLogitAttributionParams(Params):
     """Whether attention is split by head, and the null's tokens."""
 
     heads: Literal["where known", "yes", "no"] = Field(
-        "where known", description="split attention by head: where W_O is known by name; yes refuses other models")
+        "where known", description="split attention by head: where W_O alone stands behind z; yes refuses other models")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random tokens of the null")
 
 
 @analysis(
-    version=1, group="Lenses", title="Direct logit attribution",
+    version=2, group="Lenses", title="Direct logit attribution",
     asks="Which parts of the model write the answer rather than the distractor directly?",
     subject=Pairs, params=DirectLogitAttributionParams, needs=["unembed", "uncapped_logits"],
     axes=[Axis("part", "embed, pos_embed, attn_out, mlp_out, constant; head, attn_bias (within attn_out); total",
@@ -82,13 +86,11 @@ def _w_o(model: Model, heads: str) -> list[Any] | None:
     """Return W_O per layer [head, d_head, d_model], None where heads are not told apart."""
     if heads == "no":
         return None
-    try:
-        found = model.weights().get("W_O")
-    except Unfit:
-        found = None
-    if found is None and heads == "yes":
-        raise Unfit(f"Heads of {model.card.spec}", "its W_O is not known by name here", "Set heads to where known")
-    return found
+    if "linear_attn_out" in model.card.capabilities:
+        return [W_O for W_O, _ in output_maps(model)]  # noqa: N806 - the glossary's name
+    if heads == "yes":
+        raise Unfit(f"Heads of {model.card.spec}", "a norm stands behind its W_O", "Set heads to where known")
+    return None
 
 
 def _asked(model: Model, subject: Pairs, seed: int) -> np.ndarray:
@@ -99,7 +101,7 @@ def _asked(model: Model, subject: Pairs, seed: int) -> np.ndarray:
     return np.stack([answers, [p.distractor for p in subject.pairs], other], 1)
 
 
-def _batches(model: Model, subject: Pairs) -> list[list[int]]:
+def _batches(model: Described, subject: Pairs) -> list[list[int]]:
     """Return pairs of one length, as many together as BATCH_BYTES holds."""
     card, batches = model.card, []
     for length, pairs in subject.by_length().items():
@@ -142,12 +144,8 @@ def _parts(model: Model, tokens: Any, w_o: list[Any] | None) -> tuple[dict[Name,
 
 def _embeddings(model: Model, tokens: Any, both: Any) -> dict[Name, Any]:
     """Return embed and, where it is added to it, pos_embed; else their sum as embed."""
-    try:
-        weights = model.weights()
-    except Unfit:
-        weights = {}
-    pos = weights.get("W_pos")
-    if pos is not None and both.allclose(weights["W_E"][tokens[:, -1]] + pos[tokens.shape[1] - 1], atol=1e-5):
+    pos = named(model, "W_pos")
+    if pos is not None and both.allclose(named(model, "W_E")[tokens[:, -1]] + pos[tokens.shape[1] - 1], atol=1e-5):
         here = pos[tokens.shape[1] - 1].expand_as(both)
         return {("embed", -1, -1): both - here, ("pos_embed", -1, -1): here}
     return {("embed", -1, -1): both}
@@ -157,7 +155,7 @@ def _heads(layer: int, z: Any, w_o: Any, attn_out: Any) -> dict[Name, Any]:
     """Return z W_O per head, and what attn_out holds beside them (b_O)."""
     import torch
 
-    written = torch.einsum("nhe,hed->nhd", z, w_o)
+    written = torch.einsum("nhe,hed->nhd", z, w_o.to(z))
     heads = {("head", layer, h): written[:, h] for h in range(written.shape[1])}
     return heads | {("attn_bias", layer, -1): attn_out - written.sum(1)}
 
@@ -180,6 +178,21 @@ def _table(names: list[Name], effects: np.ndarray) -> pd.DataFrame:
     frame = pd.DataFrame(names, columns=["part", "layer", "head"])
     return frame.assign(direct=mean[:, 0], direct_se=se[:, 0], null=mean[:, 1], null_se=se[:, 1],
                         share=mean[:, 0] / total if total else np.nan, n=n)
+
+
+@direct_logit_attribution.costs
+def work(card: ModelCard, subject: Pairs, params: DirectLogitAttributionParams) -> Work:
+    """Every batch twice: once for the parts, once for the model's own logits."""
+    plan, held = Plan(card), 0
+    if params.heads != "no" and "linear_attn_out" in card.capabilities:
+        plan_output_maps(plan)
+    points = ["resid_post", "attn_out", "z", *(["mlp_out"] if card.d_mlp else [])]
+    for batch in _batches(plan, subject):
+        length = len(subject.pairs[batch[0]].clean)
+        plan.call(len(batch), length, 2)
+        parts = 4 * len(batch) * card.d_model * (2 + card.n_layers * (3 + card.n_heads))
+        held = max(held, plan.bytes(len(batch) * length, points) + 3 * parts)
+    return plan.total(held)
 
 
 # ---------------------------------------------------------------- figures
@@ -228,7 +241,7 @@ def by_head(table: pd.DataFrame, view: View) -> Any:
     text = [[f"{v:.2f}" for v in line] for line in z.to_numpy()] if z.size <= 64 else None
     return pixels(z.to_numpy(), x=["all heads"] if whole else [str(c) for c in z.columns],
                   y=[str(r) for r in z.index], x_title="head", y_title="layer", value="logits", diverging=True,
-                  hover=hover, text=text, title="W_O is not known by name here: whole layers" if whole else "")
+                  hover=hover, text=text, title="a norm stands behind W_O here: whole layers" if whole else "")
 
 
 @direct_logit_attribution.figure("Largest heads and MLPs")

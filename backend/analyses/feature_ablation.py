@@ -18,7 +18,8 @@ section 3.1 (the error stays).
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,9 @@ from pydantic import Field
 
 from backend.analyses import _ablating, _saes
 from backend.analyses._units import batches
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, View, analysis
+from backend.costs import Work
 
 LIKE = 12  # others of the closest density among which a control draws
 SCALE = ("all features", "error", "all and error")
@@ -43,6 +46,8 @@ class FeatureAblationParams(Params):
     kind: Literal["zero", "mean"] = Field("zero", description="what stays of the activation")
     draws: int = Field(8, ge=1, le=200, description="random choices of other features, and of directions")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the controls and of the bootstrap")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""
@@ -161,6 +166,18 @@ def _conditions(chosen: Any, others: list[Any], draws: int, n_alone: int, d_sae:
     said = ("every feature", "what the autoencoder leaves over", "both: b_dec is left")
     found += [(name, at + draws + i, d_sae * (i != 1), said[i]) for i, name in enumerate(SCALE)]
     return found + [(name, at + draws + 3 + i, 1, f"{name} alone") for i, name in enumerate(names[:n_alone])]
+
+
+@feature_ablation.costs
+def work(card: ModelCard, subject: Corpus, params: FeatureAblationParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once for the statistics, once encoded again, once intact and once per set of features taken out."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    chosen = 1 if params.feature >= 0 else min(params.top, n)
+    alone, draws = min(_ablating.ALONE, chosen) if chosen > 1 else 0, params.draws if chosen < n else 0
+    changes = 1 + draws + params.draws + 3 + alone
+    plan.corpus(subject, 3 * n + 3 * card.d_vocab_out, n=2 + changes)
+    return plan.total(16 * n * d_in + 32 * batch * n, 5 * encoding, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

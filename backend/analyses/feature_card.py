@@ -15,7 +15,8 @@ Source: Bricken et al. (2023), Towards Monosemanticity (feature cards); Lin (202
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ from pydantic import Field
 
 from backend.analyses import _contexts, _saes
 from backend.analyses._units import batches
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, bars, label
 
 DRAWS = 100  # random directions of the null
@@ -41,13 +44,15 @@ class FeatureCardParams(Params):
     listed: int = Field(8, ge=1, le=50, description="tokens raised and lowered, and features near")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random examples and directions")
 
+    named: ClassVar = {"sae": "sae"}
+
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""
         return _saes.named((self.sae, self.sae_step))
 
 
 @analysis(
-    version=1, group="Neurons & features",
+    version=2, group="Neurons & features",
     title="Card of a feature", asks="Where is a feature active, what does it write, and which others are near?",
     subject=Corpus, params=FeatureCardParams,
     axes=[Axis("kind", "top; q90, q50: closest to this quantile; random; raises; lowers; near", kind="str"),
@@ -108,6 +113,17 @@ def _list(kind: str, values: Any, k: int, name: str, names: np.ndarray, sign: in
             for i, (at, v, n) in enumerate(zip(order.indices[0, :k].tolist(), best, null, strict=True))]  # fmt: skip
 
 
+@feature_card.costs
+def work(card: ModelCard, subject: Corpus, params: FeatureCardParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once through model and encoder; then the direction and random ones against features and tokens."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    _saes.plan_written(plan, made[0]["point"])
+    listed = 2 * (1 + DRAWS) * (d_in * n + card.d_model * card.d_vocab_out)
+    held = 8 * n * d_in + 12 * batch * n + 32 * subject.rows * min(subject.length, card.n_ctx)
+    return plan.total(held + 24 * (1 + DRAWS) * max(n, card.d_vocab_out), encoding + listed, FEWER_ROWS)
+
+
 # ---------------------------------------------------------------- figures
 
 
@@ -122,7 +138,7 @@ def contexts(table: pd.DataFrame, view: View) -> Any:
 def logits(table: pd.DataFrame, view: View) -> Any:
     """Tokens that its direction raises and lowers most; grey: a random direction's at the same place."""
     if not table["kind"].isin(["raises", "lowers"]).any():
-        return bars(["unknown"], [0.0], x_title="token (the weights of this model are not known by name)",
+        return bars(["unknown"], [0.0], x_title="token (a norm stands behind what the feature writes through)",
                     y_title="logit")  # fmt: skip
     high, low = table[table["kind"] == "raises"], table[table["kind"] == "lowers"].iloc[::-1]
     shown = pd.concat([high, low])

@@ -15,7 +15,8 @@ Source: Xu et al. (2024), Tracking the Feature Dynamics in LLM Training; Gao et 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ from pydantic import Field
 
 from backend.analyses import _saes
 from backend.analyses._units import batches, bootstrap
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars, scatter
 
 GAUSSIAN = 8192  # tokens of the null
@@ -36,6 +39,8 @@ class FeatureDriftParams(Params):
     sae: str = Field("", max_length=1000, description="run of the autoencoder, trained for any checkpoint of this run")
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the null and of the bootstrap")
+
+    named: ClassVar = {"sae": "sae"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""
@@ -103,6 +108,17 @@ def _fit(left: np.ndarray, stream: Any, seed: int) -> dict[str, float]:
     variance = max(float(stream.m2.sum()), 1e-30)
     low, high = bootstrap(left * len(left) / variance, seed)
     return {"fvu": float(left.sum() / variance), "fvu_low": low, "fvu_high": high}
+
+
+@feature_drift.costs
+def work(card: ModelCard, subject: Corpus, params: FeatureDriftParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once through model, encoder and decoder; a Gaussian like it through them, too."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    drawn = min(GAUSSIAN, subject.rows * min(subject.length, card.n_ctx))
+    null = 2 * drawn * d_in * (3 * n + 2 * d_in) + 10 * d_in**3
+    held = 8 * n * d_in + 24 * max(batch, drawn) * n + 40 * drawn * d_in + 32 * d_in**2
+    return plan.total(held, 2 * encoding + null, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

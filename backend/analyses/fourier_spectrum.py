@@ -20,8 +20,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._modular import MOST_P, modulus, seen_everywhere
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._modular import BATCH, MOST_P, modulus, seen_everywhere
+from backend.analyses._work import Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, bars, level
 
 WIDEST = 2049  # rows above which this is no model of modular addition
@@ -102,6 +104,17 @@ def _null(shape: Any, draws: int, seed: int) -> tuple[np.ndarray, float]:
     power = np.concatenate([components[:, :1], components[:, 1:].reshape(draws, -1, 2).sum(2)], 1)
     shares = power / power.sum(1, keepdims=True)
     return shares.mean(0), float(np.quantile(shares[:, 1:].max(1), 0.95))
+
+
+@fourier_spectrum.costs
+def work(card: ModelCard, subject: Weights, params: FourierSpectrumParams) -> Work:
+    """All inputs once, where they are few enough; the spectra are of matrices, not of the model."""
+    plan, p = Plan(card), modulus(Plan(card), params.p, WIDEST)
+    kept = 8 * params.n_null * p + 48 * p * max(card.d_model, card.d_mlp, p)
+    if p <= MOST_P and card.n_ctx >= 3:
+        plan.call_parts(p * p, BATCH, 3)
+        kept += 12 * p * p * card.d_vocab_out
+    return plan.total(kept, 12 * p**2 * (card.d_model + card.d_mlp), "Give a smaller p")
 
 
 # ---------------------------------------------------------------- figures

@@ -24,7 +24,9 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import patterns, row_batches
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._work import SHORTER_ROWS, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars
 from backend.figures import grid as maps
@@ -131,6 +133,14 @@ def _labels(earned: dict[str, np.ndarray]) -> list[str]:
     stacked = np.stack(list(earned.values()))
     words = list(LABELS.values())
     return [words[best] if top >= 0 else "none" for best, top in zip(stacked.argmax(0), stacked.max(0), strict=True)]
+
+
+@head_scores.costs
+def work(card: ModelCard, subject: Weights, params: HeadScoresParams) -> Work:
+    """Every random row once, or once per group of layers whose patterns fit."""
+    plan = Plan(card)
+    held = plan.rows_of_patterns(params.rows, 2 * min(params.block_length, card.n_ctx // 2)) if card.n_ctx > 1 else 0
+    return plan.total(held, knobs=SHORTER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

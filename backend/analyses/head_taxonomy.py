@@ -1,4 +1,4 @@
-"""Which habits does each head have: previous or duplicate token, induction, first token, fixed offset, uniform, self?
+"""Which habits does each head have: previous or duplicate token, induction, first token, offset, uniform, syntax?
 
 The analysis makes its own rows (subject: the weights), for in a text the habits cannot be told apart: a head that looks
 n - 1 tokens back on rows that repeat every n tokens looks like an induction head. Kinds of rows: fresh ones, in which
@@ -9,6 +9,9 @@ habit holds on all of them. With P the attention pattern:
 previous token of i = 1 is the first); `positional` mean of P[i, i-k], k in 2..n/2 the one with the largest score;
 `uniform` mean of entropy / ln(visible keys); all on every kind. On repeated rows only: `duplicate-token` mean of
 P[i, i-n], i = n..2n-1; `induction` mean of P[i, i-n+1], i = n..2n-2 (prefix matching).
+`delimiter`, `bracket`, `line-start` take a model whose tokenizer has such tokens, and rows of their own: random tokens
+among which punctuation and newlines, brackets, and newlines once more are sown at random, about a tenth of each; mean
+attention to the delimiters, brackets, or tokens behind a newline, over the queries that see one.
 `null` is the same score after every query's visible keys were shuffled, `z` = (score - null) / sqrt(se^2 + null's
 se^2); both on the kind of rows that counts. A label is `earned` where score > threshold and score > null + 5 of those
 errors. A head may earn several, or none. Entropy does not change under a shuffle, so `uniform` has no z and is earned
@@ -17,10 +20,11 @@ all labels that at least one half earned, the share that both did (NULL where th
 
 Name movers have no label here: it takes names and what the head copies, not a pattern alone (see Name movers). Exact
 given the rows; errors are over rows. A label says what a head attends to, not what the model does with it.
-Cost: one forward with patterns per batch of rows, four kinds of rows.
+Cost: one forward with patterns per batch of rows, four kinds of rows, five with those of syntax.
 Source: Olsson et al. (2022), In-context Learning and Induction Heads, "Head activation evaluators"; Voita et al.
 (2019), Analyzing Multi-Head Self-Attention, section 4 (positional heads); Xiao et al. (2023), Efficient Streaming
-Language Models with Attention Sinks, section 3 (first token).
+Language Models with Attention Sinks, section 3 (first token); Clark et al. (2019), What Does BERT Look At?, section 3
+(delimiters).
 """
 
 from __future__ import annotations
@@ -33,12 +37,15 @@ from pydantic import Field
 
 from backend.analyses._asking import patterns, row_batches
 from backend.analyses._scores import SIGMAS, names, over_rows, z_score
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._syntax import keys_of, kinds_of, sown_rows
+from backend.analyses._work import SHORTER_ROWS, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, Panel, bars, panels
 
-LABELS = ("induction", "previous-token", "duplicate-token", "first-token", "positional", "self", "uniform")
-REPEATED = ("induction", "duplicate-token")  # defined on [A; A] only
+SYNTAX = ("delimiter", "bracket", "line-start")  # of models whose tokenizer has such tokens
+LABELS = ("induction", "previous-token", "duplicate-token", "first-token", "positional", "self", "uniform", *SYNTAX)
 MOST_BARS = 24
 Table = dict[str, np.ndarray]
 
@@ -54,7 +61,7 @@ class HeadTaxonomyParams(Params):
 
 
 @analysis(
-    version=1, group="Attention",
+    version=2, group="Attention",
     title="Head taxonomy", asks="Which habits does each head have, beyond chance and on fresh tokens?",
     subject=Weights, params=HeadTaxonomyParams, needs=["attention_patterns"],
     axes=[Axis("layer", "layer, 0-based"), Axis("head", "head within the layer, 0-based"),
@@ -87,7 +94,9 @@ def head_taxonomy(model: Model, subject: Weights, params: HeadTaxonomyParams, pr
         length = 2 * (block or n)
         rows = torch.stack([_row(model.card.d_vocab, block, length, dice) for _ in range(params.rows)])
         measured.append(_measure(model, rows, block, n // 2, dice))
-        progress((i + 1) / len(kinds), f"rows of kind {i + 1} of {len(kinds)}")
+        progress((i + 1) / (len(kinds) + 1), f"rows of kind {i + 1} of {len(kinds)}")
+    if syntax := kinds_of(getattr(model.card, "tokenizer", {}), model.card.d_vocab):
+        measured.append(_measure(model, sown_rows(syntax, params.rows, 2 * n, dice), 0, n // 2, dice, syntax))
     return _table(measured, params)
 
 
@@ -107,8 +116,12 @@ def _row(d_vocab: int, block: int, length: int, dice: Any) -> Any:
     return torch.cat([torch.randperm(d_vocab, generator=dice) for _ in range(times)])[:length]
 
 
-def _measure(model: Model, rows: Any, block: int, most: int, dice: Any) -> dict[str, np.ndarray]:
-    """Return {label: [layer, row, head]} and `<label>_null`; `offsets` hold one score per offset 2..most."""
+def _measure(model: Model, rows: Any, block: int, most: int, dice: Any,
+             syntax: dict[str, list[int]] | None = None) -> dict[str, np.ndarray]:  # fmt: skip
+    """Return {label: [layer, row, head]} and `<label>_null`; `positional` holds one score per offset 2..most.
+
+    With `syntax`, the kinds of tokens sown in these rows, the labels are those of SYNTAX alone.
+    """
     import torch
 
     from backend.maths import attending
@@ -118,10 +131,16 @@ def _measure(model: Model, rows: Any, block: int, most: int, dice: Any) -> dict[
     for _, batch in row_batches(model, rows):
         shuffle = attending.shuffled_keys(batch.shape[0], batch.shape[1], causal, dice).to(batch.device)[:, None]
         layers: dict[str, list] = {}
+        keys = keys_of(syntax, batch) if syntax else {}
+
+        def score(pattern: Any, keys: dict[str, Any] = keys) -> dict[str, Any]:
+            if not syntax:
+                return _scores(pattern, causal, block, most)
+            return {label: attending.mass_on(pattern, marked, causal) for label, marked in keys.items()}
+
         for _, pattern in patterns(model, batch):
             shuffled = pattern.gather(-1, shuffle.expand_as(pattern))
-            parts = _scores(pattern, causal, block, most)
-            parts |= {f"{k}_null": v for k, v in _scores(shuffled, causal, block, most).items()}
+            parts = score(pattern) | {f"{k}_null": v for k, v in score(shuffled).items()}
             for name, values in parts.items():
                 layers.setdefault(name, []).append(values)
         for name, per_layer in layers.items():
@@ -150,8 +169,9 @@ def _table(measured: list[dict[str, np.ndarray]], params: HeadTaxonomyParams) ->
     whole, first, second = (_judged([{k: v[:, part] for k, v in kind.items()} for kind in measured], params)
                             for part in (slice(None), slice(half), slice(half, None)))  # fmt: skip
     n_layers, n_heads = whole["score"].shape[:2]
-    layer, head, label = (axis.ravel() for axis in np.indices((n_layers, n_heads, len(LABELS))))
-    columns: dict[str, Any] = {"layer": layer, "head": head, "label": [LABELS[i] for i in label]}
+    labels = _labels(measured)
+    layer, head, label = (axis.ravel() for axis in np.indices((n_layers, n_heads, len(labels))))
+    columns: dict[str, Any] = {"layer": layer, "head": head, "label": [labels[i] for i in label]}
     columns |= {name: values.ravel() for name, values in whole.items()}
     columns["earned_first"], columns["earned_second"] = (x["earned"].ravel() for x in (first, second))
     both, either = (op(columns["earned_first"], columns["earned_second"]) for op in (np.logical_and, np.logical_or))
@@ -160,11 +180,16 @@ def _table(measured: list[dict[str, np.ndarray]], params: HeadTaxonomyParams) ->
     return pd.DataFrame(columns)
 
 
+def _labels(measured: list[dict[str, np.ndarray]]) -> list[str]:
+    return [label for label in LABELS if any(label in kind for kind in measured)]
+
+
 def _judged(measured: list[dict[str, np.ndarray]], params: HeadTaxonomyParams) -> Table:
     """Return [layer, head, label] of score, se, null, z, threshold, offset and earned."""
-    columns = [_least([k for k in measured if label in k], label) for label in LABELS]
+    labels = _labels(measured)
+    columns = [_least([k for k in measured if label in k], label) for label in labels]
     found = {name: np.stack([c[name] for c in columns], -1) for name in columns[0]}
-    free = np.array([label == "uniform" for label in LABELS])
+    free = np.array([label == "uniform" for label in labels])
     found["z"] = np.where(free, np.nan, z_score(found["score"], found["se"], found["null"], found["null_se"]))
     error = np.hypot(found["se"], found.pop("null_se"))
     found["threshold"] = np.broadcast_to(np.where(free, params.uniform_threshold, params.threshold), error.shape)
@@ -190,6 +215,16 @@ def _least(kinds: list[dict[str, np.ndarray]], label: str) -> Table:
     return {"score": score, "se": se, "null": null, "null_se": null_se, "offset": best[..., 0] + 2.0}
 
 
+@head_taxonomy.costs
+def work(card: ModelCard, subject: Weights, params: HeadTaxonomyParams) -> Work:
+    """The rows of each kind once, or once per group of layers whose patterns fit."""
+    plan, n = Plan(card), max(1, min(params.block_length, card.n_ctx // 2))
+    blocks = [*_kinds(n, card.d_vocab), *([n] if kinds_of(card.tokenizer, card.d_vocab) else [])]
+    held = [plan.rows_of_patterns(params.rows, 2 * (block or n)) for block in blocks]
+    offsets = 2 * 16 * len(held) * card.n_layers * card.n_heads * params.rows * (10 + n // 2)
+    return plan.total(max(held) + offsets, knobs=SHORTER_ROWS)
+
+
 # ---------------------------------------------------------------- figures
 
 
@@ -197,7 +232,7 @@ def _least(kinds: list[dict[str, np.ndarray]], label: str) -> Table:
 def overview(table: pd.DataFrame, view: View) -> Any:
     """Layer by head, one map per label on one scale; • earned, ◦ earned but not on both halves."""
     table, drawn = _floats(table), {}
-    for label in LABELS:
+    for label in [label for label in LABELS if (table["label"] == label).any()]:
         mine = table[table["label"] == label].set_index(["layer", "head"])
         sure = np.where(mine["earned"], np.where(mine["earned_first"] & mine["earned_second"], "•", "◦"), "")
         mark = pd.Series(sure, mine.index)
@@ -216,7 +251,7 @@ def earned(table: pd.DataFrame, view: View) -> Any:
     mine = table[table["earned"]] if table["earned"].any() else table[table["label"] != "uniform"]
     best = mine.nlargest(MOST_BARS, "score")
     which = [f"{n} {label}" for n, label in zip(names(best["layer"], best["head"]), best["label"], strict=True)]
-    colours = [CATEGORIES[LABELS.index(label)] for label in best["label"]]
+    colours = [CATEGORIES[LABELS.index(label) % 7] for label in best["label"]]
     said = "earned labels" if table["earned"].any() else "no label was earned; the highest scores"
     return bars(which, best["score"], errors=best["se"], null=best["null"], colours=colours,
                 hover=[_words(r) for r in best.itertuples()], x_title=said,

@@ -27,7 +27,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._work import SHORTER_ROWS, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, bars
 
@@ -180,6 +182,17 @@ def _row(condition: str, accuracy: Any, loss: Any, k: int, said: str) -> dict[st
     return {"condition": condition, "second_copy_accuracy": float(accuracy.mean()),
             "second_copy_accuracy_se": error(accuracy), "second_half_loss": float(loss.mean()),
             "second_half_loss_se": error(loss), "n_heads": k, "n": len(loss), "heads": said}  # fmt: skip
+
+
+@induction_ablation.costs
+def work(card: ModelCard, subject: Weights, params: InductionAblationParams) -> Work:
+    """The rows once per layer for the scores, then per condition: how many these are is not known before. At most they
+    are intact, all suspects, the random choices, and each head alone."""
+    plan, length = Plan(card), 2 * max(1, min(params.block_length, card.n_ctx // 2))
+    plan.call(params.rows, length, card.n_layers + 2 + params.draws + card.n_layers * card.n_heads)
+    logits = 4 * params.rows * length * card.d_vocab_out
+    pattern = 4 * params.rows * card.n_heads * length**2
+    return plan.total(plan.bytes(length, ["z"]) + pattern + 2 * logits, knobs=SHORTER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -5,13 +5,15 @@ The prompt is run as it is and with a list of interventions: the `top_k` most pr
 interventions acting at every step of it (positions counted from the end move with the end). kl = KL(before || after) in
 nats at the last position is the size of the change.
 
-Exact. Truth: without interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by
-forwards.
+Exact. `mean` and `resample` take the prompt's own positions: there is no other row. Truth: without
+interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by forwards, and
+one more per edited one and `resample`; a direction's own are read once.
 Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Activation addition.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from pydantic import Field
 
 from backend.analyses import _intervening as intervening
 from backend.analyses._asking import prompt_tokens
-from backend.contract import Axis, Model, Progress, Prompt, Value, View, analysis
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.figures import bars
 
 
@@ -48,18 +52,19 @@ def intervene(model: Model, subject: Prompt, params: InterveneParams, progress: 
     """Return the next tokens and the continuation, before and after."""
     tokens = prompt_tokens(model, subject)
     progress(0.1, "Forward without and with interventions")
-    before, after = (_log_probs(model, tokens, edits) for edits in ("", params.edits))
+    known: dict[str, Any] = {}
+    before, after = (_log_probs(model, tokens, edits, known) for edits in ("", params.edits))
     kl = float((before.exp() * (before - after)).sum())
     rows = _next(before.cpu().numpy(), after.cpu().numpy(), params.top_k)
-    written = [_written(model, tokens, edits, params.continue_by, progress) for edits in ("", params.edits)]
+    written = [_written(model, tokens, edits, params.continue_by, progress, known) for edits in ("", params.edits)]
     rows += [("written", i, a, b, p, q, -1, -1) for i, ((a, p), (b, q)) in enumerate(zip(*written, strict=True))]
     names = ["what", "number", "token_before", "token_after", "prob_before", "prob_after", "rank_before", "rank_after"]
     return pd.DataFrame(rows, columns=names).assign(kl=kl)
 
 
-def _log_probs(model: Model, tokens: Any, edits: str) -> Any:
+def _log_probs(model: Model, tokens: Any, edits: str, known: dict[str, Any]) -> Any:
     """Return the log-probabilities after the last token: [d_vocab_out], float64."""
-    return intervening.run(model, tokens, edits)[0, -1].double().log_softmax(-1)
+    return intervening.run(model, tokens, edits, known=known)[0, -1].double().log_softmax(-1)
 
 
 def _next(before: np.ndarray, after: np.ndarray, top_k: int) -> list[tuple]:
@@ -69,18 +74,31 @@ def _next(before: np.ndarray, after: np.ndarray, top_k: int) -> list[tuple]:
              int(ranks[1][t])) for i, t in enumerate(best)]  # fmt: skip
 
 
-def _written(model: Model, tokens: Any, edits: str, n: int, progress: Progress) -> list[tuple[int, float]]:
+def _written(
+    model: Model, tokens: Any, edits: str, n: int, progress: Progress, known: dict[str, Any]
+) -> list[tuple[int, float]]:
     """Write on greedily; past n_ctx the first tokens are dropped, which the interventions' positions follow."""
     import torch
 
     found = []
     for i in range(n):
         progress(0.2 + 0.8 * i / n, f"Writing on, {i + 1} of {n}")
-        log_probs = _log_probs(model, tokens[:, -model.card.n_ctx :], edits)
+        log_probs = _log_probs(model, tokens[:, -model.card.n_ctx :], edits, known)
         token = int(log_probs.argmax())
         found.append((token, float(log_probs[token].exp())))
         tokens = torch.cat([tokens, tokens.new_tensor([[token]])], 1)
     return found
+
+
+@intervene.costs
+def work(card: ModelCard, subject: Prompt, params: InterveneParams, *made: Mapping[str, Any]) -> Work:
+    """The prompt as it is and edited, and both again for every token that is written on."""
+    plan, length = Plan(card), len(subject.tokens)
+    intervening.plan_directions(plan, params.edits)
+    for written in [0, *range(params.continue_by)]:
+        plan.call(1, min(length + written, card.n_ctx))
+        intervening.plan_runs(plan, params.edits, 1, min(length + written, card.n_ctx))
+    return plan.total(12 * 8 * card.d_vocab_out, knobs=SHORTER)
 
 
 @intervene.figure("Next token, before and after")

@@ -6,13 +6,17 @@ bootstrap over pairs (1,000 draws); effect_size = mean effect / standard deviati
 values). The control is the same list at other heads or neurons of the same layers, drawn `controls` times (the point as
 it is where there is neither head nor neuron: then there is no control); NULL where there is none.
 
-Exact for each pair. `patch` takes its values from the corrupted prompt. Over the checkpoints of a run: --step all.
-Cost: 2 + controls forwards per length of prompt.
+Exact for each pair. `patch` takes its values from the corrupted prompt, `resample` from another pair's clean prompt of
+the same length (a random cycle of its seed; the corrupted partner where there is no other).
+Over the checkpoints of a run: --step all. Cost: 2 + controls forwards per length of prompt, and
+one more per edited one and `patch` or `resample`. `mean` and `resample` are over the prompts of a length: a prompt that
+is alone in its length is refused with them, unless all are.
 Source: Wang et al. (2022), Interpretability in the Wild, section 3 (knock-outs); Efron (1979) for the bootstrap.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +25,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses import _intervening as intervening
-from backend.contract import Axis, Model, Pairs, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Progress, Value, View, analysis
+from backend.costs import Work
+from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, bars
 from backend.maths import interventions as language
 
@@ -52,17 +59,32 @@ def intervention_effect(
     model: Model, subject: Pairs, params: InterventionEffectParams, progress: Progress
 ) -> pd.DataFrame:
     """Return a row per pair and one for their mean."""
-    before = logit_diffs(model, subject, "")
+    _check_lengths(subject, params.edits)
+    known: dict[str, Any] = {}
+    before = logit_diffs(model, subject, "", known)
     progress(0.2, "With interventions")
-    after = logit_diffs(model, subject, params.edits)
-    control = _control(model, subject, params, before, progress)
+    after = logit_diffs(model, subject, params.edits, known)
+    control = _control(model, subject, params, before, known, progress)
     table = pd.DataFrame({"pair": range(len(before)), "before": before, "after": after, "effect": after - before,
                           "control": control})  # fmt: skip
     both = pd.concat([_mean(table, params.seed), table], ignore_index=True)
     return both[[c.name for c in intervention_effect.scalars]]
 
 
-def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
+def _check_lengths(subject: Pairs, edits: str) -> None:
+    """Refuse what would be a mean over prompts here and over positions there, or another prompt's value and no other's.
+
+    Raises BadInput where one prompt is alone in its length and others are not.
+    """
+    ops = sorted({one.op for one in language.parse(edits)} & {"mean", "resample"})
+    counts = {length: len(which) for length, which in subject.by_length().items()}
+    alone = [length for length, n in counts.items() if n == 1]
+    if ops and alone and len(alone) < len(counts):
+        found = f"only one prompt has {alone[0]} tokens: positions would stand in for the prompts that others have"
+        raise BadInput(f"`{ops[0]}` over these pairs", found, "Use pairs of one length, or two of each")
+
+
+def logit_diffs(model: Model, subject: Pairs, edits: str, known: dict[str, Any] | None = None) -> np.ndarray:
     """Return logit(answer) - logit(distractor) at the last token of every clean prompt [pair], edited."""
     import torch
 
@@ -71,7 +93,7 @@ def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
         pairs = [subject.pairs[i] for i in rows]
         clean, corrupted = (torch.tensor([getattr(p, side) for p in pairs], device=model.card.device)
                             for side in ("clean", "corrupted"))  # fmt: skip
-        last = intervening.run(model, clean, edits, corrupted)[:, -1].double()
+        last = intervening.run(model, clean, edits, corrupted, known)[:, -1].double()
         right, wrong = (last[torch.arange(len(pairs)), [getattr(p, side) for p in pairs]]
                         for side in ("answer", "distractor"))  # fmt: skip
         found[rows] = (right - wrong).cpu().numpy()
@@ -79,7 +101,8 @@ def logit_diffs(model: Model, subject: Pairs, edits: str) -> np.ndarray:
 
 
 def _control(
-    model: Model, subject: Pairs, params: InterventionEffectParams, before: np.ndarray, progress: Progress
+    model: Model, subject: Pairs, params: InterventionEffectParams, before: np.ndarray, known: dict[str, Any],
+    progress: Progress,
 ) -> Any:
     """Return the effect [pair] at places drawn among the others of the same layers, NaN where there are none."""
     dice = np.random.default_rng(params.seed)
@@ -87,11 +110,11 @@ def _control(
     effects = []
     for i, edits in enumerate(lists):
         progress(0.3 + 0.7 * i / len(lists), f"Control {i + 1} of {len(lists)}")
-        effects.append(logit_diffs(model, subject, edits) - before)
+        effects.append(logit_diffs(model, subject, edits, known) - before)
     return np.mean(effects, 0) if effects else np.full(len(before), np.nan)
 
 
-def elsewhere(model: Model, edits: str, dice: np.random.Generator) -> str:
+def elsewhere(model: Described, edits: str, dice: np.random.Generator) -> str:
     """Return the list with every head and neuron replaced by another of its layer that the list does not name; '' where
     it names neither, or no other is left."""
     found = language.parse(edits)
@@ -124,6 +147,21 @@ def _mean(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame([{**mean, "effect_size": effect.mean() / spread if spread > 0 else np.nan}])
 
 
+@intervention_effect.costs
+def work(card: ModelCard, subject: Pairs, params: InterventionEffectParams, *made: Mapping[str, Any]) -> Work:
+    """Pairs of a length at once: as they are, edited, and with each control's list; some lines read more each time."""
+    plan, dice = Plan(card), np.random.default_rng(params.seed)
+    lists = [params.edits, *(x for _ in range(params.controls) if (x := elsewhere(plan, params.edits, dice)))]
+    intervening.plan_directions(plan, params.edits)
+    reads, held = sum(one.op in ("patch", "resample") for one in language.parse(params.edits)), 0
+    for length, which in subject.by_length().items():
+        plan.call(len(which), length)
+        for edits in lists:
+            intervening.plan_runs(plan, edits, len(which), length)
+        held = max(held, plan.bytes(len(which) * length, ["resid_pre"], layers=1 + reads))
+    return plan.total(held + 8 * len(subject.pairs) * card.d_vocab_out)
+
+
 @intervention_effect.figure("Logit difference, before and after")
 def before_and_after(table: pd.DataFrame, view: View) -> Any:
     """Mean over pairs before, after, and with the control, with the interval of the effect."""
@@ -134,4 +172,4 @@ def before_and_after(table: pd.DataFrame, view: View) -> Any:
         names, values = [*names, "control: elsewhere"], [*values, mean["before"] + mean["control"]]
         errors, colours = [*errors, 0.0], [*colours, NULL_GREY]
     return bars(names, values, errors=np.nan_to_num(errors), colours=colours, x_title="clean prompts",
-                y_title="logit_diff (answer − distractor; error: 95 %)")  # fmt: skip
+                y_title="logit_diff (error: 95 %)")  # fmt: skip

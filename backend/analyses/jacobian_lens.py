@@ -8,7 +8,9 @@ beside it. For every layer and pos: `kl_to_final` and `logit_kl_to_final`, KL(fi
 reads unembed(J_l P h_l) with the columns of J permuted: a transport as large that does not know this model's basis.
 
 J is exact (automatic differentiation) for this prompt, but averaged over its positions and linear, so a reading is
-first order; the paper averages over a corpus and skips the first 16 positions. The last layer is the model. Bands are
+first order. It is a definition, not an estimate of an effect: it scores nothing that a patch would measure, so no exact
+column stands beside; what the model really says does (`kl_to_final`). For effects see Attribution patching. The paper
+averages over a corpus and skips the first 16 positions. The last layer is the model. Bands are
 over positions of one prompt, which are not independent. Cost: d_model forwards and gradients, batched.
 Source: Gurnee et al. (2026), Verbalizable Representations Form a Global Workspace in Language Models, methods.
 """

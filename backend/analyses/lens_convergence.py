@@ -23,8 +23,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.analyses._lenses import blocks, logits_of
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._lenses import LOGIT_BYTES, blocks, logits_of
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import NULL_GREY, Line, bars, label, lines, pixels
 
@@ -135,6 +137,18 @@ def _table(places: list[Place], columns: dict[str, np.ndarray]) -> pd.DataFrame:
             "pos": np.tile(np.arange(length), len(places))}
     return pd.DataFrame(axes | {name: values.ravel() for name, values in columns.items()})[
         [*axes, "kl_to_final", "kl_null", "entropy", "top_id", "final_rank", "settled", "settle_layer"]]
+
+
+@lens_convergence.costs
+def work(card: ModelCard, subject: Prompt, params: LensConvergenceParams) -> Work:
+    """One forward, and an unembedding per stream in blocks of positions; beside them the answer's own and another's."""
+    plan, length = Plan(card), len(subject.tokens)
+    plan.call(1, length)
+    with_mid = params.resid_mid == "yes" or (params.resid_mid != "no" and card.d_mlp > 0)
+    points = 3 if with_mid and "resid_mid" in card.capabilities else 2
+    products = (points * card.n_layers + 2) * length * card.d_model * card.d_vocab_out
+    held = plan.bytes(length, ["resid_pre"] * points) + 10 * min(LOGIT_BYTES, 4 * length * card.d_vocab_out)
+    return plan.total(held + 200 * points * card.n_layers * length, 2 * products, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

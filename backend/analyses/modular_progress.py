@@ -19,8 +19,10 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._modular import MOST_P, modulus, seen_everywhere, split_of
-from backend.contract import Axis, Model, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._modular import BATCH, MOST_P, modulus, seen_everywhere, split_of
+from backend.analyses._work import Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import bars
 
@@ -107,6 +109,15 @@ def _gini(weights: dict[str, Any], p: int) -> dict[str, float]:
     W_L = (weights["W_out"][-1] @ weights["W_U"][:, :p]).T
     wide = {"gini_W_E": weights["W_E"][:p].double(), "gini_W_L": W_L.double()}
     return {name: float(fourier.gini(fourier.component_norms(m))) for name, m in wide.items()}
+
+
+@modular_progress.costs
+def work(card: ModelCard, subject: Weights, params: ModularProgressParams) -> Work:
+    """All inputs twice, for the logits and for the neurons; then products of these with waves."""
+    plan, p = Plan(card), modulus(Plan(card), params.p, MOST_P)
+    plan.call_parts(p * p, BATCH, 3, n=2)
+    kept = 12 * p * p * (card.d_vocab_out + card.d_mlp) + 160 * p**2
+    return plan.total(kept + 4 * BATCH * card.d_mlp, 2 * p**4, "Give a smaller p")
 
 
 # ---------------------------------------------------------------- figures

@@ -24,7 +24,9 @@ from pydantic import Field
 
 from backend import monitors as room
 from backend.analyses._modular import own_params
-from backend.contract import Axis, Model, Observation, Params, Progress, Value, View, Weights, analysis
+from backend.analyses._work import SHORTER_ROWS, Plan
+from backend.contract import Axis, Model, ModelCard, Observation, Params, Progress, Value, View, Weights, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars
 from backend.figures import grid as maps
@@ -140,6 +142,18 @@ def _place(name: str) -> tuple[str, int, int]:
     metric, _, place = name.partition("/L")
     layer, _, head = place.partition("H")
     return metric, int(layer or -1), int(head or -1)
+
+
+@monitors.costs
+def work(card: ModelCard, subject: Weights, params: MonitorsParams) -> Work:
+    """The rows once (of an architecture that is read through its view up to three times), every number again without
+    each row, and what each head writes of a token to that token."""
+    plan, p = Plan(card), own_params(Plan(card)).get("p")
+    length = 3 if p else 2 * min(params.block_length, card.n_ctx // 2)
+    plan.call(params.rows, length, 1 if "named_weights" in card.capabilities else 3)
+    kept = card.n_layers * card.n_heads * length + card.d_vocab_out + card.d_model
+    heads = 8 * card.n_layers * card.n_heads * card.d_model * card.d_head * min(card.d_vocab, 1000)
+    return plan.total(3 * 4 * params.rows * length * kept, heads, SHORTER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -30,9 +30,11 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._causal import Batch, batches
-from backend.analyses._output import output_maps
+from backend.analyses._output import output_maps, plan_output_maps
 from backend.analyses._scores import SIGMAS, names, over_rows, z_score
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, Panel, bars, panels
 
@@ -171,6 +173,20 @@ def _table(token: str, found: dict[str, np.ndarray], n_names: int, params: NameM
         "n": int(held.sum()),
     }  # fmt: skip
     return pd.DataFrame({name: v.ravel() if isinstance(v, np.ndarray) else v for name, v in columns.items()})
+
+
+@name_movers.costs
+def work(card: ModelCard, subject: Pairs, params: NameMoversParams) -> Work:
+    """What heads write is read off, a call per layer; then every batch twice per token that is asked for."""
+    plan, known = Plan(card), len(_names(subject, card.d_vocab_out, params.seed))
+    plan_output_maps(plan)
+    held, heads = 0, card.n_layers * card.n_heads
+    for n, length in plan.batches(subject):
+        plan.call(n, length, 2 * len(TOKENS))
+        read = 8 * n * card.n_heads * (2 * length**2 + 4 * card.d_model + known) + 8 * n * known * card.d_model
+        held = max(held, 4 * n * heads * length**2 + plan.bytes(n * length, ["z", "z"]) + read)
+    products = len(TOKENS) * len(subject.pairs) * heads * card.d_model * (2 * card.d_head + known)
+    return plan.total(held, 2 * products)
 
 
 # ---------------------------------------------------------------- figures

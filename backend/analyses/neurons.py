@@ -9,7 +9,7 @@ a batch: what a layer of this width shows by chance.
 
 Exact over the corpus, gathered batch by batch; `q99` comes from at most 4096 tokens. `density_se` is the standard error
 over rows (tokens of a row depend on each other). Correlations are NULL above 4096 neurons; tokens are empty and their
-effect NULL where the weights are not known by name. A GELU's small negative values do not count as active.
+effect NULL where a norm stands behind W_out (Gemma 2). A GELU's small negative values do not count as active.
 Cost: one forward over the corpus per layer, and d_mlp^2 multiplications per token for the correlations.
 Source: Bills et al. (2023), Language models can explain neurons in language models; Gurnee et al. (2024), Universal
 Neurons in GPT2 Language Models, sections 3 and 4 (statistics, effect on the vocabulary).
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from backend.analyses._output import mlp_map, plan_mlp_map
 from backend.analyses._units import batches, layer_of, logit_effects, neurons_at, token_words
 from backend.analyses._work import FEWER_ROWS, Plan
 from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
@@ -47,7 +48,7 @@ class NeuronsParams(Params):
 
 
 @analysis(
-    version=1, group="Neurons & features",
+    version=2, group="Neurons & features",
     title="Neurons", asks="How often is each neuron active, how strongly, and which tokens does it write?",
     subject=Corpus, params=NeuronsParams, needs=["mlp"],
     axes=[Axis("layer", "layer"), Axis("neuron", "neuron of the layer")],
@@ -74,13 +75,12 @@ def neurons(model: Model, subject: Rows, params: NeuronsParams, progress: Progre
     """Return one row per (layer, neuron), the `most` with the largest activation."""
     layers = range(model.card.n_layers)
     asked = layers if params.layer < 0 else [layer_of(model, params.layer, "Neurons")]
-    out = _output_directions(model)
     parts = []
     for done, layer in enumerate(asked):
         progress(done / len(asked), f"Layer {layer}")
         table = _layer(model, subject, layer, params.seed)
         table = table.nlargest(params.most, "max").sort_values("neuron")
-        parts.append(_with_tokens(table, out, layer))
+        parts.append(_with_tokens(model, table, layer))
     return pd.concat(parts, ignore_index=True)[COLUMNS]
 
 
@@ -121,19 +121,12 @@ def _table(model: Model, subject: Rows, layer: int, all_of: Any, by_row: Any, to
     })  # fmt: skip
 
 
-def _output_directions(model: Model) -> tuple[Any, Any] | None:
-    """Return (W_out per layer, W_U), None where the weights are not known by name."""
+def _with_tokens(model: Model, table: pd.DataFrame, layer: int) -> pd.DataFrame:
     try:
-        weights = model.weights()
+        W_out, W_U = mlp_map(model, layer), model.unembedding()  # noqa: N806 - the glossary's names
     except Unfit:
-        return None
-    return (weights["W_out"], weights["W_U"]) if "W_out" in weights and "W_U" in weights else None
-
-
-def _with_tokens(table: pd.DataFrame, out: tuple[Any, Any] | None, layer: int) -> pd.DataFrame:
-    if out is None:
         return table.assign(raises="", lowers="", effect=np.nan)
-    high, low, effect = logit_effects(out[0][layer][table["neuron"].tolist()], out[1], TOKENS)
+    high, low, effect = logit_effects(W_out[table["neuron"].tolist()], W_U, TOKENS)
     return table.assign(raises=high, lowers=low, effect=effect.astype(float))
 
 
@@ -142,6 +135,7 @@ def work(card: ModelCard, subject: Corpus, params: NeuronsParams) -> Work:
     """The corpus once per layer, two products of all neurons per token, and the tokens that each one writes."""
     plan, layers = Plan(card), card.n_layers if params.layer < 0 else 1
     plan.corpus(subject, 4 * card.d_mlp, n=layers)
+    plan_mlp_map(plan, layers)
     tokens, narrow = subject.rows * min(subject.length, card.n_ctx), card.d_mlp <= WIDEST
     products = 2 * tokens * card.d_mlp * narrow + min(params.most, card.d_mlp) * card.d_vocab_out
     held = plan.bytes(min(tokens, SAMPLE), ["mlp_post"], 1) + 8 * 6 * card.d_mlp**2 * narrow

@@ -21,7 +21,9 @@ import numpy as np
 import pandas as pd
 
 from backend.analyses._asking import CAPTURE_BYTES
-from backend.contract import Axis, Model, Pairs, Params, Progress, Value, View, analysis
+from backend.analyses._work import Plan
+from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines
 
 CONDITIONS = ("clean", "corrupted", "other answers")
@@ -66,12 +68,17 @@ def last_logits(model: Model, subject: Pairs, which: str) -> np.ndarray:
 
     found = np.empty((len(subject.pairs), model.card.d_vocab_out))
     for length, members in subject.by_length().items():
-        step = max(1, CAPTURE_BYTES // (4 * length * model.card.d_vocab_out))
+        step = rows_at_once(model, length)
         for start in range(0, len(members), step):
             chosen = members[start : start + step]
             tokens = torch.tensor([getattr(subject.pairs[i], which) for i in chosen], device=model.card.device)
             found[chosen] = model.logits(tokens)[:, -1].double().cpu().numpy()
     return found
+
+
+def rows_at_once(model: Described, length: int) -> int:
+    """Return of how many rows CAPTURE_BYTES hold the logits, at least one."""
+    return max(1, CAPTURE_BYTES // (4 * length * model.card.d_vocab_out))
 
 
 def _read(condition: str, logits: np.ndarray, answers: np.ndarray, called_for: int) -> pd.DataFrame:
@@ -94,6 +101,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     mean, error = grouped.mean(), grouped.sem()
     found = mean.join(error.add_suffix("_se")).assign(n=grouped.size())
     return found.loc[[c for c in CONDITIONS if c in found.index]].reset_index()
+
+
+@pair_answers.costs
+def work(card: ModelCard, subject: Pairs, params: PairAnswersParams) -> Work:
+    """Both prompts of every pair once."""
+    plan = Plan(card)
+    for length, which in subject.by_length().items():
+        plan.call_parts(len(which), rows_at_once(plan, length), length, n=2)
+    return plan.total(4 * 8 * len(subject.pairs) * card.d_vocab_out)
 
 
 # ---------------------------------------------------------------- figures

@@ -201,10 +201,11 @@ def work(card: ModelCard, subject: Pairs, params: PathPatchingParams) -> Work:
     onwards = Counter(p.sender for p in paths if p.receiver)
     senders = list(dict.fromkeys(p.sender for p in paths))
     for n, length in plan.batches(subject):
-        plan.call(n, length, 4)
+        plan.call(n, length, 2)
+        plan.call(n, length, 2, last=True)
         done = 0
         for some in plan.copies(n, length, len(senders)):
-            plan.call(some * n, length)
+            plan.call(some * n, length, last=True)
             plan.sweep(n, length, sum(onwards[s] for s in senders[done : done + some]))
             held = max(held, plan.bytes(n * length, ["z", "z", "mlp_out"]) + plan.bytes(some * n * length, ["z"]))
             done += some

@@ -158,6 +158,7 @@ def work(card: ModelCard, subject: Corpus, params: PcaDirectionsParams) -> Work:
     """The corpus twice; covariances of it and of every shuffle, and what their eigenvectors take (about 10 d^3)."""
     plan, length = Plan(card), min(subject.length, card.n_ctx)
     plan.corpus(subject, 3 * card.d_model, n=2)
+    _saes.plan_written(plan, params.point)
     d, tokens = plan.width(params.point), subject.rows * length
     sample = min(SAMPLE, tokens)
     products = 4 * tokens * d**2 + 2 * params.draws * sample * d**2 + 10 * (3 + params.draws) * d**3

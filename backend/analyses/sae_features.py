@@ -14,7 +14,8 @@ Source: Bricken et al. (2023), Towards Monosemanticity (feature cards); Lin (202
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,9 @@ from pydantic import Field
 
 from backend.analyses import _saes
 from backend.analyses._units import batches, logit_effects, token_words
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, bars, label, scatter
 
 TOKENS = 5
@@ -37,13 +40,15 @@ class SaeFeaturesParams(Params):
     sae_step: int = Field(-1, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the last of its training")
     examples: int = Field(5, ge=1, le=20, description="largest activations whose tokens are kept")
 
+    named: ClassVar = {"sae": "sae"}
+
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The autoencoder."""
         return _saes.named((self.sae, self.sae_step))
 
 
 @analysis(
-    version=1, group="Neurons & features",
+    version=2, group="Neurons & features",
     title="Features of an SAE", asks="What does each feature of a sparse autoencoder stand for?",
     subject=Corpus, params=SaeFeaturesParams,
     axes=[Axis("feature", "feature of the autoencoder")],
@@ -99,6 +104,17 @@ def _written(model: Model, made: dict[str, Any], directions: Any) -> dict[str, A
         return {"raises": "", "lowers": "", "effect": np.nan}
     high, low, effect = logit_effects(*found, TOKENS)
     return {"raises": high, "lowers": low, "effect": effect.astype(float)}
+
+
+@sae_features.costs
+def work(card: ModelCard, subject: Corpus, params: SaeFeaturesParams, *made: Mapping[str, Any]) -> Work:
+    """The corpus once through model and encoder; every direction against every other and against all tokens."""
+    plan = Plan(card)
+    n, d_in, batch, encoding = _saes.passed(plan, subject, params.sae, made)
+    _saes.plan_written(plan, made[0]["point"])
+    written = 2 * n * (n * d_in + card.d_model * card.d_vocab_out)
+    held = 8 * n * d_in + 32 * batch * n + 8 * n**2 + 16 * min(n, 1024) * card.d_vocab_out
+    return plan.total(held, encoding + written, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -15,8 +15,8 @@ Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers wi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,9 @@ from pydantic import Field
 from backend.analyses._asking import prompt_tokens
 from backend.analyses._lenses import (
     LAYER,
+    LOGIT_BYTES,
     blocks,
+    check_named,
     layer_axis,
     layer_names,
     lens_named,
@@ -34,7 +36,9 @@ from backend.analyses._lenses import (
     translators,
     tuned,
 )
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, Line, label, lines, pixels
 
 
@@ -44,6 +48,8 @@ class TunedLensReadParams(Params):
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
     top_k: int = Field(5, ge=1, le=50, description="most likely tokens kept per layer and position")
+
+    named: ClassVar = {"lens": "tuned_lens"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The lens."""
@@ -112,6 +118,18 @@ def _frame(layer: int, start: int, ours: Any, theirs: Any) -> pd.DataFrame:
         "entropy": flat(ours.entropy), "kl_to_final": flat(ours.kl_to_final),
         "logit_kl_to_final": flat(theirs.kl_to_final), "final_rank": flat(ours.target_rank),
     })
+
+
+@tuned_lens.costs
+def work(card: ModelCard, subject: Prompt, params: TunedLensReadParams, *made: Mapping[str, Any]) -> Work:
+    """One forward, a translation per layer, and two unembeddings per layer and position in blocks."""
+    check_named(params.lens)
+    plan, length = Plan(card), len(subject.tokens)
+    plan.call(1, length)
+    products = (card.n_layers + 1) * length * card.d_model * (2 * card.d_vocab_out + card.d_model)
+    rows = (card.n_layers + 1) * length * min(params.top_k, card.d_vocab_out)
+    held = 4 * card.n_layers * card.d_model**2 + 2 * plan.bytes(length, ["resid_post"]) + 240 * rows
+    return plan.total(held + 8 * min(LOGIT_BYTES, 4 * length * card.d_vocab_out), 2 * products, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

@@ -6,16 +6,17 @@ row by row. `_se` are standard errors over rows. The null, `constant_kl`, is KL(
 same rows): what the best single answer reaches that never looks at the stream. A tuned lens that is no better reads
 nothing there, however far it lies below the logit lens.
 
-Exact given rows and translators; the last layer has no translator and is the model. The lens learnt from rows with
-another seed than any Corpus has by default; of a text, windows may still overlap with those it saw. Rows of a periodic
-or repetitive source are alike, which makes standard errors too small.
+Exact given rows and translators; the last layer has no translator and is the model. Rows of the source and seed that
+the lens learnt from are refused; of a text, windows may still overlap with those it saw. Rows of a periodic or
+repetitive source are alike, which makes standard errors too small.
 Cost: one forward per batch of rows, two unembeddings per layer.
 Source: Belrose et al. (2023), Eliciting Latent Predictions from Transformers with the Tuned Lens, section 3.2.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from pydantic import Field
 from backend.analyses._lenses import (
     LAYER,
     LOGIT_BYTES,
+    check_named,
     layer_axis,
     layer_names,
     lens_named,
@@ -33,7 +35,9 @@ from backend.analyses._lenses import (
     translators,
     tuned,
 )
-from backend.contract import Axis, Corpus, Model, Params, Progress, Rows, Value, View, analysis
+from backend.analyses._work import FEWER_ROWS, Plan
+from backend.contract import Axis, Corpus, Described, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines
 
 
@@ -42,6 +46,8 @@ class TunedLensQualityParams(Params):
 
     lens: str = Field("", max_length=200, description="name of the run that trained the lens (recipe tuned_lens)")
     lens_step: int | None = Field(None, ge=0, le=2**31 - 1, description="its checkpoint; none takes its last step's")
+
+    named: ClassVar = {"lens": "tuned_lens"}
 
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """The lens."""
@@ -54,7 +60,7 @@ def _with_error(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, group="Lenses", title="Tuned lens quality",
+    version=3, group="Lenses", title="Tuned lens quality",
     asks="How much better than the logit lens does a tuned lens read each layer?",
     subject=Corpus, params=TunedLensQualityParams, needs=["unembed"],
     axes=[Axis("layer", "after which layer the residual stream is read; -1 is the embedding")],
@@ -72,9 +78,9 @@ def tuned_lens_quality(
     """Return one row per layer."""
     import torch
 
-    lens = translators(model, params.lens, params.lens_step)
+    lens = translators(model, params.lens, params.lens_step, subject.corpus)
     tokens = torch.as_tensor(subject.tokens, device=model.card.device)
-    size = max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out * tokens.shape[1]))
+    size = rows_at_once(model, tokens.shape[1])
     found: list[np.ndarray] = []  # per batch [row, layer, 3]
     with torch.no_grad():
         batches = tokens.split(size)
@@ -84,6 +90,11 @@ def tuned_lens_quality(
             found.append(_kls(model, batch, lens, constant))
             progress(done / len(batches), f"{sum(map(len, found))} of {len(tokens)} rows")
     return _table(np.concatenate(found), model.card.n_layers)
+
+
+def rows_at_once(model: Described, length: int) -> int:
+    """Return of how many rows LOGIT_BYTES hold the logits, at least one."""
+    return max(1, LOGIT_BYTES // (4 * model.card.d_vocab_out * length))
 
 
 def _final(model: Model, tokens: Any) -> Any:
@@ -119,6 +130,19 @@ def _table(kls: np.ndarray, n_layers: int) -> pd.DataFrame:
     for name, values in columns.items():
         frame[name], frame[f"{name}_se"] = mean_and_se(values)
     return pd.DataFrame(frame | {"n": len(kls)})
+
+
+@tuned_lens_quality.costs
+def work(card: ModelCard, subject: Corpus, params: TunedLensQualityParams, *made: Mapping[str, Any]) -> Work:
+    """Every batch twice, for the constant answer and for the streams; translations and two unembeddings per layer."""
+    check_named(params.lens)
+    plan, length = Plan(card), min(subject.length, card.n_ctx)
+    step = rows_at_once(plan, length)
+    plan.call_parts(subject.rows, step, length, n=2)
+    batch, layers = min(step, subject.rows) * length, card.n_layers + 1
+    products = layers * subject.rows * length * card.d_model * (2 * card.d_vocab_out + card.d_model)
+    held = 4 * card.n_layers * card.d_model**2 + 2 * plan.bytes(batch, ["resid_post"]) + 24 * batch * card.d_vocab_out
+    return plan.total(held, 2 * products, FEWER_ROWS)
 
 
 # ---------------------------------------------------------------- figures

@@ -31,8 +31,10 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._asking import prompt_tokens
-from backend.analyses._output import output_maps
-from backend.contract import Axis, Model, Params, Progress, Prompt, Value, View, analysis
+from backend.analyses._output import output_maps, plan_output_maps
+from backend.analyses._work import SHORTER, Plan
+from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
+from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import Panel, beside, panels
 
@@ -160,6 +162,18 @@ def _null(pattern: Any, value_norm: Any, causal: bool, params: ValueWeightedPara
 def _difference(pattern: Any, norms: Any) -> Any:
     weighted = pattern * norms
     return (weighted / weighted.sum(-1, keepdim=True) - pattern).abs().sum(-1) / 2
+
+
+@value_weighted.costs
+def work(card: ModelCard, subject: Prompt, params: ValueWeightedParams) -> Work:
+    """Two calls per layer: its output map and what it does; then products per head and key, and the shuffles."""
+    plan, length = Plan(card), len(subject.tokens)
+    plan_output_maps(plan)
+    plan.call(1, length, card.n_layers)
+    pairs, wide = card.n_heads * length**2, card.n_heads * length * card.d_model
+    operations = card.n_layers * (2 * pairs * card.d_model + 4 * wide * card.d_head + 12 * params.shuffles * pairs)
+    held = 4 * (9 * pairs + 5 * wide) + 4 * card.n_layers * pairs + 200 * card.n_layers * card.n_heads * length
+    return plan.total(held, operations, SHORTER)
 
 
 # ---------------------------------------------------------------- figures

@@ -144,11 +144,6 @@ class Asking(Estimating):
         joined = pd.concat(tables, ignore_index=True)
         return joined[["step", *(c for c in joined if c != "step")]]
 
-    def seconds_expected(self, analysis: str) -> float | None:
-        """Return the median seconds that kept results of this analysis took, or None."""
-        kept = self.store.results(analysis=analysis, limit=20)
-        return float(kept["seconds"].median()) if len(kept) else None
-
 
 def _answers_fit(pairs: Pairs, card: ModelCard) -> None:
     """Refuse answers that the model has no logit for; prompts are checked where they are run."""

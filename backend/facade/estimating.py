@@ -14,6 +14,7 @@ from backend.errors import BadInput, PhasescopeError
 from backend.facade.base import validated
 from backend.facade.models import Models
 from backend.facade.results import Results
+from backend.models import trained
 
 REMEMBERED = 8  # kept results that the estimate is corrected by
 SHORT = 1.0  # s predicted below which a result tells what it costs beside its calls, not how far the price is off
@@ -57,7 +58,11 @@ class Estimating(Models, Results):
     def _work(
         self, asked: Analysis, card: ModelCard, subject: Subject, params: Mapping[str, Any]
     ) -> Work | None:
-        return asked.work(card, subject, validated(asked.params, params, asked.title)) if asked.work else None
+        if not asked.work:
+            return None
+        chosen = validated(asked.params, params, asked.title)
+        made = [trained.locate(run, step, self.settings).record["companion"] for run, step in chosen.companions()]
+        return asked.work(card, subject, chosen, *made)
 
     def _room(self, card: ModelCard) -> int | None:
         """Return the bytes that the workers have left for it: of a GPU what was free when the model was opened."""

@@ -80,7 +80,8 @@ def differences(
 
 
 def share_limits(figures: Sequence[go.Figure]) -> None:
-    """Give the figures one colour range per colour axis (heatmap, points) and one range per y axis."""
+    """Give the figures one colour range per colour axis (heatmap, points), one range per x and y axis, one order of
+    categories and one set of named ticks."""
     for axis in {a for f in figures for a in _keys(f, "coloraxis")}:
         ends = [(f.layout[axis].cmin, f.layout[axis].cmax) for f in figures if axis in f.layout]
         lows, highs = [low for low, _ in ends if low is not None], [high for _, high in ends if high is not None]
@@ -93,31 +94,68 @@ def share_limits(figures: Sequence[go.Figure]) -> None:
     dots = [t for f in figures for t in f.data if t.type == "scatter" and t.marker.cmin is not None]
     for trace in dots:
         trace.marker.update(cmin=min(t.marker.cmin for t in dots), cmax=max(t.marker.cmax for t in dots))
-    for axis in {a for f in figures for a in _keys(f, "yaxis")}:
-        _share_y(figures, axis)
+    for axis in {a for f in figures for letter in "xy" for a in _keys(f, f"{letter}axis")}:
+        _share(figures, axis)
 
 
 def _keys(figure: go.Figure, start: str) -> list[str]:
     return [k for k in figure.layout if str(k).startswith(start)]
 
 
-def _share_y(figures: Sequence[go.Figure], axis: str) -> None:
-    """Lines and bars on this axis get one range; a category, log or hand-set axis stays."""
+def _share(figures: Sequence[go.Figure], axis: str) -> None:
+    """Align one axis: categories in the first figure's order, given ranges and ticks joined, else one range of what is
+    drawn. A log or reversed axis stays as it is."""
     layouts = [f.layout[axis] for f in figures]
-    if any(a.type not in (None, "linear") or a.range is not None or a.autorange == "reversed" for a in layouts):
+    if any(a.type == "category" for a in layouts):
+        _share_categories(figures, axis)
+    elif all(a.type in (None, "linear") and a.autorange != "reversed" for a in layouts):
+        _share_ticks(layouts)
+        given = [tuple(a.range) for a in layouts if a.range is not None]
+        low, high = _joined_range(given) if given else _drawn_range(figures, axis)
+        for layout in layouts if low is not None else ():
+            layout.range = [low, high]
+
+
+def _joined_range(given: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return min(low for low, _ in given), max(high for _, high in given)
+
+
+def _share_ticks(layouts: Sequence[Any]) -> None:
+    named = {v: t for a in layouts if a.tickvals is not None and a.ticktext is not None
+             for v, t in zip(a.tickvals, a.ticktext, strict=False)}  # fmt: skip
+    for layout in layouts if named else ():
+        layout.update(tickvals=sorted(named), ticktext=[named[v] for v in sorted(named)])
+
+
+def _share_categories(figures: Sequence[go.Figure], axis: str) -> None:
+    """The first figure's order, then what only the others have; an axis that has an order of its own keeps it."""
+    if any(f.layout[axis].categoryarray is not None for f in figures):
         return
-    drawn = [t for f in figures for t in f.data if t.type in ("scatter", "bar")
-             and (t.yaxis or "y").replace("y", "yaxis") == axis and t.y is not None]
+    found: dict[str, None] = {}
+    for values in _values(figures, axis):
+        found |= dict.fromkeys(map(str, values))
+    for figure in figures if found else ():
+        figure.layout[axis].update(categoryorder="array", categoryarray=list(found))
+
+
+def _values(figures: Sequence[go.Figure], axis: str, kinds: Sequence[str] = ("scatter", "bar")) -> list[Any]:
+    letter = axis[0]
+    return [t[letter] for f in figures for t in f.data if t.type in kinds and t[letter] is not None
+            and (t[f"{letter}axis"] or letter).replace(letter, f"{letter}axis", 1) == axis]  # fmt: skip
+
+
+def _drawn_range(figures: Sequence[go.Figure], axis: str) -> tuple[float, float] | tuple[None, None]:
+    """Return the range of lines and bars with a little room, (None, None) where nothing numeric is drawn."""
+    drawn = _values(figures, axis)
     try:
-        values = np.concatenate([np.asarray(t.y, float) for t in drawn]) if drawn else np.empty(0)
+        values = np.concatenate([np.asarray(v, float) for v in drawn]) if drawn else np.empty(0)
     except (TypeError, ValueError):  # categories
-        return
+        return None, None
     values = values[np.isfinite(values)]
     if not values.size:
-        return
+        return None, None
     low, high = float(values.min()), float(values.max())
-    if any(t.type == "bar" for t in drawn):
+    if axis.startswith("y") and _values(figures, axis, ("bar",)):
         low, high = min(low, 0.0), max(high, 0.0)
     room = 0.06 * ((high - low) or 1.0)
-    for layout in layouts:
-        layout.range = [low - room, high + room]
+    return low - room, high + room

@@ -69,6 +69,19 @@ def offset_masses(pattern: Tensor, least: int, most: int) -> Tensor:
     return torch.stack([at_offset(pattern, k) for k in range(least, most + 1)], -1)
 
 
+def mass_on(pattern: Tensor, keys: Tensor, causal: bool) -> Tensor:
+    """Average the attention to marked keys over the queries that see one: [row, head]; NaN where none does.
+
+    Args:
+        pattern: [row, head, query, key].
+        keys: [row, key], bool.
+        causal: whether later keys are hidden.
+    """
+    mass = (pattern * keys[:, None, None, :]).sum(-1)
+    sees = keys.cumsum(-1) > 0 if causal else keys.any(-1, keepdim=True).expand_as(keys)
+    return (mass * sees[:, None]).sum(-1) / sees.sum(-1)[:, None]
+
+
 def rollout_step(before: Tensor, pattern: Tensor) -> Tensor:
     """Carry a rollout through one layer: (mean_h P / 2 + identity / 2) @ before.
 

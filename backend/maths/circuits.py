@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence, Set
+from typing import Any
 
 import numpy as np
 
@@ -110,25 +111,28 @@ def smallest_faithful(faithful: np.ndarray, least: float) -> int:
 
 
 def prune(
-    order: Sequence[int], metric: Callable[[np.ndarray], float], threshold: float,
+    order: Sequence[int], metric: Callable[[np.ndarray], Any], threshold: float,
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Take things away one after the other wherever the metric then changes by less than `threshold`.
+    """Take things away one after the other wherever the metric's mean then changes by less than `threshold`.
 
     Each thing is tried once, in this order, with those taken away before it gone: what is kept depends on the order.
+    Every single loss is below the threshold, their sum need not be.
 
     Args:
-        order: every thing 0..n-1; metric: of a mask [thing] of what is kept; threshold: in the metric's unit.
+        order: every thing 0..n-1; metric: of a mask [thing] of what is kept, a number or one per prompt; threshold: in
+            the metric's unit.
     Returns:
-        (mask of what is kept [thing], loss when it was tried [thing], what was taken away in this order).
+        (mask of what is kept [thing], loss when it was tried [thing] or [thing, prompt], what was taken away in this
+        order).
     """
-    kept, loss = np.ones(len(order), bool), np.zeros(len(order))
-    gone: list[int] = []
-    now = metric(kept)
+    kept, gone = np.ones(len(order), bool), list[int]()
+    now = np.asarray(metric(kept), float)
+    loss = np.zeros((len(order), *now.shape))
     for thing in order:
         kept[thing] = False
-        then = metric(kept)
+        then = np.asarray(metric(kept), float)
         loss[thing] = now - then
-        if abs(loss[thing]) < threshold:
+        if abs(loss[thing].mean()) < threshold:
             now, gone = then, [*gone, thing]
         else:
             kept[thing] = True

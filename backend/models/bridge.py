@@ -252,6 +252,13 @@ def unembed(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
     return logits.reshape(*resid.shape[:-1], logits.shape[-1])
 
 
+def unembedding(view: TransformerBridge) -> torch.Tensor:
+    """Return W_U [d_model, d_vocab_out], times what the architecture multiplies its logits by; a cap is left out."""
+    scale = _scale(view.cfg)
+    columns = view.unembed.original_component.weight.detach().T
+    return columns if scale == 1 else columns * scale
+
+
 def direct_logits(
     view: TransformerBridge, resid: torch.Tensor, parts: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -169,10 +169,18 @@ class LoadedModel:
     @torch.no_grad()
     def unembed(self, resid: torch.Tensor) -> torch.Tensor:
         """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
+        self._readable()
+        return bridge.unembed(self.view, resid)
+
+    def unembedding(self) -> torch.Tensor:
+        """W_U [d_model, d_vocab_out], not to be written to. Raises Unfit where the stream is not read through it."""
+        self._readable()
+        return bridge.unembedding(self.view)
+
+    def _readable(self) -> None:
         if hasattr(self, "card") and "unembed" not in self.card.capabilities:
             found = "its residual stream cannot be read through W_U"
             raise Unfit(f"Model {self.card.spec}", found, "Choose another model")
-        return bridge.unembed(self.view, resid)
 
     @torch.no_grad()
     def direct_logits(self, resid: Any, parts: Any, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,9 +190,7 @@ class LoadedModel:
         held at what it is for `resid`; the constants are what its bias and b_U add. Parts that sum to `resid` have
         effects that, with the constants, sum to its logits. Raises Unfit where logits are no such sum.
         """
-        if "unembed" not in self.card.capabilities:
-            found = "its residual stream cannot be read through W_U"
-            raise Unfit(f"Model {self.card.spec}", found, "Choose another model")
+        self._readable()
         return bridge.direct_logits(self.view, resid, parts, torch.as_tensor(tokens, device=self.device))
 
     @torch.no_grad()
@@ -228,7 +234,8 @@ class LoadedModel:
 
     def _fits(self, made: dict[str, Any], run: str) -> None:
         card = self.card
-        wide = {"mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}.get(made["point"], card.d_model)
+        widths = {"mlp_pre": card.d_mlp, "mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}
+        wide = widths.get(made["point"], card.d_model)
         if made["layer"] >= card.n_layers:
             found = f"it reads layer {made['layer']}, the model has layers 0 to {card.n_layers - 1}"
         elif made["d_in"] != wide:

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,20 +24,24 @@ AGAIN = 0.05  # seconds; a shorter call is timed three times, a longer one while
 def probe(model: LoadedModel) -> dict[str, float]:
     """Measure calls of three shapes, forward and with gradients, and return what `costs.price` reads.
 
-    The hooked forward is measured, since analyses use it. Keys: {forward, gradients}_{seconds, bytes}_{call, token,
-    square}, operations_per_second (of the longest forward), probe_seconds, and on a GPU room_bytes (free there now).
-    Gradients are left out where the model has none; cost: 8 calls, 26 where they are short.
+    The hooked forward is measured, since analyses use it. Keys: {forward, gradients}[_last]_{seconds, bytes}_{call,
+    token, square}, operations_per_second (of the longest forward), probe_seconds, and on a GPU room_bytes (free there
+    now). Gradients are left out where the model has none; cost: 14 calls, 50 where they are short.
     """
     began, found = time.perf_counter(), {}
     short, long = min(SHORT, max(1, model.card.n_ctx // 2)), min(LONG, model.card.n_ctx)
-    kinds = {"forward": _forward, "gradients": _gradients}
+    kinds: dict[str, Any] = {"forward": _forward, "forward_last": partial(_forward, last=True),
+             "gradients": _gradients, "gradients_last": partial(_gradients, last=True)}  # fmt: skip
+    asked = kinds if "gradients" in model.card.capabilities else [k for k in kinds if k.startswith("forward")]
     warm = _call(_forward, model, 1, short)
     warm()
     rows = MANY if _once(warm, model.device) < QUICK else FEW
-    shapes, rates = [(1, short), (rows, short), (rows // FEW, long)], []
-    for kind in kinds if "gradients" in model.card.capabilities else ["forward"]:
+    shapes = [(1, short), (rows, short), (rows // FEW, long)]
+    rates: list[float] = []
+    for kind in asked:
         measured = [_measured(_call(kinds[kind], model, *shape), model.device) for shape in shapes]
-        rates += [rows * length / spent[0] for (rows, length), spent in zip(shapes, measured, strict=True)]
+        if kind == "forward":  # each of whose tokens passes all weights
+            rates = [rows * length / spent[0] for (rows, length), spent in zip(shapes, measured, strict=True)]
         for i, unit in enumerate(("seconds", "bytes")):
             points = [(*shape, values[i]) for shape, values in zip(shapes, measured, strict=True)]
             parts = zip(("call", "token", "square"), costs.fit(points), strict=True)
@@ -52,12 +57,12 @@ def _call(kind: Callable[[LoadedModel, torch.Tensor], Any], model: LoadedModel, 
     return lambda: kind(model, tokens)
 
 
-def _forward(model: LoadedModel, tokens: torch.Tensor) -> Any:
-    return model.run_with(tokens, {})
+def _forward(model: LoadedModel, tokens: torch.Tensor, last: bool = False) -> Any:
+    return model.run_with(tokens, {}, last=last)
 
 
-def _gradients(model: LoadedModel, tokens: torch.Tensor) -> Any:
-    return model.gradients(tokens, lambda logits: logits[:, -1, 0], [("embed", 0)])
+def _gradients(model: LoadedModel, tokens: torch.Tensor, last: bool = False) -> Any:
+    return model.gradients(tokens, lambda logits: logits[:, -1, 0], [("embed", 0)], last=last)
 
 
 def _measured(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:

@@ -10,7 +10,9 @@ How does GPT-2 compute greater-than?; Heimersheim and Janiak (2023), A circuit f
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +75,10 @@ class Maker:
 
 
 def make(card: Mapping[str, Any], task: str, n: int, seed: int) -> Pairs:
-    """Return n different pairs of a task. Raises NotFound-like BadInput for an unknown one, Unfit with the reason."""
+    """Return n different pairs of a task. Raises NotFound-like BadInput for an unknown one, Unfit with the reason.
+
+    Where a task has prompts of several lengths, none stands alone in its own: means over prompts are taken by length.
+    """
     if task not in TASKS:
         raise BadInput(f"Task {task!r}", "no such task", f"Use one of {', '.join(TASKS)}")
     one = TASKS[task]
@@ -92,7 +97,22 @@ def make(card: Mapping[str, Any], task: str, n: int, seed: int) -> Pairs:
             break
     if not found:
         raise problem or Unfit(f"{one.title} for {card['spec']}", "no pair could be made", "Choose another task")
-    return Pairs(pairs=tuple(found), text=f"{task}, {len(found)} pairs, seed {seed}")
+    pairs = _in_company(list(found), lambda: one.draw(maker, dice))
+    return Pairs(pairs=tuple(pairs), text=f"{task}, {len(pairs)} pairs, seed {seed}")
+
+
+def _in_company(pairs: list[Pair], draw: Callable[[], Pair]) -> list[Pair]:
+    """Replace pairs that are alone in their length by others, as far as some can be drawn."""
+    for _ in range(TRIES * len(pairs)):
+        lengths = Counter(len(p.clean) for p in pairs)
+        alone = next((p for p in pairs if lengths[len(p.clean)] == 1), None)
+        if alone is None or len(pairs) == 1:
+            break
+        with suppress(PhasescopeError):
+            new = draw()
+            if len(new.clean) != len(alone.clean) and lengths[len(new.clean)] and new not in pairs:
+                pairs[pairs.index(alone)] = new
+    return pairs
 
 
 def fitting(card: Mapping[str, Any]) -> dict[str, str]:
@@ -297,7 +317,8 @@ TASKS: dict[str, Task] = {t.name: t for t in (
     Task("modular_addition", "Modular addition", "a + b modulo p; corrupted: another a", _modular_addition, _adds),
     Task("synthetic_ioi", "Indirect object, made-up sentences", "two names, one gives to the other; corrupted: the "
          "giver is the other one", _synthetic_ioi, _tells_ioi),
-    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first",
+    Task("induction", "Repeated random tokens", "a random block twice; corrupted: another token followed at first. "
+         "What stands before the answer stays, so previous-token heads have no part in it: see the next one",
          _induction, _repeats),
     Task("induction_previous", "Repeated tokens, reordered", "a random block twice; corrupted: the last token "
          "stood elsewhere at first, before the distractor", _induction_previous, _repeats),

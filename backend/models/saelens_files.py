@@ -18,7 +18,7 @@ from backend.models import fingerprints, registry
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 #: theirs -> how our encoder names the same
 KINDS = {"standard": "l1", "topk": "topk", "jumprelu": "batch_topk", "batchtopk": "batch_topk"}
-_HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|mlp\.hook_(post)"
+_HOOK = re.compile(r"blocks\.(\d+)\.(?:hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)|mlp\.hook_(pre|post)"
                    r"|attn\.hook_(z))$")  # fmt: skip
 _CENTRED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # what centred writing weights change
 
@@ -70,7 +70,7 @@ def _place(about: dict[str, Any], asked: str) -> tuple[str, int]:
     if found is None:
         raise Unsupported(asked, f"it reads {name!r}, no point known here", "Use one of the residual stream, attn_out, "
                           "mlp_out, mlp.hook_post or attn.hook_z")  # fmt: skip
-    return found[2] or ("mlp_post" if found[3] else "z"), int(found[1])
+    return found[2] or (f"mlp_{found[3]}" if found[3] else "z"), int(found[1])
 
 
 def _as_opened(config: dict[str, Any], about: dict[str, Any], point: str, asked: str) -> None:

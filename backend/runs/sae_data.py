@@ -107,11 +107,32 @@ def spliced_loss(data: Data, params: Any, change: Any) -> float | None:
 
     step, total = max(1, FORWARD_TOKENS // data.rows.shape[1]), 0.0
     for rows in data.rows.split(step):
-        loss = answers_loss(data.model.card, rows, data.model.run_with(rows, {(params.point, params.layer): edit}))
+        edits = placed(data.model.card, params.point, params.layer, edit)
+        loss = answers_loss(data.model.card, rows, data.model.run_with(rows, edits))
         if loss is None:
             return None
         total += float(loss) * len(rows)
     return total / len(data.rows)
+
+
+def placed(card: Any, point: str, layer: int, edit: Any) -> dict[tuple[str, int], Any]:
+    """Return the edits that put `edit` of a point in its place.
+
+    resid_mid is no point that can be changed (the stream goes past it): what attention adds is changed so that the
+    stream behind it is as asked. Without an MLP it is resid_post.
+    """
+    if point != "resid_mid" or not card.d_mlp:
+        return {(point, layer): edit}
+    before: list[Tensor] = []
+
+    def remember(stream: Tensor) -> Tensor:
+        before[:] = [stream]
+        return stream
+
+    def moved(out: Tensor) -> Tensor:
+        return edit(before[0] + out) - before[0]
+
+    return {("resid_pre", layer): remember, ("attn_out", layer): moved}
 
 
 def answers_loss(card: Any, rows: Tensor, logits: Tensor) -> Tensor | None:

@@ -39,8 +39,8 @@ class SaeParams(RecipeParams):
     spec: str = Field("run:induction-demo", max_length=1000, description="the model: run:NAME, dir:PATH, hub:NAME, "
                       "nanogpt:PATH or tl:PATH")  # fmt: skip
     model_step: int = Field(-1, ge=-1, le=2**31 - 1, description="checkpoint of a run; -1: the last")
-    point: Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_post", "z"] = Field(
-        "resid_post", description="which activations are read; z: the heads' outputs joined"
+    point: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "mlp_pre", "mlp_post", "z"] = Field(
+        "resid_post", description="which activations are read; z: the heads' outputs joined; mlp_pre: before act_fn"
     )
     layer: int = Field(0, ge=0, le=1000, description="layer of the point")
     d_sae: int = Field(256, ge=2, le=131_072, description="features in the dictionary")

@@ -39,6 +39,8 @@ SHARED = 16  # tokens in a row that a training row must not share with a held-ou
 
 
 class TunedLensParams(RecipeParams):
+    #: not 0, which a Corpus has by default: a lens is not to be measured on the rows that it learnt from
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="fixes the rows, their order and the held-out rows")
     model: str = Field("run:induction-demo", max_length=1000, pattern=r"^\S.*$",
                        description="the model it is for, as on the Models page (run:NAME, a folder, a hub name)")
     step: int | None = Field(None, ge=0, le=2**31 - 1, description="checkpoint of the model; none takes the last")
@@ -74,18 +76,20 @@ METRICS = (
     presets=(
         Preset("induction-demo", "for the shipped induction run, on its own training data"),
         Preset("induction-demo, five seeds", "the same lens from five draws of rows",
-               tuple({"seed": s} for s in range(5))),
+               tuple({"seed": s} for s in range(1, 6))),
     ),
     metrics=METRICS,
 )  # fmt: skip
 def tuned_lens(params: TunedLensParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, the translators of one model into the run folder."""
+    from backend.runs import corpora
     from backend.runs.loop import run_loop
 
     model = opened(params)
     if resume_from is None:
+        text = {"digest": corpora.digest_of(params.path)} if params.source == "file" else {}
         run.describe(companion={"kind": "tuned_lens", "spec": model.card.spec, "step": model.card.step,
-                                "fingerprint": model.card.fingerprint})  # fmt: skip
+                                "fingerprint": model.card.fingerprint, **text})  # fmt: skip
     elif run.info["companion"]["fingerprint"] != model.card.fingerprint:
         found = f"{params.model} holds other weights than when the lens was started"
         raise Unfit(f"Resuming {run.folder.name!r}", found, "Start a new lens")
