@@ -154,8 +154,8 @@ def _ready(
             st.progress(0.0, text=f"Starting {len(absent)} computations; they can be cancelled in a moment")
             _sweep(house, run, absent, card, prompt)
         widgets.unpress("sweep")  # a second click while it started
-        before, absent = len(absent), missing(house, run, steps, names, prompt)
         waiting = _sweep_jobs(house, absent)
+        before, absent = len(absent), missing(house, run, steps, names, prompt)
         if len(absent) < before and not waiting:  # done while it was asked for: the ticks above do not know
             st.rerun()
     if waiting:
