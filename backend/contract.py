@@ -342,6 +342,14 @@ class Model(Protocol):
         """The plain forward of the bare module: [batch, pos, d_vocab_out]."""
         ...
 
+    def parameters(self) -> dict[str, Any]:
+        """The bare module's trained tensors by the names it gives them."""
+        ...
+
+    def logits_at(self, parameters: Mapping[str, Any], tokens: Any) -> Any:
+        """The plain forward with these in place of its own, differentiable twice: [batch, pos, d_vocab_out]."""
+        ...
+
     def unembed(self, resid: Any) -> Any:
         """Final norm, W_U and b_U on a residual stream [..., d_model] -> logits [..., d_vocab_out]."""
         ...

@@ -292,3 +292,18 @@ def test_mlp_points_of_a_gated_mlp(models: dict[str, Any], kind: str) -> None:
     out = layer.mlp.down_proj(post)
     out = layer.post_feedforward_layernorm(out) if kind == "gemma2" else out
     torch.testing.assert_close(found["mlp_out", 1], out, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_weights_are_put_in_for_one_forward_that_bends_twice(models: dict[str, Any], kind: str) -> None:
+    model = models[kind]
+    ids, own = torch.tensor([[1, 2, 3, 4]]), {n: p.detach().clone() for n, p in model.parameters().items()}
+    before = model.logits(ids)
+    assert torch.equal(model.logits_at(own, ids), before)
+    name = next(n for n, p in own.items() if p.ndim == 2 and "mb" not in n)
+    with torch.no_grad():
+        assert not torch.allclose(model.logits_at({name: 1.5 * own[name]}, ids), before)
+    assert torch.equal(model.logits(ids), before), "the module stays as it is"
+    leaf = own[name].requires_grad_()
+    slope = torch.autograd.grad(model.logits_at({name: leaf}, ids).square().sum(), leaf, create_graph=True)[0]
+    assert torch.autograd.grad(slope.square().sum(), leaf)[0].abs().max() > 0

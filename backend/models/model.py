@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backend import settings
 from backend.contract import ModelCard, Observation
@@ -165,6 +166,20 @@ class LoadedModel:
     def logits(self, tokens: Any) -> torch.Tensor:
         """The plain forward of the bare module, without gradients: [batch, pos, d_vocab_out]."""
         return self.forward(tokens)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The bare module's trained tensors by the names it gives them, each once where two share one."""
+        return dict(self.bare.named_parameters())
+
+    def logits_at(self, parameters: Mapping[str, torch.Tensor], tokens: Any) -> torch.Tensor:
+        """The plain forward with `parameters` (all or some of `parameters()`) in place of its own, with gradients.
+
+        [batch, pos, d_vocab_out]; it can be differentiated twice, forwards and backwards (the fused attention kernels
+        cannot). The module itself stays as it is. Raises BadInput for tokens that do not fit.
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            out = torch.func.functional_call(self.bare, dict(parameters), (self.tokens(tokens),))
+        return out if isinstance(out, torch.Tensor) else out.logits
 
     @torch.no_grad()
     def unembed(self, resid: torch.Tensor) -> torch.Tensor:
