@@ -39,13 +39,13 @@ def model_card(card: dict[str, Any]) -> None:
         st.markdown(f"#### {short_name(card['spec'])}{step}")
         st.html(
             '<div class="ps-row">'
-            + fidelity_badge(card)
+            + ("" if card["energy"] else fidelity_badge(card))
             + theme.badge(card["architecture"])
             + theme.badge(card["dtype"])
             + theme.badge(card["device"])
             + "</div>"
         )
-        facts = {
+        facts = _energy_facts(card) if card["energy"] else {
             "layers x heads": f"{card['n_layers']} x {card['n_heads']}"
             + (f" ({card['n_key_value_heads']} key-value)" if card["n_key_value_heads"] != card["n_heads"] else ""),
             "parameters": theme.count(card["n_params"]),
@@ -59,14 +59,31 @@ def model_card(card: dict[str, Any]) -> None:
         for i, (name, value) in enumerate(facts.items()):
             columns[i % 3].markdown(f"{value}  \n:gray[{name}]")
         st.caption(
-            f"{card['source']} · fingerprint `{card['fingerprint'][:12]}` · tokenizer: {card['tokenizer']['kind']} · "
-            f"opened in {theme.seconds(card['seconds'])}"
+            f"{card['source']} · fingerprint `{card['fingerprint'][:12]}` · "
+            + ("" if card["energy"] else f"tokenizer: {card['tokenizer']['kind']} · ")
+            + f"opened in {theme.seconds(card['seconds'])}"
         )
         for note in card["notes"]:
             st.caption(f":material/info: {note}")
         links = st.columns(3)
+        if card["energy"]:
+            query = url.query(energy=card["spec"], energy_step=card["step"])
+            link("energy_landscapes", label="Energy landscapes", icon="landscape", query=query)
+            return
         query = url.query(model=card["spec"], step=card["step"])
         with links[0]:
             link("attention", label="Attention", icon="grid_on", query=query)
         with links[1]:
             link("logit_lens", label="Logit lens", icon="layers", query=query)
+
+
+def _energy_facts(card: dict[str, Any]) -> dict[str, str]:
+    told = card["energy"]
+    return {
+        "trained on": f"{told['task']}, {told['side']} x {told['side']}",
+        "parameters": theme.count(card["n_params"]),
+        "memory": theme.bytes(card["memory_bytes"]),
+        "entries of x / y": f"{told['d_x']} / {told['d_y']}",
+        "width": str(told["width"]),
+        "annealing levels": str(told["levels"]),
+    }

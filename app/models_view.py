@@ -31,6 +31,11 @@ FORMS = {
         "/path/to/model.pt",
         "Weights as .pt or safetensors, with a config JSON where there is one.",
     ),
+    "Energy model (IRED)": (
+        "energy",
+        "/path/to/model.pt",
+        "A checkpoint of the official code, or safetensors of the same names; a JSON beside it may name the task.",
+    ),
     "Training run": ("run", "name or /path/to/run", "A folder with run.json and checkpoints."),
 }
 
@@ -89,7 +94,7 @@ def _rows(house: Any) -> list[dict[str, str]]:
         {
             "model": short_name(r.spec),
             "spec": r.spec,
-            "layers x heads": f"{r.n_layers} x {r.n_heads}",
+            "layers x heads": f"{r.n_layers} x {r.n_heads}" if r.n_heads else "energy model",
             "parameters": theme.count(r.n_params),
             "last used": theme.ago(r.last_used),
         }

@@ -12,7 +12,7 @@ import streamlit as st
 from app import subject_sets, url, widgets
 from app.asking import finish
 from app.links import link
-from backend.contract import Corpus, Pairs, Prompt, Subject, Weights, parse_spec
+from backend.contract import Corpus, Pairs, Problems, Prompt, Subject, Weights, parse_spec
 from backend.errors import NotFound, PhasescopeError
 
 TEXTS = {
@@ -23,9 +23,11 @@ TEXTS = {
 }
 
 FIRST_MODEL = "run:induction-demo"  # what a first visit shows
+FIRST_ENERGY = "run:inverse-5"
 
 #: model, checkpoint, and what the question is about
-WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1]}
+WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1],
+                                          Problems: [4, 4, 6]}
 
 
 @dataclass
@@ -55,22 +57,24 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
 
 def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page."""
+    name, at = ("energy", "energy_step") if kind is Problems else ("model", "step")
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
-    runs = {spec: r for spec, r in known_runs.items() if openable(r)}
-    spec = url.get("model") or default_model(runs, house)
+    runs = {spec: r for spec, r in known_runs.items() if openable(r) and is_energy(r) == (kind is Problems)}
+    spec = url.get(name) or default_model(runs, house, FIRST_ENERGY if kind is Problems else FIRST_MODEL)
     if made_for := (known_runs.get(spec) or {}).get("companion"):
         trained_for(known_runs[spec]["name"], made_for)
         st.stop()
     with st.container(key="subject-bar"):
         left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
         with left:
-            model_picker(house, runs, spec)
+            model_picker(house, runs, spec, "Energy model" if kind is Problems else "Model", name, at)
         steps = runs[spec]["checkpoints"] if spec in runs else []
         with middle:
-            step = checkpoint_of(steps) if steps else None
+            step = checkpoint_of(steps, at) if steps else None
             if not steps and (spec in known_runs or not spec.startswith("run:")):
                 _no_slider(spec)
         card = opened(house, spec, step)
+        _other_family(card, kind, step)
         subject = _subject(house, card, kind, right)
     labels = house.tokenizer(card).labels(list(subject.tokens)) if isinstance(subject, Prompt) else []
     if isinstance(subject, Pairs):
@@ -78,11 +82,34 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
     return Bar(spec, step, card, subject, labels, steps)
 
 
+def is_energy(run: Mapping[str, Any]) -> bool:
+    """Say whether a run trains an energy model."""
+    return (run.get("model") or {}).get("kind") == "energy"
+
+
+def _other_family(card: Mapping[str, Any], kind: type[Subject], step: int | None) -> None:
+    """Stop a page of tokens on an energy model, and the other way round, with the way to a page that fits."""
+    if bool(card["energy"]) == (kind is Problems):
+        return
+    if card["energy"]:
+        widgets.empty_state("This is an energy model", "It answers matrix problems and knows no tokens, so this page "
+                            "has nothing to ask it. Choose a transformer above, or see its landscapes.")  # fmt: skip
+        link("energy_landscapes", "Energy landscapes", icon="landscape",
+             query=url.query(energy=card["spec"], energy_step=step))  # fmt: skip
+    else:
+        widgets.empty_state("This is a transformer", "This page asks an energy model about matrix problems: choose one "
+                            "above, or train one on the Training page.")  # fmt: skip
+        link("training", "Train an energy model", icon="monitoring", query={"recipe": "energy"})
+    st.stop()
+
+
 def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) -> Subject:
     if kind is Prompt:
         return _prompt_field(house, card, place)
     if kind is Pairs:
         return subject_sets.pairs_field(house, card, place)
+    if kind is Problems:
+        return subject_sets.problems_field(house, card, place)
     return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
 
 
@@ -104,10 +131,10 @@ def openable(run: Mapping[str, Any]) -> bool:
     return bool(run["checkpoints"]) and isinstance(run.get("model"), dict)
 
 
-def default_model(runs: dict[str, Any], house: Any) -> str:
+def default_model(runs: dict[str, Any], house: Any, first: str = FIRST_MODEL) -> str:
     """Return the model of a first visit: a shipped run, else any run, else the last opened model."""
-    shipped = sorted((s for s, r in runs.items() if r.get("shipped")), key=lambda s: s != FIRST_MODEL)
-    opened = list(house.models()["spec"]) if not runs else []
+    shipped = sorted((s for s, r in runs.items() if r.get("shipped")), key=lambda s: s != first)
+    opened = list(house.models()["spec"]) if not runs and first == FIRST_MODEL else []
     found = next(iter([*shipped, *runs, *opened]), "")
     if not found:
         widgets.empty_state("No model yet", "Open one on the Models page, or train one on the Training page.")
@@ -120,11 +147,9 @@ def model_picker(
     house: Any, runs: dict[str, Any], spec: str, label: str = "Model", name: str = "model", step: str = "step"
 ) -> None:
     """Draw the picker of a model, bound to the URL field `name`; another model lets go of what belonged to the last."""
-    opened = house.models()
-    facts = {
-        r.spec: f"{r.n_layers} x {r.n_heads} heads"
-        for r in opened.itertuples()
-    }
+    energies = name == "energy"
+    facts = {r.spec: f"{r.n_layers} x {r.n_heads} heads" if r.n_heads else f"{r.d_model} wide"
+             for r in house.models().itertuples() if bool(r.energy) == energies}  # fmt: skip
     options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))
     url.bound(
         st.selectbox,
@@ -141,7 +166,7 @@ def model_picker(
 def short_name(spec: str) -> str:
     """Return a spec for people: the last part of a path, the scheme behind."""
     scheme, _, place = spec.partition(":")
-    name = place.rstrip("/").rsplit("/", 1)[-1] if scheme in ("dir", "nanogpt", "tl") else place
+    name = place.rstrip("/").rsplit("/", 1)[-1] if scheme in ("dir", "nanogpt", "tl", "energy") else place
     return f"{name} ({scheme})"
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from app import url, widgets
-from backend.contract import Corpus, Pair, Pairs
+from backend.contract import Corpus, Pair, Pairs, Problems
 from backend.errors import PhasescopeError
 from backend.facade.prompt_sets import OWN
+from backend.subjects import HARDER, TASKS, entries
 
 SOURCES = {"training": "what it was trained on", "python": "Python's standard library", "random": "random tokens",
            "file": "a text file"}  # fmt: skip
@@ -140,3 +142,34 @@ def corpus_field(house: Any, card: dict[str, Any], place: Any, other: dict[str, 
             widgets.error_panel(error)
             st.stop()
     raise AssertionError
+
+
+def problems_field(house: Any, card: dict[str, Any], place: Any) -> Problems:
+    """Draw how many problems, their seed, and of which task or distribution; stops the page where they do not fit."""
+    own = card["energy"]["task"]
+    fitting = [own, *(t for t in TASKS if t != own and _same_sizes(t, card["energy"]))]
+    with place:
+        left, n_at, seed_at, harder_at = st.columns([5, 2, 2, 3], vertical_alignment="bottom", gap="small")
+        with left:
+            task = url.bound(st.selectbox, "Problems", "problem_task", fallback=own, options=fitting,
+                             help="What is asked; the first is what the model was trained on.")  # fmt: skip
+        with n_at:
+            n = url.bound(st.number_input, "How many", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
+        with seed_at:
+            seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
+        with harder_at:
+            options = {"no": "as in training", "yes": "harder"}
+            harder = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(options),
+                               format_func=options.get, disabled=task not in HARDER,
+                               help="Harder: nearer to singular, larger or thinner than in training.")  # fmt: skip
+        try:
+            return house.problems(card, n=int(n), seed=int(seed), harder=harder == "yes" and task in HARDER,
+                                  task="" if task == own else task)  # fmt: skip
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            st.stop()
+    raise AssertionError
+
+
+def _same_sizes(task: str, told: Mapping[str, Any]) -> bool:
+    return entries(task, told["side"]) == (told["d_x"], told["d_y"])

@@ -88,6 +88,8 @@ def look(house: Any, focus: str, step: int) -> Look | None:
     if card is None:
         return None
     known = views.fitting(house, card)
+    if card["energy"]:
+        return _look_at_energy(card, known)
     above, row = st.columns(2), st.columns([2, 2, 4, 4], vertical_alignment="bottom")
     with above[0]:
         picked = url.bound(st.multiselect, "Views", "views", fallback=views.first_views(card, list(known)),
@@ -100,6 +102,18 @@ def look(house: Any, focus: str, step: int) -> Look | None:
     with row[2]:
         link("attention", label=f"Open step {step}", icon="open_in_full", query=at_step(focus, step))
     return Look(card, known, picked, prompt, row[3].container())
+
+
+def _look_at_energy(card: dict[str, Any], known: dict[str, str]) -> Look:
+    """Draw the picker of views of an energy model: no prompt, no heads."""
+    left, middle, right = st.columns([6, 2, 4], vertical_alignment="bottom")
+    with left:
+        picked = url.bound(st.multiselect, "Views", "views", fallback=views.first_views(card, list(known)),
+                           options=list(known), format_func=lambda n: known[n])  # fmt: skip
+    with middle:
+        link("energy_landscapes", label="Energy landscapes", icon="open_in_full",
+             query=url.query(energy=card["spec"], energy_step=card["step"]))  # fmt: skip
+    return Look(card, known, picked, None, right.container())
 
 
 def open_views(house: Any, focus: str, seen: Look, steps: Sequence[int]) -> None:

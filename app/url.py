@@ -110,10 +110,18 @@ FIELDS: dict[str, Field] = {
     "corpus_seed": Field(_int),
     "sae": Field(str),
     "feature": Field(_int),
+    "energy": Field(str),
+    "energy_step": Field(_int),
+    "n_problems": Field(_int),
+    "problem_seed": Field(_int),
+    "harder": Field(_choice("yes", "no"), default="no"),
+    "problem_task": Field(str),
+    "level": Field(_int, default=0),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
-           "n_rows", "row_length", "corpus_seed", "sae", "feature")  # fmt: skip
+           "n_rows", "row_length", "corpus_seed", "sae", "feature", "energy", "energy_step", "n_problems",
+           "problem_seed", "harder", "problem_task", "level")  # fmt: skip
 #: pages that are not about a subject keep fields of their own
 OWN = {
     "training": ("runs", "axis", "focus", "at", "marker", "views", "compare", "charts", "seeds", "layer", "head",

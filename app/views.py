@@ -44,7 +44,7 @@ def opened(house: Any, run: str, step: int) -> dict[str, Any] | None:
 def fitting(house: Any, card: Mapping[str, Any], named: bool = False) -> dict[str, str]:
     """Return {name: title} of the analyses that this model can be asked; with `named` also those that want a word of
     the user's own (`Params.named`)."""
-    paired = any(not task["reason"] for task in house.tasks(card).values())
+    paired = not card["energy"] and any(not task["reason"] for task in house.tasks(card).values())
     return {n: a.title for n, a in house.analyses().items()
             if not a.unfit(card["capabilities"]) and (paired or a.subject is not Pairs)
             and (named or not a.params.named)}

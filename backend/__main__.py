@@ -23,10 +23,11 @@ import pandas as pd
 from backend import analyses, diagram_cli, export
 from backend import settings as settings_room
 from backend.client import running_dashboard
-from backend.contract import Corpus, Pairs, Params, Prompt, parse_spec
+from backend.contract import Corpus, Pairs, Params, Problems, Prompt, parse_spec
 from backend.errors import BadInput, Broken, PhasescopeError, from_record
 from backend.models import prompts, registry
 from backend.runs import recipes
+from backend.subjects import TASKS
 
 TAKEN = ("model", "step", "text", "tokens", "out", "json", "help", "run_dir", "resume", "task", "pairs", "n_pairs",
          "pairs_seed", "source", "file", "n_rows", "row_length", "corpus_seed", "dry_run")  # fmt: skip
@@ -81,7 +82,7 @@ def _run_parser(commands: Any) -> None:
             "--model",
             required=True,
             metavar="SPEC",
-            help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
+            help="run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH, tl:PATH or energy:PATH",
         )
         sub.add_argument("--step", help="checkpoint of a run: a number, or `all` for a sweep")
         _subject_flags(sub, one.subject)
@@ -111,6 +112,13 @@ def _subject_flags(sub: argparse.ArgumentParser, subject: type) -> None:
         sub.add_argument("--corpus-seed", default="0", help="seed of the rows (default 0)")
 
 
+    if subject is Problems:
+        sub.add_argument("--n-problems", default="64", help="how many problems are drawn (default 64)")
+        sub.add_argument("--problem-seed", default="0", help="seed of the problems (default 0)")
+        sub.add_argument("--harder", action="store_true", help="of the distribution that nothing was trained on")
+        sub.add_argument("--task", default="", help=f"{', '.join(TASKS)}; default: what the model was trained on")
+
+
 def _about_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the words of a subject that is no prompt; see `Asking.submit`."""
     if hasattr(args, "pairs"):
@@ -124,6 +132,9 @@ def _about_of(args: argparse.Namespace) -> dict[str, Any]:
                                 "seed": _whole(args.corpus_seed, "--corpus-seed")}  # fmt: skip
         told |= {"path": str(Path(args.file).expanduser().absolute()), "source": "file"} if args.file else {}
         return told | ({"source": args.source} if args.source else {})
+    if hasattr(args, "n_problems"):
+        return {"n": _whole(args.n_problems, "--n-problems"), "seed": _whole(args.problem_seed, "--problem-seed"),
+                "harder": args.harder, "task": args.task}  # fmt: skip
     return {}
 
 

@@ -17,9 +17,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backend.costs import Work
 from backend.errors import BadInput
-from backend.subjects import Corpus, Pair, Pairs, Prompt, Rows, Subject, Weights, subject_from
+from backend.subjects import (
+    Corpus,
+    Matrices,
+    Pair,
+    Pairs,
+    Problems,
+    Prompt,
+    Rows,
+    Subject,
+    Weights,
+    subject_from,
+)
 
-__all__ = ["Corpus", "Pair", "Pairs", "Prompt", "Rows", "Subject", "Weights", "subject_from"]
+__all__ = ["Corpus", "Matrices", "Pair", "Pairs", "Problems", "Prompt", "Rows", "Subject", "Weights", "subject_from"]
 
 # ---------------------------------------------------------------- params and subjects
 
@@ -156,6 +167,10 @@ class Analysis:
 
     def unfit(self, capabilities: Sequence[str]) -> str:
         """Return why a model with these capabilities cannot be asked, or ''."""
+        if ("energy" in capabilities) != (self.subject is Problems):
+            wanted, found = ("an energy model", "a transformer") if self.subject is Problems else (
+                "a transformer", "an energy model")  # fmt: skip
+            return f"{self.title} asks {wanted}, this is {found}"
         missing = [NEEDS.get(n, n) for n in self.needs if n not in capabilities]
         return f"{self.title} needs {', '.join(missing)}" if missing else ""
 
@@ -244,11 +259,11 @@ def analysis(
 class ModelSpec(BaseModel):
     """Where a model comes from: `scheme:place[@revision]`, and the step where it is a run.
 
-    Schemes: run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH, tl:PATH.
+    Schemes: run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH, tl:PATH, energy:PATH.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    scheme: Literal["run", "dir", "hub", "nanogpt", "tl"]
+    scheme: Literal["run", "dir", "hub", "nanogpt", "tl", "energy"]
     place: str
     revision: str = ""
     step: int | None = None
@@ -258,13 +273,13 @@ class ModelSpec(BaseModel):
 
 
 def parse_spec(text: str, step: int | None = None) -> ModelSpec:
-    """Read `scheme:place[@revision]`. Raises BadInput that lists the five forms."""
+    """Read `scheme:place[@revision]`. Raises BadInput that lists the six forms."""
     scheme, colon, place = text.strip().partition(":")
-    if not colon or scheme not in ("run", "dir", "hub", "nanogpt", "tl") or not place.strip():
+    if not colon or scheme not in ("run", "dir", "hub", "nanogpt", "tl", "energy") or not place.strip():
         raise BadInput(
             f"Model {text!r}",
             "not a model specification",
-            "Write run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH or tl:PATH",
+            "Write run:NAME, dir:PATH, hub:NAME@REVISION, nanogpt:PATH, tl:PATH or energy:PATH",
         )
     revision = ""
     if scheme == "hub" and "@" in place:
@@ -313,6 +328,10 @@ class ModelCard(BaseModel):
     training: dict[str, Any] = Field(
         default_factory=dict, description="{recipe, params} of the run it is a checkpoint of; {} elsewhere"
     )
+    energy: dict[str, Any] = Field(
+        default_factory=dict, description="of an energy model {task, side, rank, d_x, d_y, width, levels}; sizes of "
+        "tokens and heads are 0 then; {} of a transformer"
+    )  # fmt: skip
 
 
 class Described(Protocol):
@@ -398,6 +417,25 @@ class Model(Protocol):
         """The bare module's weights by glossary name: W_E [d_vocab, d_model], W_pos, W_U [d_model, d_vocab_out], and
         per layer a list: W_Q W_K W_V [head, d_model, d_head], W_O [head, d_head, d_model], W_in, W_out, b_in, b_out.
         Absent ones are left out. Views where possible; never written to."""
+        ...
+
+
+class Energies(Protocol):
+    """What an analysis of `Problems` may ask of an energy model. Level 0 is the sharpest, `schedule.levels` - 1 the
+    smoothest. `net(x, y, level)` gives energies [n], `net.gradient` dE/dy [n, d_y], `net.hessian` the parts of d2E/dy2,
+    `net.run` all of a forward; `exact` is the net in float64."""
+
+    card: ModelCard
+    net: Any
+    exact: Any
+    schedule: Any
+
+    def level(self, k: int, n: int) -> Any:
+        """Level k for n rows, as the net takes it."""
+        ...
+
+    def sibling(self, step: int) -> Any:
+        """The net of another checkpoint of the same run. Raises NotFound where there is none."""
         ...
 
 

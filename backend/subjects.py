@@ -1,8 +1,9 @@
-"""What an analysis may be asked about: a prompt, pairs of prompts, a corpus, or the weights alone. No torch."""
+"""What an analysis may be asked about: a prompt, pairs of prompts, a corpus, the weights alone, or problems of an
+energy model. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -130,8 +131,54 @@ class Weights(_Frozen):
         return {"kind": self.kind}
 
 
-Subject = Prompt | Pairs | Corpus | Weights
-KINDS: dict[str, type[Any]] = {"prompt": Prompt, "pairs": Pairs, "corpus": Corpus, "weights": Weights}
+HARDER = ("inverse", "addition", "completion")  # tasks with a harder distribution
+TASKS = ("inverse", "addition", "completion", "gauss", "rank1")
+
+
+class Problems(_Frozen):
+    """Problems (x, y0) for an energy model, drawn fresh; the worker turns them into `Matrices` before it computes.
+
+    `task` "" is the one that the model was trained on; `harder` draws from the distribution that nothing is trained on
+    (inverse, addition, completion).
+    """
+
+    kind: Literal["problems"] = "problems"
+    n: int = Field(64, ge=1, le=4096, description="how many problems")
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    harder: bool = Field(False, description="drawn from a harder distribution than that of training")
+    task: Literal["", "inverse", "addition", "completion", "gauss", "rank1"] = ""
+    asks_for_text: ClassVar[bool] = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the key depends on."""
+        return self.model_dump(mode="json")
+
+
+def entries(task: str, side: int) -> tuple[int, int]:
+    """Return (d_x, d_y) of a task's problems."""
+    d = side * side
+    return {"inverse": d, "addition": 2 * d, "completion": d, "gauss": d, "rank1": 0}[task], d
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """What an analysis of `Problems` is handed: tensors x [n, d_x], solutions y [n, d_y] and noise [n, d_y] of unit
+    variance, in the model's dtype and on its device; d_y = side * side, flattened by rows. `task` is never "".
+    `more(n, seed)` draws others of the same kind."""
+
+    x: Any
+    y: Any
+    noise: Any
+    side: int
+    task: str
+    asked: Problems
+    more: Callable[[int, int], Matrices]
+
+
+Subject = Prompt | Pairs | Corpus | Weights | Problems
+KINDS: dict[str, type[Any]] = {
+    "prompt": Prompt, "pairs": Pairs, "corpus": Corpus, "weights": Weights, "problems": Problems,
+}  # fmt: skip
 
 
 def subject_from(data: Mapping[str, Any]) -> Subject:

@@ -9,6 +9,7 @@ import torch
 from backend.maths import annealed_inference as inference
 from backend.maths import annealing
 from backend.runs import energy_tasks as tasks
+from backend.subjects import TASKS, entries
 
 SCHEDULE = annealing.cosine(10)
 
@@ -79,12 +80,12 @@ def test_the_implied_error_of_the_ideal_curvature_is_the_true_one() -> None:
         assert true == pytest.approx(float(annealing.implied_mse(trace, 4, SCHEDULE.abar[k])), rel=0.05)
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_problems_are_what_they_say(task: tasks.Task) -> None:
     side, n = 3, 50
     drawn = tasks.draw(task, side, n, torch.Generator().manual_seed(0), rank=1)
     again = tasks.draw(task, side, n, torch.Generator().manual_seed(0), rank=1)
-    assert torch.equal(drawn.y, again.y) and (drawn.x.shape[1], drawn.y.shape[1]) == tasks.sizes(task, side)
+    assert torch.equal(drawn.y, again.y) and (drawn.x.shape[1], drawn.y.shape[1]) == entries(task, side)
     x, y = drawn.x.reshape(n, -1, side, side), drawn.y.reshape(n, side, side)
     if task == "inverse":
         torch.testing.assert_close(x[:, 0] @ y, torch.eye(side).expand(n, -1, -1), atol=1e-4, rtol=0)

@@ -83,7 +83,7 @@ ROOMS = [
     room("backend/maths/overlap.py"),
     room("backend/maths/", {"backend.maths"},
          {"torch", "numpy", "scipy", "ripser", "persim", "pyhessian", "geomstats", "ruptures"}),
-    room("backend/models/", CONTRACT | SETTINGS | {"backend.models"},
+    room("backend/models/", CONTRACT | SETTINGS | {"backend.models", "backend.maths.annealing"},
          {"torch", "transformers", "safetensors", "numpy", "pydantic", "transformer_lens", "huggingface_hub",
           "tokenizers", "tqdm"}),
     room("backend/runs/", CONTRACT | SETTINGS | {"backend.runs", "backend.models", "backend.maths", "backend.monitors"},

@@ -63,7 +63,7 @@ def test_a_short_training_learns_and_trivial_answers_are_right(tmp_path: Path) -
     assert info["model"] == {"kind": "energy", "config": {"task": "gauss", "side": 2, "rank": 1, "d_x": 4, "d_y": 4,
                                                           "width": 32, "levels": 10}}  # fmt: skip
     # the best linear map of a Gaussian is its posterior mean: 1 / (1 / v + 1 / noise^2), mean over entries
-    from backend.runs.energy_tasks import NOISE, prior
+    from backend.maths.gaussian_task import NOISE, prior
 
     bayes = (1 / (1 / prior(2) + 1 / NOISE**2)).mean()
     assert last["mse_linear"] == pytest.approx(bayes, rel=0.1) and last["mse_zero"] == pytest.approx(

@@ -16,6 +16,7 @@ from backend.contract import (
     ModelCard,
     ModelSpec,
     Pairs,
+    Problems,
     Prompt,
     Subject,
     Weights,
@@ -166,12 +167,22 @@ class Models(PromptSets):
         return asked
 
     def subject(self, kind: type[Subject], card: Mapping[str, Any], given: Mapping[str, Any]) -> Subject:
-        """Make a subject of `kind` from words: {text} or {ids}; {task, n, seed} or {pairs}; a corpus' fields."""
+        """Make a subject of `kind` from words: {text} or {ids}; {task, n, seed} or {pairs}; a corpus' or problems'
+        fields."""
         if kind is Prompt:
             return self.prompt(card, given.get("text", ""), given.get("ids"))
         if kind is Pairs:
             return self._pairs_of(card, given)
+        if kind is Problems:
+            return self.problems(card, **given)
         return self.corpus(card, **given) if kind is Corpus else Weights()
+
+    def problems(self, card: Mapping[str, Any], **given: Any) -> Problems:
+        """Make Problems for an energy model. Raises BadInput for a wrong field, Unfit where the model takes others."""
+        asked = validated(Problems, given, "The problems")
+        if not card.get("energy"):
+            raise Unfit(f"Problems for {card['spec']}", "it is no energy model", "Choose an energy model")
+        return asked
 
     def _pairs_of(self, card: Mapping[str, Any], given: Mapping[str, Any]) -> Pairs:
         if given.get("pairs"):

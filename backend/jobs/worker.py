@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from backend.contract import Analysis, Corpus, Progress, Request, Result, parse_spec, subject_from
+from backend.contract import Analysis, Corpus, Problems, Progress, Request, Result, parse_spec, subject_from
 from backend.errors import BadInput, NotFound, PhasescopeError
 from backend.jobs.task import peak_memory
 from backend.settings import Settings
@@ -61,10 +61,10 @@ def _open(payload: Mapping[str, Any], settings: Settings, progress: Progress) ->
 
 def _probe(model: Any) -> dict[str, float]:
     """Return the probe, {} where the model cannot be measured: it can be asked all the same."""
-    from backend.models.probe import probe
+    from backend.models import energy_model, probe
 
     try:
-        return probe(model)
+        return energy_model.probe(model) if model.card.energy else probe.probe(model)
     except (PhasescopeError, RuntimeError):
         return {}
 
@@ -168,8 +168,12 @@ def _compute(analysis: Analysis, model: Any, request: Request, params: Any, prog
 
 
 def _subject(model: Any, request: Request) -> Any:
-    """Return the subject as the analysis takes it: a corpus as the rows of tokens that it names."""
+    """Return the subject as the analysis takes it: a corpus as rows of tokens, problems as matrices."""
     subject = subject_from(request.subject)
+    if isinstance(subject, Problems):
+        from backend.runs import energy_tasks
+
+        return energy_tasks.matrices(model.card, subject)
     if not isinstance(subject, Corpus):
         return subject
     from backend.runs import corpora

@@ -12,12 +12,13 @@ from torch import nn
 
 from backend.contract import CAPABILITY_RULES, ModelCard, ModelSpec, Progress
 from backend.errors import Unsupported
-from backend.models import bridge, fingerprints, hf, hub, legacy, nanogpt, registry, tracr, weights
+from backend.models import bridge, energy_model, fingerprints, hf, hub, legacy, nanogpt, registry, tracr, weights
 from backend.models.fidelity import examine
 from backend.models.model import LoadedModel
 from backend.models.registry import Located
 from backend.settings import Settings
 
+ENERGIES = ("energy", "ired")
 DOWNLOAD = 0.7  # share of an opening's progress that a download may fill
 
 
@@ -31,8 +32,9 @@ class Opened:
     notes: list[str] = field(default_factory=list)
 
 
-def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> LoadedModel:
-    """Open a model from any of the five sources, in the settings' dtype and on their device.
+def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Any:
+    """Open a model from any of the six sources, in the settings' dtype and on their device: a transformer
+    (LoadedModel) or an energy model (EnergyModel).
 
     progress(fraction, words) may raise Cancelled. Raises NotFound, Unsupported or BadInput with one sentence.
     """
@@ -42,6 +44,8 @@ def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = 
         located = registry.hub_folder(spec, hub.download(spec, lambda f, w: tell(DOWNLOAD * f, w)))
     tell(DOWNLOAD, f"Reading {located.source}")
     with weights.on_device(f"Model {str(spec)!r}"):
+        if located.kind in ENERGIES:
+            return _energy(located, settings, began)
         opened = SOURCES[located.kind](located, getattr(torch, settings.dtype))
         opened.bare.to(device(settings))  # not its dtype: that would round the rotary tables, which stay float32
         tell(0.9, "Comparing the hooked with the plain forward")
@@ -49,6 +53,13 @@ def open_model(spec: ModelSpec, settings: Settings, progress: Progress | None = 
         model.settings = settings
         model.card = _card(model, located, opened, began)
     tell(1.0, "Open")
+    return model
+
+
+def _energy(located: Located, settings: Settings, began: float) -> energy_model.EnergyModel:
+    model = energy_model.open_energy(located, getattr(torch, settings.dtype), device(settings))
+    model.settings = settings
+    model.card.seconds = time.perf_counter() - began
     return model
 
 

@@ -21,7 +21,7 @@ from backend.models import hub, tracr
 
 CHECKPOINT = re.compile(r"step_(\d+)\.safetensors$")
 #: how a run.json may say what its weights belong to; a nanogpt config is the model_args of its train.py
-KINDS = ("native", "hf", "nanogpt")
+KINDS = ("native", "hf", "nanogpt", "energy")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -31,7 +31,7 @@ class Located:
     `step` and `steps` those of a run; `remote` means it must be downloaded first."""
 
     spec: ModelSpec
-    kind: str  # native | hf | nanogpt | tl | tracr
+    kind: str  # native | hf | nanogpt | tl | tracr | energy | ired
     folder: Path
     files: tuple[Path, ...]
     config: dict[str, Any]
@@ -50,7 +50,7 @@ class Located:
 
 def locate(spec: ModelSpec, settings: house.Settings) -> Located:
     """Find the files of a spec. Raises NotFound, Unsupported or BadInput with one clear sentence."""
-    finders = {"run": _run, "dir": _dir, "hub": _hub, "nanogpt": _nanogpt, "tl": _tl}
+    finders = {"run": _run, "dir": _dir, "hub": _hub, "nanogpt": _nanogpt, "tl": _tl, "energy": _energy}
     return finders[spec.scheme](spec, settings)
 
 
@@ -149,7 +149,7 @@ def _run(spec: ModelSpec, settings: house.Settings) -> Located:
         found = f"it holds a {str(made.get('kind')).replace('_', ' ')} for {made.get('spec')}, no model of its own"
         raise BadInput(asked, found, "Open that model, and name this run there")
     if not isinstance(model, dict) or (model.get("kind") not in KINDS) or not _is_dict(model.get("config")):
-        found = 'run.json names no model {"kind": "native", "hf" or "nanogpt", "config": {...}}'
+        found = 'run.json names no model {"kind": "native", "hf", "nanogpt" or "energy", "config": {...}}'
         raise BadInput(asked, found, "Correct run.json")
     files = checkpoints(folder)
     step = _step(spec, files)
@@ -276,3 +276,17 @@ def _tl_weights(folder: Path, asked: str) -> Path:
         if files:
             return files[0]
     raise NotFound(asked, "it holds no weights (*.safetensors, *.pt, *.pth)", "Give the file of the state dict")
+
+
+# ---------------------------------------------------------------- energy models of the official layout
+
+
+def _energy(spec: ModelSpec, settings: house.Settings) -> Located:
+    path, asked = Path(spec.place).expanduser(), f"Energy model {spec.place!r}"
+    if not path.exists():
+        raise NotFound(asked, "no such file or folder", "Give model.pt of IRED's trainer, or safetensors")
+    file = _tl_weights(path, asked) if path.is_dir() else path
+    beside = file.with_suffix(".json")
+    config = read_json(beside, asked) if beside.is_file() else {}
+    files = [file, beside] if config else [file]
+    return Located(spec, "ired", file.parent, (file,), config, signature(files), f"file {file}")

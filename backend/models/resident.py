@@ -13,7 +13,6 @@ import torch
 from backend.contract import ModelSpec, Progress
 from backend.errors import PhasescopeError
 from backend.models import fingerprints, hub, load, registry
-from backend.models.model import LoadedModel
 from backend.settings import Settings
 
 Key = tuple[str, int | None, str, str, str]  # spec, step, signature, dtype, device
@@ -24,10 +23,10 @@ class Resident:
 
     def __init__(self, budget_bytes: int):
         self.budget_bytes = budget_bytes
-        self._models: OrderedDict[Key, LoadedModel] = OrderedDict()
+        self._models: OrderedDict[Key, Any] = OrderedDict()
         self._lock = threading.RLock()
 
-    def get(self, spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> LoadedModel:
+    def get(self, spec: ModelSpec, settings: Settings, progress: Progress | None = None) -> Any:
         """Return the model, opened now or before; it is opened again when its files changed."""
         with self._lock:
             located = registry.locate(spec, settings)

@@ -13,19 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from backend.contract import Matrices, Problems
+from backend.errors import Unfit
+from backend.maths.gaussian_task import NOISE, prior
+from backend.subjects import HARDER, entries
+
 Task = Literal["inverse", "addition", "completion", "gauss", "rank1"]
-TASKS: tuple[Task, ...] = ("inverse", "addition", "completion", "gauss", "rank1")
-NOISE = 0.25  # standard deviation of what gauss's x adds to y
+
+
+MORE = 1_000_003  # added to the seed of other problems of the same kind
+STREAM = 4_000_003  # of the problems that are asked about: another than those of training
 
 
 @dataclass(frozen=True)
-class Problems:
+class Drawn:
     """x [n, d_x], y [n, d_y], of matrices with `side` rows and columns."""
 
     x: Tensor
@@ -33,21 +40,36 @@ class Problems:
     side: int
 
 
-def sizes(task: Task, side: int) -> tuple[int, int]:
-    """Return (d_x, d_y)."""
-    d = side * side
-    return {"inverse": d, "addition": 2 * d, "completion": d, "gauss": d, "rank1": 0}[task], d
+def matrices(card: Any, asked: Problems) -> Matrices:
+    """Draw what is asked of a model with this card, and a noise; the same asked gives the same matrices.
+
+    `more(n, seed)` of what is returned draws others of the same kind: to fit trivial answers, to train what reads them.
+
+    Raises Unfit where the sizes of the task are not the model's, or the task has nothing harder.
+    """
+    told = card.energy
+    task = asked.task or told["task"]
+    if entries(task, told["side"]) != (told["d_x"], told["d_y"]):
+        found = f"they have {entries(task, told['side'])} entries, the model takes {(told['d_x'], told['d_y'])}"
+        raise Unfit(f"Problems of {task} for {card.spec}", found, f"Choose {told['task']}")
+    if asked.harder and task not in HARDER:
+        raise Unfit(f"Harder problems of {task}", "there are none", f"Only {', '.join(HARDER)} have them")
+    dice = torch.Generator().manual_seed(asked.seed + STREAM)
+    drawn = draw(task, told["side"], asked.n, dice, told["rank"], asked.harder)
+    noise = torch.randn(drawn.y.shape, generator=dice)
+    x, y, noise = (t.to(card.device, getattr(torch, card.dtype)) for t in (drawn.x, drawn.y, noise))
+    return Matrices(x, y, noise, drawn.side, task, asked, partial(_more, card, asked))
 
 
-def draw(task: Task, side: int, n: int, dice: torch.Generator, rank: int = 1, harder: bool = False) -> Problems:
+def _more(card: Any, asked: Problems, n: int, seed: int) -> Matrices:
+    """Another stream than that of what was asked, also where the seeds agree."""
+    return matrices(card, asked.model_copy(update={"n": n, "seed": asked.seed + MORE + seed}))
+
+
+def draw(task: Task, side: int, n: int, dice: torch.Generator, rank: int = 1, harder: bool = False) -> Drawn:
     """Draw n problems in float32; `harder` is the distribution that nothing was trained on (inverse, addition,
     completion)."""
-    return Problems(*_DRAW[task](side, n, dice, rank, harder), side)
-
-
-def prior(side: int) -> np.ndarray:
-    """Return the variances [d] of gauss's y."""
-    return np.geomspace(0.25, 1.0, side * side)
+    return Drawn(*_DRAW[task](side, n, dice, rank, harder), side)
 
 
 def _inverse(side: int, n: int, dice: torch.Generator, rank: int, harder: bool) -> tuple[Tensor, Tensor]:

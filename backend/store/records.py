@@ -13,7 +13,7 @@ from backend.store.base import as_json, marks, now
 from backend.store.tokenizers import Tokenizers
 
 CARD_FIELDS = ("architecture", "n_layers", "n_heads", "d_model", "n_ctx", "d_vocab", "n_params", "dtype", "device",
-               "memory_bytes", "fingerprint", "source")
+               "memory_bytes", "fingerprint", "source", "energy")
 SAME_MODEL = "spec = ? AND step IS NOT DISTINCT FROM ?"
 UPDATE_JOB = "UPDATE jobs SET key = ?, kind = ?, state = ?, created = ?, finished = ?, record = ? WHERE id = ?"
 INSERT_JOB = "INSERT INTO jobs (key, kind, state, created, finished, record, id) VALUES (?, ?, ?, ?, ?, ?, ?)"

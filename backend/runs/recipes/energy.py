@@ -23,12 +23,13 @@ from pydantic import Field
 from backend.contract import Metric, Params, Preset, Progress, recipe
 from backend.runs.recipes._common import RecipeParams, log_steps
 from backend.runs.recorder import Recorder
+from backend.subjects import entries
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from backend.models.energy_net import EnergyNet
-    from backend.runs.energy_tasks import Problems
+    from backend.runs.energy_tasks import Drawn
     from backend.runs.loop import Training
 
 LEVELS = 10
@@ -100,9 +101,7 @@ def energy(params: EnergyParams, run: Recorder, resume_from: int | None, progres
 
 def model_config(params: EnergyParams) -> dict[str, Any]:
     """Return what the checkpoints need to be opened: sizes and the task."""
-    from backend.runs.energy_tasks import sizes
-
-    d_x, d_y = sizes(params.task, params.side)
+    d_x, d_y = entries(params.task, params.side)
     return {"task": params.task, "side": params.side, "rank": params.rank, "d_x": d_x, "d_y": d_y,
             "width": params.width, "levels": LEVELS}  # fmt: skip
 
@@ -158,14 +157,14 @@ def rate(done: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
 
 
-def problems(params: EnergyParams, n: int, dice: Any) -> Problems:
+def problems(params: EnergyParams, n: int, dice: Any) -> Drawn:
     """Draw problems of the params' task."""
     from backend.runs import energy_tasks
 
     return energy_tasks.draw(params.task, params.side, n, dice, params.rank)
 
 
-def objective(params: EnergyParams, net: EnergyNet, levels: Any, some: Problems, dice: Any) -> Tensor:
+def objective(params: EnergyParams, net: EnergyNet, levels: Any, some: Drawn, dice: Any) -> Tensor:
     """Return the loss of a batch: denoising, and the contrastive term where it is asked for."""
     import torch
     import torch.nn.functional as F
@@ -210,13 +209,16 @@ class HeldOut:
     def __init__(self, params: EnergyParams, net: EnergyNet):
         import torch
 
+        from backend.maths import trivial_answers
+
         self.net = net
         dice = torch.Generator().manual_seed(params.seed + _EVAL)
         some = problems(params, EVAL_PROBLEMS, dice)
         self.noise = torch.randn(some.y.shape, generator=dice).to(net.fc1.weight)
         self.x, self.y = some.x.to(net.fc1.weight), some.y.to(net.fc1.weight)
         fit = problems(params, FIT_PROBLEMS, torch.Generator().manual_seed(params.seed + _FIT))
-        self.trivial = trivial_errors(fit, some)
+        told = trivial_answers.errors(fit.x, fit.y, some.x, some.y)
+        self.trivial = {f"mse_{name}": float(told[name].mean()) for name in ("zero", "mean", "linear")}
 
     def loss(self, levels: Any) -> float:
         """Return the squared error of the gradient, mean over all levels, of the first 4 LEVELS problems."""
@@ -237,16 +239,3 @@ class HeldOut:
 
         answer = infer(self.net, self.x, self.noise, levels, inner=0).solutions[0]
         return {"mse": float((answer - self.y).square().mean()), **self.trivial}
-
-
-def trivial_errors(fit: Problems, held: Problems) -> dict[str, float]:
-    """Return the squared errors per entry of answering 0, the mean, and the best linear map, fitted on `fit`."""
-    import torch
-
-    def with_one(x: Tensor) -> Tensor:
-        return torch.cat([x, torch.ones(len(x), 1)], 1).double()
-
-    slopes = torch.linalg.lstsq(with_one(fit.x), fit.y.double()).solution
-    answers = {"zero": torch.zeros_like(held.y), "mean": fit.y.mean(0).expand_as(held.y),
-               "linear": with_one(held.x) @ slopes}  # fmt: skip
-    return {f"mse_{name}": float((a - held.y).square().mean()) for name, a in answers.items()}
