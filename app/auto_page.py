@@ -88,7 +88,21 @@ def form(one: Analysis, shared: bool = False, columns: int = 1) -> dict[str, Any
 
 
 def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
-    """Draw every figure of a kept result, with pickers for the part it shows."""
+    """Draw every figure of a kept result, with a picker, once, for each axis of the parts they show; then what the
+    result says of what was expected."""
+    chosen: dict[str, int] = {}
     for figure in one.figures.values():
-        chosen = part_pickers(backend, key, figure.choose)
-        st.plotly_chart(backend.figure(key, figure.name, chosen), key=f"{key}:{figure.name}")
+        chosen |= part_pickers(backend, key, [axis for axis in figure.choose if axis not in chosen])
+        part = {axis: chosen[axis] for axis in figure.choose}
+        st.plotly_chart(backend.figure(key, figure.name, part), key=f"{key}:{figure.name}")
+    claims(backend.claims(key))
+
+
+def claims(rows: list[dict[str, str]]) -> None:
+    """Draw what was expected beside its null, what was measured and the verdict."""
+    if not rows:
+        return
+    st.markdown("##### What was expected", help="The original study's criterion, what would meet it without anything "
+                "having been learnt, what was measured here, and what follows.")  # fmt: skip
+    st.dataframe([{"criterion": r["criterion"], "its null": r["null"], "measured": r["value"],
+                   "verdict": r["verdict"]} for r in rows], hide_index=True, row_height=56)  # fmt: skip

@@ -9,17 +9,22 @@ import streamlit as st
 
 from app import url
 
+SLIDERS = ("level",)  # axes that are moved along rather than picked from
+
 
 def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
     """Draw one picker per axis and return the chosen part. An axis without a URL field keeps its state by itself."""
     if not axes:
         return {}
     table = house.table(key, arrays=False)
-    chosen = {}
+    chosen: dict[str, int] = {}
     for axis, place in zip(axes, st.columns(max(4, len(axes))), strict=False):
         options = sorted(int(v) for v in table[axis].unique())
         with place:
-            if axis in url.FIELDS:
+            if axis in SLIDERS and len(options) > 1:
+                chosen[axis] = url.bound(st.select_slider, f"Annealing {axis} (0 is the sharpest)", axis, options[0],
+                                         options=options)  # fmt: skip
+            elif axis in url.FIELDS:
                 chosen[axis] = url.bound(st.selectbox, axis, axis, options[0], options=options)
             else:
                 chosen[axis] = st.selectbox(axis, options, key=f"part:{key}:{axis}")

@@ -106,6 +106,20 @@ class Figure:
     choose: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What the original study expected of a result, beside what would look the same without it.
+
+    `criterion`: the expectation, in its words; `null`: what noise, the schedule or a trivial answer gives; `value`:
+    what was measured here, with its interval where it is an estimate.
+    """
+
+    criterion: str
+    null: str
+    value: str
+    verdict: Literal["holds", "fails", "met by its null", "cannot be tested here"]
+
+
 # ---------------------------------------------------------------- the analysis
 
 #: progress(fraction in 0..1, words); raises backend.errors.Cancelled when the job was cancelled.
@@ -130,6 +144,7 @@ class Analysis:
     group: str = "Explore"
     figures: dict[str, Figure] = field(default_factory=dict)
     work: Callable[..., Work] | None = None
+    judge: Callable[..., list[Claim]] | None = None
 
     @property
     def table(self) -> str:
@@ -164,6 +179,14 @@ class Analysis:
         """
         self.work = work
         return work
+
+    def judges(self, judge: Callable[..., list[Claim]]) -> Callable[..., list[Claim]]:
+        """Register `judge(table, view) -> claims`: what a table without arrays says of what was expected.
+
+        `view` has card and params.
+        """
+        self.judge = judge
+        return judge
 
     def unfit(self, capabilities: Sequence[str]) -> str:
         """Return why a model with these capabilities cannot be asked, or ''."""

@@ -32,9 +32,9 @@ class Ideal:
         return ((rise + at) / 2 * y).sum(1)
 
 
-def gauss(n: int = 400) -> tasks.Problems:
+def gauss(n: int = 400) -> tasks.Drawn:
     drawn = tasks.draw("gauss", 2, n, torch.Generator().manual_seed(0))
-    return tasks.Problems(drawn.x.double(), drawn.y.double(), drawn.side)
+    return tasks.Drawn(drawn.x.double(), drawn.y.double(), drawn.side)
 
 
 @pytest.mark.parametrize("inner", [0, 5])

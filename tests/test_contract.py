@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 
 from backend import analyses
-from backend.contract import Corpus, Pair, Pairs, Prompt, Request, Rows, View, Weights, parse_spec
+from backend.contract import Corpus, Pair, Pairs, Problems, Prompt, Request, Rows, View, Weights, parse_spec
 from backend.models.open import open_model
 from backend.settings import Settings
 from backend.tables import pack, unpack
+from tests.energy_kit import problems, tiny_energy
 from tests.lens_kit import lens_run
 from tests.sae_kit import sae_run
 from tests.tiny_models import opened, quiet
@@ -44,12 +45,19 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tables(tiny):
+def energy(tmp_path_factory):
+    return tiny_energy(tmp_path_factory.mktemp("energy"), task="completion")
+
+
+@pytest.fixture(scope="module")
+def tables(tiny, energy):
     kept: dict[str, pd.DataFrame] = {}
 
     def table(name: str) -> pd.DataFrame:
         if name not in kept:
-            kept[name] = compute(analyses.registry()[name], compiled() if name == "published_numbers" else tiny)
+            asks_energy = analyses.registry()[name].subject is Problems
+            model = compiled() if name == "published_numbers" else energy if asks_energy else tiny
+            kept[name] = compute(analyses.registry()[name], model)
         return kept[name]
 
     return table
@@ -61,7 +69,8 @@ def compiled():
 
 
 def compute(analysis, model) -> pd.DataFrame:
-    subject = SUBJECTS[analysis.subject.model_fields["kind"].default]
+    kind = analysis.subject.model_fields["kind"].default
+    subject = problems(model) if kind == "problems" else SUBJECTS[kind]
     assert analysis.unfit(model.card.capabilities) == ""
     return analysis.compute(model, subject, analysis.params(**GIVEN.get(analysis.name, {})), quiet)
 
@@ -112,11 +121,12 @@ def test_has_words_for_everything(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures_are_sound(name, tables, tiny):
+def test_figures_are_sound(name, tables, tiny, energy):
     analysis = analyses.registry()[name]
     assert analysis.figures
+    seen = view(energy if analysis.subject is Problems else tiny)
     for figure in analysis.figures.values():
-        built = [figure.build(tables(name).copy(), view(tiny)) for _ in range(2)]
+        built = [figure.build(tables(name).copy(), seen) for _ in range(2)]
         texts = [json.dumps(f.to_plotly_json(), cls=_Encoder) for f in built]
         assert texts[0] == texts[1], f"{figure.name} is not deterministic"
         json.loads(built[0].to_json(), parse_constant=_refuse)
@@ -269,3 +279,18 @@ def test_a_corrected_file_comes_back(folder):
     assert "late" not in analyses.registry(folder)
     path.write_text(NEW.lstrip())
     assert "late" in analyses.registry(folder) and analyses.problems(folder) == []
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if analyses.registry()[n].judge])
+def test_what_a_table_says_of_what_was_expected(name, tables, tiny, energy):
+    analysis = analyses.registry()[name]
+    claims = analysis.judge(tables(name).drop(columns=[v.name for v in analysis.arrays]),
+                            view(energy if analysis.subject is Problems else tiny))  # fmt: skip
+    assert claims and all(c.criterion and c.null and c.value and "nan" not in c.value for c in claims)
+
+
+def test_the_two_families_are_told_apart(tiny, energy):
+    for one in analyses.registry().values():
+        reasons = [one.unfit(model.card.capabilities) for model in (tiny, energy)]
+        assert reasons[one.subject is not Problems], "the other family"
+        assert not reasons[1] if one.subject is Problems else True

@@ -73,6 +73,15 @@ class Results(Base):
         where = self._where(asked, key, figure.choose, chosen or {})
         return figure.build(self.table(key, where, arrays=bool(figure.choose)), self._view(record, chosen))
 
+    def claims(self, key: str) -> list[dict[str, str]]:
+        """Return what a result says of what was expected: rows of criterion, null, value, verdict; [] where nothing
+        was."""
+        record = self.record(key)
+        asked = self._declaration(record)
+        if not asked.judge:
+            return []
+        return [vars(claim) for claim in asked.judge(self.table(key, arrays=False), self._view(record, None))]
+
     def _where(
         self, asked: Analysis, key: str, axes: Sequence[str], chosen: Mapping[str, Any]
     ) -> dict[str, int]:

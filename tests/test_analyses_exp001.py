@@ -1,0 +1,85 @@
+"""EXP-001 on energies with a known spectrum: ideal ones to the digit, trained ones within what was published here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.analyses import registry
+from backend.maths import annealing
+from tests.energy_kit import problems, shipped_energy, tiny_energy
+from tests.tiny_models import quiet
+
+EXP = registry()["exp001_hessian"]
+
+
+def ask(model, some):
+    return EXP.compute(model, some, EXP.params(), quiet)
+
+
+def test_eigenvalues_are_those_of_autograd(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 3)
+    table = ask(model, some)
+    for k in (0, 9):
+        abar, sigma = float(model.schedule.abar[k]), float(model.schedule.sigma[k])
+        for i in range(3):
+            y = abar**0.5 * some.y[i] + sigma * some.noise[i]
+            x = some.x[i : i + 1]
+            dense = torch.func.hessian(lambda v, x=x, k=k: model.net(x, v[None], model.level(k, 1))[0])(y)
+            row = table[(table.level == k) & (table.problem == i)].iloc[0]
+            want = torch.linalg.eigvalsh(dense).numpy()
+            np.testing.assert_allclose(row.spectrum, want, rtol=1e-5, atol=1e-7)
+            assert row.lambda_min == pytest.approx(want[0], rel=1e-9) and row.gap == pytest.approx(want[-1] - want[-2])
+            implied = sigma**2 / abar * (1 - sigma * want.sum() / 4)
+            assert row.implied_mse == pytest.approx(implied, rel=1e-9)
+
+
+class Quadratic:
+    """An ideal energy of a task whose x decides y: |y - sqrt(abar) y0|^2 / (2 sigma), and nothing to learn."""
+
+    def __init__(self, model, some):
+        self.card, self.schedule, self.level, self.net, self.some = model.card, model.schedule, model.level, self, some
+
+    def gradient(self, x, y, level):
+        k = int(level[0])
+        return (y - self.schedule.abar[k] ** 0.5 * self.some.y) / self.schedule.sigma[k]
+
+    def hessian(self, x, y, level):
+        eye = torch.eye(y.shape[1], dtype=y.dtype).expand(len(y), -1, -1)
+        return {"output": eye / self.schedule.sigma[int(level[0])]}
+
+
+def test_an_ideal_energy_is_the_schedule_alone(tmp_path):
+    model = tiny_energy(tmp_path, "float64")
+    some = problems(model, 4)
+    table = ask(Quadratic(model, some), some)
+    np.testing.assert_allclose(table[["scaled_min", "scaled_max", "condition"]], 1, atol=1e-9)
+    np.testing.assert_allclose(table.lambda_max, table.ideal_max)
+    np.testing.assert_allclose(table[["implied_mse", "true_mse"]], 0, atol=1e-12)
+    np.testing.assert_allclose(table.participation_ratio, 9)
+
+
+def test_the_gaussian_energy_bends_as_its_closed_form():
+    model = shipped_energy("gauss-4")
+    table = ask(model, problems(model, 64))
+    median = table.groupby("level")[["lambda_min", "lambda_max", "ideal_min", "ideal_max", "implied_mse"]].median()
+    trace_of_truth = [annealing.implied_mse(np.sum(e), 16, model.schedule.abar[k]) for k, e in enumerate(ideal(model))]
+    assert (abs(median.lambda_max / median.ideal_max - 1) < 0.25).all()
+    np.testing.assert_allclose(median.implied_mse[:4], trace_of_truth[:4], rtol=0.3)
+
+
+def ideal(model):
+    from backend.analyses._energy import ideal_eigenvalues
+
+    return [ideal_eigenvalues(model, "gauss", k) for k in range(10)]
+
+
+def test_a_trained_inverse_bends_as_the_schedule_and_knows_its_error():
+    model = shipped_energy("inverse-3")
+    table = ask(model, problems(model, 64))
+    spectra = np.stack(table[table.level == 3].spectrum.to_list())
+    assert np.median(spectra) * model.schedule.sigma[3] == pytest.approx(1, abs=0.02)
+    claims = EXP.judge(table, None)
+    assert claims[0].verdict == "met by its null"
