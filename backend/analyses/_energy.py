@@ -6,7 +6,7 @@ Level 0 is the sharpest everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,7 @@ from backend.analyses._work import BYTES
 from backend.contract import Axis, Energies, Matrices, ModelCard
 from backend.costs import MATRIX_OPERATIONS, Calls, Work
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+Tensor = Any  # torch's; this room imports it inside functions only
 LEVEL = Axis("level", "annealing level; 0 is the sharpest")
 PROBLEM = Axis("problem", "problem, 0-based")
 AT_ONCE = 64  # points whose Hessians are made in one go
