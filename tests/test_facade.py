@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend import Backend
-from backend.contract import Pair, Pairs, Prompt, Weights, parse_spec
+from backend.contract import Pair, Pairs, Problems, Prompt, Weights, parse_spec
 from backend.errors import BadInput, NotFound, PhasescopeError, Unfit
 from backend.jobs.state import new_job
 from backend.models import registry
@@ -369,17 +369,19 @@ def test_parts_that_are_not_there(house: Backend) -> None:
 
 
 def test_every_figure_of_every_analysis_is_drawn(house: Backend) -> None:
-    cards = [card_of(house, "run:toy", 10), card_of(house, "run:grokking-demo", 800)]
+    cards = [card_of(house, "run:toy", 10), card_of(house, "run:grokking-demo", 800),
+             card_of(house, "run:rank1-5", 5000)]  # fmt: skip
     for name, one in house.analyses().items():
         if name in GIVEN:  # asks for something of the user's own: drawn in test_contract
             continue
         card = next(c for c in cards if not one.unfit(c["capabilities"]))
         if name == "published_numbers":  # known of these weights alone
             card = card_of(house, "tl:tracr_reverse", None)
-        subject = PROMPT if one.subject is Prompt else house.subject(one.subject, card, {})
+        about = {"n": 4} if one.subject is Problems else {}
+        subject = PROMPT if one.subject is Prompt else house.subject(one.subject, card, about)
         kept = computed(house, name, card, subject)
         for figure in one.figures:
-            chosen = {"layer": 0, "head": 0, "pos": 1}
+            chosen = {"layer": 0, "head": 0, "pos": 1, "level": 2}
             assert json.loads(house.figure(kept, figure, chosen).to_json())["data"], (name, figure)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import ModelCard, Pairs, Request, Subject
+from backend.contract import Analysis, ModelCard, Pairs, Request, Subject
 from backend.errors import BadInput, Unfit
 from backend.facade.base import validated
 from backend.facade.estimating import Estimating
@@ -26,9 +26,7 @@ class Asking(Estimating):
         """
         asked = self.analysis(analysis)
         card = card if isinstance(card, ModelCard) else ModelCard(**card)
-        reason = asked.unfit(card.capabilities)
-        if reason:
-            raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
+        _fits(asked, card)
         chosen = validated(asked.params, params, asked.title)
         if isinstance(subject, Pairs):
             _answers_fit(subject, card)
@@ -109,6 +107,7 @@ class Asking(Estimating):
         opened = self.open(model, step)
         if opened["card"] is None:
             return {"state": "opening", "key": "", "job": opened["job"]}
+        _fits(self.analysis(analysis), ModelCard(**opened["card"]))
         given = {**({"text": text} if text else {}), **({} if ids is None else {"ids": ids}), **(about or {})}
         subject = self.subject(self.analysis(analysis).subject, opened["card"], given)
         if plan:
@@ -143,6 +142,12 @@ class Asking(Estimating):
             return pd.DataFrame()
         joined = pd.concat(tables, ignore_index=True)
         return joined[["step", *(c for c in joined if c != "step")]]
+
+
+def _fits(asked: Analysis, card: ModelCard) -> None:
+    """Raises Unfit where the model cannot be asked."""
+    if reason := asked.unfit(card.capabilities):
+        raise Unfit(f"{asked.title} of {card.spec}", reason, "Choose another model or analysis")
 
 
 def _answers_fit(pairs: Pairs, card: ModelCard) -> None:
