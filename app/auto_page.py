@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from app import asking, house, over_checkpoints, url, widgets
+from app import asking, house, over_checkpoints, theme, url, widgets
 from app.links import link
-from app.parts import part_pickers
+from app.parts import SLIDERS, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
@@ -90,19 +92,37 @@ def form(one: Analysis, shared: bool = False, columns: int = 1) -> dict[str, Any
 def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
     """Draw every figure of a kept result, with a picker, once, for each axis of the parts they show; then what the
     result says of what was expected."""
-    chosen: dict[str, int] = {}
+    sliders = [axis for axis in SLIDERS if any(axis in figure.choose for figure in one.figures.values())]
+    chosen = part_pickers(backend, key, sliders)
     for figure in one.figures.values():
         chosen |= part_pickers(backend, key, [axis for axis in figure.choose if axis not in chosen])
         part = {axis: chosen[axis] for axis in figure.choose}
+        if sliders:
+            st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in part else ""))
         st.plotly_chart(backend.figure(key, figure.name, part), key=f"{key}:{figure.name}")
     claims(backend.claims(key))
 
 
+VERDICTS = {"holds": "good", "fails": "bad", "met by its null": "warn"}
+
+
 def claims(rows: list[dict[str, str]]) -> None:
     """Draw what was expected beside its null, what was measured and the verdict."""
-    if not rows:
-        return
-    st.markdown("##### What was expected", help="The original study's criterion, what would meet it without anything "
-                "having been learnt, what was measured here, and what follows.")  # fmt: skip
-    st.dataframe([{"criterion": r["criterion"], "its null": r["null"], "measured": r["value"],
-                   "verdict": r["verdict"]} for r in rows], hide_index=True, row_height=56)  # fmt: skip
+    if rows:
+        st.markdown("##### What was expected", help="The original study's criterion, what would meet it without "
+                    "anything having been learnt, what was measured here, and what follows.")  # fmt: skip
+        claims_table(rows, key="claims")
+
+
+def claims_table(rows: list[dict[str, str]], key: str) -> None:
+    """Draw claims, with the columns that stand before them (model, experiment), a line each that wraps."""
+    before = [c for c in rows[0] if c not in ("criterion", "null", "value", "verdict")]
+    heads = [*before, "criterion", "its null", "measured", "verdict"]
+    lines = ""
+    for row in rows:
+        told = "".join(f"<td>{html.escape(str(row[c]))}</td>" for c in (*before, "criterion", "null", "value"))
+        lines += f"<tr>{told}<td>{theme.badge(row['verdict'], VERDICTS.get(row['verdict'], 'neutral'))}</td></tr>"
+    st.html('<div class="ps-grid ps-claims"><table><tr>' + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{lines}"
+            "</table></div>")  # fmt: skip
+    st.download_button("CSV", pd.DataFrame(rows).to_csv(index=False), f"{key}.csv", "text/csv", key=f"csv:{key}",
+                       icon=":material/download:")  # fmt: skip

@@ -39,6 +39,7 @@ for one in house.backend().analyses().values():
 features = auto.setdefault("Neurons & features", [])
 features.insert(0, _page("sae_features", "Features of an SAE", "auto_awesome"))
 features.append(_page("pca_directions", "Directions by PCA", "explore"))
+energies = auto.pop("Energy landscapes", [])
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],
@@ -49,6 +50,11 @@ chosen = st.navigation(
             *auto.pop("Training", []),
         ],
         **auto,
+        "Energy landscapes": [
+            _page("energy_landscapes", "Energy landscapes", "landscape"),
+            _page("experiment_queue", "Experiment queue", "playlist_play"),
+            *energies,
+        ],
         "Results": [
             _page("results", "Results", "inventory_2"),
             _page("published_numbers", "Published numbers", "fact_check"),

@@ -18,7 +18,8 @@ def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
         return {}
     table = house.table(key, arrays=False)
     chosen: dict[str, int] = {}
-    for axis, place in zip(axes, st.columns(max(4, len(axes))), strict=False):
+    wide = 1 if set(axes) <= set(SLIDERS) else 4
+    for axis, place in zip(axes, st.columns(max(wide, len(axes))), strict=False):
         options = sorted(int(v) for v in table[axis].unique())
         with place:
             if axis in SLIDERS and len(options) > 1:

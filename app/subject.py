@@ -27,7 +27,7 @@ FIRST_ENERGY = "run:inverse-5"
 
 #: model, checkpoint, and what the question is about
 WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1],
-                                          Problems: [4, 4, 6]}
+                                          Problems: [3, 3, 7]}
 
 
 @dataclass

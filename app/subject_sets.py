@@ -149,18 +149,18 @@ def problems_field(house: Any, card: dict[str, Any], place: Any) -> Problems:
     own = card["energy"]["task"]
     fitting = [own, *(t for t in TASKS if t != own and _same_sizes(t, card["energy"]))]
     with place:
-        left, n_at, seed_at, harder_at = st.columns([5, 2, 2, 3], vertical_alignment="bottom", gap="small")
+        left, n_at, seed_at, harder_at = st.columns([4, 2, 2, 4], vertical_alignment="bottom", gap="small")
         with left:
             task = url.bound(st.selectbox, "Problems", "problem_task", fallback=own, options=fitting,
                              help="What is asked; the first is what the model was trained on.")  # fmt: skip
         with n_at:
-            n = url.bound(st.number_input, "How many", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
+            n = url.bound(st.number_input, "Number", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
         with seed_at:
-            seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
+            seed = url.bound(st.number_input, "Seed", "problem_seed", fallback=0, min_value=0, step=1)
         with harder_at:
             options = {"no": "as in training", "yes": "harder"}
             harder = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(options),
-                               format_func=options.get, disabled=task not in HARDER,
+                               format_func=lambda o: options[o], disabled=task not in HARDER,
                                help="Harder: nearer to singular, larger or thinner than in training.")  # fmt: skip
         try:
             return house.problems(card, n=int(n), seed=int(seed), harder=harder == "yes" and task in HARDER,

@@ -205,6 +205,10 @@ CSS = """
   background: var(--ps-accent); animation: ps-pulse 1.6s ease-in-out infinite; }
 @keyframes ps-pulse { 50% { opacity: 0.25; transform: scale(0.75); } }
 @media (prefers-reduced-motion: reduce) { .ps-pulse { animation: none; } }
+.ps-grid { overflow-x: auto; } .ps-grid table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
+.ps-grid th { text-align: left; font-weight: 600; opacity: 0.75; } .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
+  border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
+.ps-claims td:last-child { white-space: nowrap; }
 .ps-ticks { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.8rem; }
 .ps-ticks .ps-num { margin-left: 0.5rem; opacity: 0.8; }
 .ps-tick { width: 9px; height: 9px; border-radius: 50%; box-sizing: border-box;

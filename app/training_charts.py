@@ -72,12 +72,17 @@ def _state(house: Any, runs: Mapping[str, Any], name: str) -> str:
     return job["state"] if job else runs[name]["state"] if name in runs else "starting"
 
 
+def recipes_of(runs: Mapping[str, Any], chosen: Sequence[str]) -> set[str]:
+    """Return the recipes of the chosen runs; "" for one that names none."""
+    return {str(runs[n].get("recipe") or "") for n in chosen if n in runs}
+
+
 def _controls(house: Any, chosen: list[str], runs: Mapping[str, Any], busy: bool) -> bool:
     """Axis, charts, seeds, pause. Returns whether the charts stand still."""
     row, more = st.container(horizontal=True, vertical_alignment="bottom", key="chart-controls"), st.container()
     with row:
         url.bound(st.segmented_control, "Step axis", "axis", options=["linear", "log"])
-    known = house.metric_words()
+    known = house.metric_words(recipes_of(runs, chosen))
     charts, drawn = _charts(house, runs, chosen)
     with more:
         url.bound(st.multiselect, f"Charts ({len(drawn)} of {len(charts)})", "charts", fallback=drawn, options=charts,
@@ -138,7 +143,8 @@ def _live(house: Any, chosen: list[str], busy: bool, paused: bool, looking: bool
     frames = fetch(house, chosen, shown)
     found = {n: transitions_of(house, runs.get(n)) for n in chosen}
     _table_follows({n: [(whole(t["step"]), t["verdict"]) for t in ts] for n, ts in found.items()})
-    rows = rows_of(frames, runs, shown, house.metric_words(), colours, url.get("seeds") == "band")
+    said = house.metric_words(recipes_of(runs, chosen))
+    rows = rows_of(frames, runs, shown, said, colours, url.get("seeds") == "band")
     _draw(house, rows, found, colours, runs)
     unseen = [n for n, f in frames.items() if not len(f)]
     said = [thinning(frames.values()), f"in none of these charts: {', '.join(unseen)}" if unseen else "",

@@ -117,6 +117,8 @@ FIELDS: dict[str, Field] = {
     "harder": Field(_choice("yes", "no"), default="no"),
     "problem_task": Field(str),
     "level": Field(_int, default=0),
+    "experiment": Field(str),
+    "models": Field(_names, _joined, default=[]),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
@@ -130,6 +132,7 @@ OWN = {
                       "final_metric", "runs", "across", "up", "logs"),
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
+    "experiment_queue": ("models", "n_problems", "problem_seed", "experiment"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

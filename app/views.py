@@ -19,7 +19,8 @@ from backend.figures.compare import WORDY, compared, differences, share_limits
 
 PATIENCE = 0.6  # s a panel waits in place; then it watches its job alone and the page goes on
 #: shown first where they fit
-FIRST = {"modular_addition": ["attention", "logit_lens"], "induction": ["attention", "logit_lens"]}
+FIRST = {"energy": ["exp010_annealing", "exp001_hessian"],
+         "modular_addition": ["attention", "logit_lens"], "induction": ["attention", "logit_lens"]}
 
 
 # ---------------------------------------------------------------- what can be asked of a checkpoint

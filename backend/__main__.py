@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend import analyses, diagram_cli, export
+from backend import analyses, diagram_cli, export, slurm
 from backend import settings as settings_room
 from backend.client import running_dashboard
 from backend.contract import Corpus, Pairs, Params, Problems, Prompt, parse_spec
@@ -88,6 +88,7 @@ def _run_parser(commands: Any) -> None:
         _subject_flags(sub, one.subject)
         sub.add_argument("--out", help="FILE.parquet, FILE.csv, FILE.json or FILE.arrow")
         sub.add_argument("--dry-run", action="store_true", help="only say what it would cost: seconds, memory, calls")
+        sub.add_argument("--sbatch", metavar="FILE", help="only write a SLURM job script that calls this same command")
         _flags(sub, one.params)
 
 
@@ -265,6 +266,8 @@ def do_run(args: argparse.Namespace) -> Any:
     """Compute or fetch one analysis, at one step or at all."""
     if args.out:
         export.check_target(args.out)
+    if args.sbatch:
+        return _job_script(args)
     args.model = _from_here(args.model)
     with _connection() as house:
         steps = _all_steps(args.model) if args.step == "all" else [_whole(args.step)]
@@ -285,6 +288,20 @@ def do_run(args: argparse.Namespace) -> Any:
         step = f"  step {line['step']}" if line["step"] is not None else ""
         print(f"{line['key']}  {line['how']}  {line['seconds']:.3g} s{step}", file=sys.stderr)
     return args.out and f"{len(table)} rows to {args.out}" or table
+
+
+def _job_script(args: argparse.Namespace) -> str:
+    """Write a SLURM script of this command as it was typed, with a file for its table."""
+    typed = [w for w in args.typed if w not in ("--json", "--dry-run")]
+    at = next(i for i, w in enumerate(typed) if w.partition("=")[0] == "--sbatch")
+    del typed[at : at + (1 if "=" in typed[at] else 2)]
+    out = [] if args.out else ["--out", f"{args.analysis}.parquet"]
+    text = slurm.script([[*slurm.PYTHON, *typed, *out]], args.analysis)
+    try:
+        Path(args.sbatch).expanduser().write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--sbatch {args.sbatch}", (error.strerror or str(error)).lower(), "Give another file") from None
+    return f"{args.sbatch}: submit it with sbatch; partition, time and memory stand at its top"
 
 
 def _about(house: Any, told: list[dict[str, Any]]) -> dict[str, Any]:
@@ -459,6 +476,7 @@ def _shown(table: pd.DataFrame) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(argv)
+    args.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         show(globals()[f"do_{args.command}"](args), args.json)
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from backend.facade.directions import Directions
 from backend.facade.elsewhere import Elsewhere
 from backend.facade.intervening import Intervening
 from backend.facade.published import Published
+from backend.facade.queue import Queue
 from backend.facade.transitions import Transitions
 from backend.jobs.engine import Engine
 from backend.runs import follow
@@ -24,7 +25,7 @@ KEEP_JOBS = 30 * 86400.0  # seconds that the record of an ended job is kept
 ALL = 1_000_000  # rows; more than any queue
 
 
-class Backend(Circuits, Diagrams, Transitions, Elsewhere, Intervening, Directions, Published):
+class Backend(Circuits, Diagrams, Transitions, Elsewhere, Intervening, Directions, Published, Queue):
     """One owner of the store, the engine and the follower. Close it when done.
 
     `inline=True` computes in this process (command line without a dashboard, unit tests); otherwise Dask workers do.

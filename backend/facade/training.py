@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from backend.runs import layout
 class Training(Work):
     """The part of the facade that speaks to a run while it trains."""
 
-    def metric_words(self) -> dict[str, Metric]:
-        """Return the words of every metric by name without its place: the shared monitors', then each recipe's."""
+    def metric_words(self, recipes: Collection[str] = ()) -> dict[str, Metric]:
+        """Return the words of every metric by name without its place: the shared monitors', then each recipe's.
+
+        Where runs of one recipe alone are shown, its own words of a shared name (a loss that is no cross-entropy) win.
+        """
         words = dict(monitors.metrics())
         for recipe in self.recipes().values():
-            words |= {metric.name: metric for metric in recipe.metrics if metric.name not in words}
+            alone = set(recipes) == {recipe.name}
+            words |= {metric.name: metric for metric in recipe.metrics if alone or metric.name not in words}
         return words
 
     def checkpoint_now(self, run: str) -> dict[str, Any]:

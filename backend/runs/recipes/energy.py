@@ -59,9 +59,14 @@ PRESETS = (
            ({"task": "rank1", "side": 5, "width": 256, "steps": 5000},)),
     Preset("contrastive", "inverse-3 with the contrastive term, to compare with inverse-3",
            ({"task": "inverse", "side": 3, "width": 128, "steps": 6000, "contrastive": 0.5},)),
-    Preset("inverse-20", "the official size, width, batch and rate; for a GPU, hours",
-           ({"task": "inverse", "side": 20, "width": 512, "batch_size": 2048, "lr": 1e-4, "steps": 1_000_000,
-             "contrastive": 0.5, "log_every": 1000, "monitor_every": 5000},)),
+    Preset("sizes", "inverses of 3 x 3 to 6 x 6 matrices: four runs, about 5 CPU minutes",
+           tuple({"task": "inverse", "side": n, "width": 256 if n > 3 else 128, "steps": 4000} for n in (3, 4, 5, 6))),
+    Preset("ranks", "5 x 5 matrices of rank 1 to 3, half of each shown: three runs, about 4 CPU minutes",
+           tuple({"task": "completion", "side": 5, "rank": r, "width": 256, "steps": 4000} for r in (1, 2, 3))),
+    *(Preset(f"{name}-20", f"{name} of 20 x 20 matrices, the official size, width, batch and rate; for a GPU, hours",
+             ({"task": task, "side": 20, "rank": rank, "width": 512, "batch_size": 2048, "lr": 1e-4,
+               "steps": 1_000_000, "contrastive": 0.5, "log_every": 1000, "monitor_every": 5000},))
+      for name, task, rank in (("inverse", "inverse", 1), ("add", "addition", 1), ("completion", "completion", 10))),
 )  # fmt: skip
 
 

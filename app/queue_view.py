@@ -1,0 +1,219 @@
+"""The page Experiment queue: ten experiments over energy models; status, cost, run, cancel; claims as they land."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import auto_page, theme, url, widgets
+from app.links import link
+from app.subject import is_energy, openable, short_name
+from backend.errors import PhasescopeError
+
+LOOK = 1.0  # s between two looks while something runs
+MARKS = {"kept": ("done", "good"), "running": ("running", "accent"), "queued": ("queued", "neutral"),
+         "failed": ("failed", "bad"), "missing": ("not computed", "neutral"), "waits": ("waits", "warn"),
+         "unfit": ("not possible", "neutral")}  # fmt: skip
+CAPTION = ("The ten experiments on every chosen energy model. What is computed is kept; run what is missing, leave the "
+           "page, come back. Each row has its command line; all of it can be written as a SLURM script.")  # fmt: skip
+
+
+def page(house: Any) -> None:
+    """Draw the page."""
+    st.markdown("### Experiment queue")
+    st.caption(CAPTION)
+    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and is_energy(r)}
+    if not runs:
+        widgets.empty_state("No energy model yet", "Train one on the Training page: recipe energy model.")
+        link("training", "Train an energy model", icon="monitoring", query={"recipe": "energy"})
+        return
+    specs, about = _chosen(runs)
+    if not specs:
+        widgets.empty_state("No model chosen", "Choose energy models above; the experiments then stand here.")
+        return
+    places = house.queue(list(house.experiments()), specs, about)
+    busy = [p for p in places if p.state in ("queued", "running")]
+    waiting = any(p.state == "waits" for p in places)
+    every = LOOK if busy or waiting else None
+    st.fragment(_queue, run_every=every)(house, specs, about, (len(busy), waiting))
+    _claims(house, places)
+    _commands(house, places, about)
+
+
+def _chosen(runs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Draw the pickers of models and problems."""
+    shipped = [s for s, r in runs.items() if r.get("shipped")] or list(runs)
+    left, n_at, seed_at = st.columns([8, 2, 2], vertical_alignment="bottom")
+    with left:
+        specs = url.bound(st.multiselect, "Energy models", "models", fallback=shipped, options=list(runs),
+                          format_func=short_name,
+                          help="A family: train the presets sizes or ranks of the energy recipe.")  # fmt: skip
+    with n_at:
+        n = url.bound(st.number_input, "Problems each", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
+    with seed_at:
+        seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
+    buttons = st.columns([2, 2, 3, 5], vertical_alignment="center")
+    buttons[0].button("All models", key="queue-all", on_click=lambda: url.put(models=list(runs)))
+    buttons[1].button("Shipped ones", key="queue-shipped", on_click=lambda: url.put(models=None))
+    with buttons[2]:
+        link("training", "Train a family", icon="monitoring", query={"recipe": "energy", "preset": "sizes"})
+    return [s for s in specs if s in runs], {"n": int(n), "seed": int(seed)}
+
+
+# ---------------------------------------------------------------- how each stands
+
+
+def _queue(house: Any, specs: Sequence[str], about: dict[str, Any], before: tuple[int, bool]) -> None:
+    """Draw status and buttons; the whole page is drawn again when something has landed."""
+    places = house.queue(list(house.experiments()), specs, about)
+    busy = [p for p in places if p.state in ("queued", "running")]
+    now = (len(busy), any(p.state == "waits" for p in places))
+    if now != before:
+        st.rerun()
+    _bar(house, places, busy, specs, about)
+    titles = {n: a.title for n, a in house.experiments().items()}
+    st.html(_table(places, specs, titles))
+    _failures(places)
+    _one(house, places, specs, about, titles)
+
+
+def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], specs: Any, about: Any) -> None:
+    open_ = [p for p in places if p.state in ("missing", "failed")]
+    done = sum(p.state == "kept" for p in places)
+    left, right = st.columns([3, 7], vertical_alignment="center")
+    known = [p.seconds for p in open_ if p.seconds is not None]
+    cost = f" (about {theme.seconds(sum(known))} of one worker)" if known else ""
+    with left:
+        if busy:
+            st.button(f"Cancel {len(busy)}", icon=":material/close:", key="queue-cancel",
+                      on_click=_cancel, args=(house, [p.job for p in busy]))  # fmt: skip
+        else:
+            names = list(dict.fromkeys(p.analysis for p in open_))
+            st.button(f"Run all {len(open_)} missing" if open_ else "All computed", type="primary", key="queue-run",
+                      icon=":material/play_arrow:", disabled=not open_,
+                      on_click=_run, args=(house, names, specs, about),
+                      help=f"What is kept is not computed again{cost}")  # fmt: skip
+    running = next((p for p in busy if p.state == "running"), None)
+    words = f"{done} of {len(places)} computed" + (f" · {running.analysis} of {short_name(running.spec)}: {running.why}"
+                                                     if running else cost if open_ else "")  # fmt: skip
+    right.progress(done / max(1, len(places)), text=words)
+
+
+def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:
+    """Return the grid as HTML: a row per experiment, a column per model."""
+    at = {(p.analysis, p.spec): p for p in places}
+    head = "".join(f"<th>{html.escape(short_name(s).removesuffix(' (run)'))}</th>" for s in specs)
+    rows = ""
+    for name, title in titles.items():
+        cells = "".join(f"<td>{_cell(at[name, s])}</td>" for s in specs)
+        rows += f"<tr><td>{html.escape(title)}</td>{cells}</tr>"
+    return f'<div class="ps-grid"><table><tr><th>Experiment</th>{head}</tr>{rows}</table></div>'
+
+
+def _cell(place: Any) -> str:
+    words, kind = MARKS[place.state]
+    if place.state == "running":
+        words = f"{place.progress:.0%}"
+    elif place.state == "missing" and place.seconds is not None:
+        words = f"about {theme.seconds(place.seconds)}"
+    return theme.badge(words, kind, place.why)
+
+
+def _failures(places: Sequence[Any]) -> None:
+    for p in [p for p in places if p.state == "failed"][:5]:
+        with st.container(horizontal=True):
+            st.caption(f":material/error: {p.analysis} of {short_name(p.spec)}: {p.why}")
+            if p.job:
+                link("jobs", "Its story", icon="pending_actions", query={"job": p.job})
+    waits = sorted({p.why for p in places if p.state == "waits"})
+    for why in waits[:5]:
+        st.caption(f":material/hourglass_empty: {why}")
+
+
+def _one(house: Any, places: Sequence[Any], specs: Any, about: Any, titles: dict[str, str]) -> None:
+    """Pick one experiment: run it on all chosen models, or open it."""
+    left, run, go = st.columns([6, 3, 3], vertical_alignment="bottom")
+    with left:
+        name = url.bound(st.selectbox, "One experiment", "experiment", fallback=next(iter(titles)),
+                         options=list(titles), format_func=lambda n: titles[n])  # fmt: skip
+    mine = [p for p in places if p.analysis == name and p.state in ("missing", "failed")]
+    run.button(f"Run on {len(mine)} models" if mine else "Computed on all", key="queue-run-one", disabled=not mine,
+               on_click=_run, args=(house, [name], specs, about))  # fmt: skip
+    with go:
+        link("energy_landscapes", "Open it", icon="open_in_full",
+             query=url.query(energy=specs[0], experiment=name))  # fmt: skip
+
+
+def _run(house: Any, names: Sequence[str], specs: Sequence[str], about: dict[str, Any]) -> None:
+    try:
+        house.run_queue(names, specs, about)
+    except PhasescopeError as error:
+        st.session_state["problem"] = error.record()
+
+
+def _cancel(house: Any, jobs: Sequence[str]) -> None:
+    for job in jobs:
+        widgets.act(house.cancel, job)
+
+
+# ---------------------------------------------------------------- what they say
+
+
+def _claims(house: Any, places: Sequence[Any]) -> None:
+    """Draw the claims of all that is computed, and those that ship."""
+    rows = [{"model": short_name(p.spec).removesuffix(" (run)"), "experiment": p.analysis[:6].upper(), **claim}
+            for p in places if p.state == "kept" for claim in house.claims(p.key)]  # fmt: skip
+    st.markdown("##### What was expected, and what was found")
+    if not rows:
+        st.caption("Nothing is computed yet: run what is missing, and each experiment's verdicts appear here.")
+    else:
+        verdicts = Counter(row["verdict"] for row in rows)
+        theme.badges([(f"{n} {word}", auto_page.VERDICTS.get(word, "neutral")) for word, n in verdicts.items()])
+        auto_page.claims_table(rows, key="queue-claims")
+    shipped = house.shipped_claims()
+    if shipped:
+        with st.expander("As shipped: made by `make experiments-energy`"):
+            st.caption(f"{shipped['command']} · {shipped['seconds']:.0f} s on {shipped['machine']}")
+            auto_page.claims_table(shipped["claims"], key="shipped-claims")
+
+
+# ---------------------------------------------------------------- the same on a cluster
+
+
+def _commands(house: Any, places: Sequence[Any], about: dict[str, Any]) -> None:
+    with st.expander("Command lines and a SLURM script", icon=":material/terminal:"):
+        lines = _lines(house, places, about)
+        if not lines:
+            st.caption("No model is open yet.")
+            return
+        st.code("\n".join(shlex.join(line) for line in lines), language="bash", height=220)
+        cells = st.columns(5)
+        partition = cells[0].text_input("Partition", placeholder="the cluster's default")
+        hours = cells[1].number_input("Hours", 0.1, 336.0, 1.0, step=0.5)
+        memory = cells[2].number_input("Memory (GB)", 1, 2048, 8)
+        cpus = cells[3].number_input("CPUs", 1, 256, 1)
+        gpus = cells[4].number_input("GPUs", 0, 16, 0)
+        try:
+            text = house.job_script(lines, name="phasescope-energy", hours=float(hours), memory_gb=int(memory),
+                                    cpus=int(cpus), gpus=int(gpus), partition=partition.strip())  # fmt: skip
+        except PhasescopeError as error:
+            widgets.error_panel(error)
+            return
+        st.download_button("Download the sbatch script", text, "phasescope-energy.sbatch", "text/x-shellscript",
+                           icon=":material/download:")  # fmt: skip
+
+
+def _lines(house: Any, places: Sequence[Any], about: dict[str, Any]) -> list[list[str]]:
+    found = []
+    for p in places:
+        card = house.card(p.spec) if p.state not in ("waits", "unfit") else None
+        if card is not None:
+            subject = house.subject(house.analysis(p.analysis).subject, card.model_dump(), about)
+            out = f"{p.analysis}-{p.spec.removeprefix('run:').replace('/', '-')}.parquet"
+            found.append(house.command(p.analysis, card, subject, out=out))
+    return found
