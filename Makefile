@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.stamp
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run setup test check zoo bench experiments-transitions clean
+.PHONY: run setup test check zoo bench experiments-transitions experiments-energy clean
 
 run: setup
 	$(PY) -m app
@@ -38,6 +38,10 @@ bench: setup
 # trains what is missing below runs/experiments and writes benchmarks/results/transitions; broken off, it goes on
 experiments-transitions: setup
 	$(PY) -m benchmarks.experiments transitions
+
+# trains the energy presets below runs/experiments, runs the ten experiments on each, writes what they say
+experiments-energy: setup
+	$(PY) -m benchmarks.experiments energy
 
 clean:
 	rm -rf .venv artefacts .pytest_cache .ruff_cache .mypy_cache

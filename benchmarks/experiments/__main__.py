@@ -1,4 +1,4 @@
-"""The experiments whose tables are committed: `python -m benchmarks.experiments transitions` (make: same name).
+"""The experiments whose tables are committed: `python -m benchmarks.experiments transitions` and `energy`.
 
 Trains what is missing below --place (a finished run is kept, a broken-off one goes on), then writes its tables to
 --out. `--only runs` leaves out the synthetic benchmark of detection and the phase diagram, which take minutes more.
@@ -18,7 +18,7 @@ import pandas as pd
 
 from backend.settings import SHIPPED_RUNS
 from benchmarks import table
-from benchmarks.experiments import detected, milestones, plan, work
+from benchmarks.experiments import detected, energy, milestones, plan, work
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "transitions"
 PARTS = ("runs", "detection", "diagram")
@@ -69,13 +69,16 @@ def train_and_tell(runs: Sequence[plan.Run], place: Path, out: Path, workers: in
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts asked for; returns 1 where one failed."""
     asked = argparse.ArgumentParser(prog="python -m benchmarks.experiments", description=__doc__.split("\n")[0])
-    asked.add_argument("name", choices=["transitions"])
+    asked.add_argument("name", choices=["transitions", "energy"])
     asked.add_argument("--place", type=Path, default=Path("runs") / "experiments", help="folder of the runs")
-    asked.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables")
+    asked.add_argument("--out", type=Path, default=None, help="folder of the tables")
     asked.add_argument("--workers", type=int, default=2, help="runs that train at once")
     asked.add_argument("--seeds", type=seeds_of, default=plan.SEEDS, metavar="20-24", help="first and last seed")
     asked.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; default: all")
     args = asked.parse_args(argv)
+    if args.name == "energy":
+        return energy.main(args.place / "energy", args.out or RESULTS.parent / "energy")
+    args.out = args.out or RESULTS
     if "runs" in args.only:
         train_and_tell(plan.runs(args.seeds), args.place, args.out, args.workers)
     calls = {"detection": [sys.executable, "-m", "benchmarks.detection"], "diagram": diagram_command(args.out)}

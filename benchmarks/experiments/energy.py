@@ -1,0 +1,85 @@
+"""The ten experiments on the five energy presets: what was expected, its null, what was found.
+
+Trains the presets below --place where they are missing (as `make zoo` does), asks every experiment through the house,
+and writes the claims: `energy-claims.json` beside the shipped runs, which the page Experiment queue shows, and
+`results/energy/{claims,times}.csv`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from backend import Backend
+from backend.facade.queue import CLAIMS
+from backend.runs import layout, zoo
+from backend.settings import Settings
+
+COMMAND = "python -m benchmarks.experiments energy"
+MODELS = ("gauss-4", "add-8", "inverse-3", "inverse-5", "rank1-5")
+PROBLEMS = 64
+
+
+def main(place: Path, out: Path, models: Sequence[str] = MODELS, claims: Path = CLAIMS) -> int:
+    """Train, ask, write; returns 1 where an experiment failed on a model that it fits."""
+    began = time.monotonic()
+    times = [trained(name, place / "runs") for name in models]
+    house = Backend(Settings(runs=place / "runs", cache=place / "cache", device="cpu"), inline=True)
+    try:
+        rows, more, failed = asked(house, models)
+    finally:
+        house.close()
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out / "claims.csv", index=False, lineterminator="\n")
+    pd.DataFrame([*times, *more]).to_csv(out / "times.csv", index=False, lineterminator="\n", float_format="%.3g")
+    told = {"command": COMMAND, "seconds": round(time.monotonic() - began, 1), "machine": f"{os.cpu_count()} CPU cores",
+            "problems": PROBLEMS, "claims": rows}  # fmt: skip
+    claims.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    print(pd.DataFrame(rows).to_string(index=False))
+    for line in failed:
+        print(f"failed: {line}")
+    return int(bool(failed))
+
+
+def trained(name: str, place: Path) -> dict[str, Any]:
+    """Train a preset where its run is missing; return {what, model, seconds}."""
+    began = time.monotonic()
+    if not layout.steps_in(place / name):
+        zoo.make(name, place)
+    return {"what": "training", "model": name, "seconds": time.monotonic() - began}
+
+
+def asked(house: Backend, models: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Ask every experiment of every model: (claims, times, what failed). One that does not fit a model says why."""
+    claims: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for name in house.experiments():
+        for model in models:
+            began = time.monotonic()
+            place = _computed(house, name, f"run:{model}")
+            times.append({"what": name, "model": model, "seconds": time.monotonic() - began})
+            if place.state == "kept":
+                claims += [{"model": model, "experiment": name[:6].upper(), **c} for c in house.claims(place.key)]
+            elif place.state == "unfit":
+                print(f"{name} of {model}: not possible, {place.why}")
+            else:
+                failed.append(f"{name} of {model}: {place.why}")
+    return claims, times, failed
+
+
+def _computed(house: Backend, name: str, spec: str) -> Any:
+    about = {"n": PROBLEMS, "seed": 0}
+    while True:
+        place = house.queue([name], [spec], about)[0]
+        if place.state == "missing":
+            house.run_queue([name], [spec], about)
+        elif place.state not in ("waits", "queued", "running"):
+            return place
+        time.sleep(0.05)
