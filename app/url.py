@@ -207,7 +207,7 @@ def bound(
         st.session_state[key] = fallback
     else:
         st.session_state[key] = allowed = _within(_among(value, options), more)
-        if allowed != value:
+        if allowed != value and value != [NONE]:
             put(**{name: allowed})  # the address says what is shown
 
     def changed() -> None:

@@ -1,0 +1,179 @@
+"""Pages of energy models: landscapes, the experiment queue and its scripts; each family on the other's pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from backend import Backend, slurm
+from backend.contract import Corpus, Pair, Pairs, Prompt, Weights
+from backend.errors import BadInput, Unfit
+from backend.facade.queue import flags
+from backend.settings import ROOT
+from benchmarks.experiments import energy as experiment
+from tests.energy_kit import energy_run
+from tests.page_kit import said, settle, settled_house, visit
+
+FEW = {"n_problems": "3", "problem_seed": "1"}
+TINY = {"models": "run:tiny", **FEW}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    root = tmp_path_factory.mktemp("energy-pages")
+    energy_run(root / "runs" / "tiny")
+    with settled_house(root) as one:
+        yield one
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Backend) -> None:
+    at = visit("experiment_queue", **TINY)
+    names = list(house.experiments())
+    assert len(names) >= 1 and all(house.experiments()[n].title in said(at) for n in names)
+    button = next(b for b in at.button if b.label.startswith("Run all"))
+    assert button.label == f"Run all {len(names)} missing" and "Nothing is computed yet" in said(at)
+    button.click()
+    at = settle(at.run())
+    assert ">done<" in said(at) and "not computed" not in said(at)
+    assert "what was found" in " ".join(m.value for m in at.markdown) and "ps-claims" in said(at)
+    places = house.queue(names, ["run:tiny"], {"n": 3, "seed": 1})
+    assert {p.state for p in places} <= {"kept", "unfit"} and any(p.state == "kept" for p in places)
+    assert all(p.why for p in places if p.state == "unfit")
+
+
+def test_the_queue_without_a_model_chosen_or_of_one_that_trains(house: Backend, tmp_path: Path) -> None:
+    at = visit("experiment_queue", models="-")
+    assert "No model chosen" in said(at)
+    places = house.queue(["exp001_hessian"], ["run:nowhere"], {"n": 3})
+    assert places[0].state == "waits" and "no such run" in places[0].why
+    assert house.run_queue(["exp001_hessian"], ["run:nowhere"], {"n": 3}) == 0
+
+
+def test_what_failed_is_asked_again(house: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"n": 2, "seed": 77}
+    monkeypatch.setattr("backend.analyses._energy.hessian", lambda *_: 1 / 0)
+    assert house.run_queue(["exp001_hessian"], ["run:tiny"], about) == 1
+    for job in house.jobs(states=["queued", "running"]):
+        house.wait(job["id"], 60)
+    failed = house.queue(["exp001_hessian"], ["run:tiny"], about)[0]
+    assert failed.state == "failed" and failed.why and failed.job
+    monkeypatch.undo()
+    assert house.run_queue(["exp001_hessian"], ["run:tiny"], about) == 1
+    for job in house.jobs(states=["queued", "running"]):
+        house.wait(job["id"], 60)
+    assert house.queue(["exp001_hessian"], ["run:tiny"], about)[0].state == "kept"
+
+
+# ---------------------------------------------------------------- landscapes, and the other family's pages
+
+
+def test_the_landscapes_page_draws_an_experiment_with_one_level_slider(house: Backend) -> None:
+    at = visit("energy_landscapes", energy="run:tiny", experiment="exp001_hessian", level="3", **FEW)
+    figures = house.analysis("exp001_hessian").figures
+    assert len(at.get("plotly_chart")) == len(figures) and "What was expected" in " ".join(m.value for m in at.markdown)
+    slider = [s for s in at.select_slider if s.label.startswith("Annealing level")]
+    assert len(slider) == 1 and slider[0].value == 3
+    assert "level 3" in " ".join(m.value for m in at.markdown)
+
+
+def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
+    at = visit("attention", model="run:tiny")
+    assert "This is an energy model" in said(at) and not at.exception
+    at = visit("energy_landscapes", energy="run:induction-demo")
+    assert "This is a transformer" in said(at) and not at.exception
+    at = visit("models", model="run:tiny")
+    assert "energy model" in said(at) and not at.exception
+
+
+def test_an_energy_run_is_scrubbed_on_the_training_page(house: Backend) -> None:
+    at = visit("training", runs="tiny", views="exp001_hessian", at="0", charts="-")
+    assert not at.exception and any("EXP-001" in m.value for m in at.markdown)
+
+
+# ---------------------------------------------------------------- command lines and scripts
+
+
+def test_the_command_line_asks_the_same(house: Backend) -> None:
+    card = house.card("run:tiny", 10)
+    assert card is not None
+    subject = house.problems(card.model_dump(), n=3, seed=1, harder=True)
+    line = house.command("exp001_hessian", card, subject, out="t.parquet")
+    assert line == ["python", "-m", "backend", "run", "exp001_hessian", "--model", "run:tiny", "--step", "10",
+                    "--n-problems", "3", "--problem-seed", "1", "--harder", "--out", "t.parquet"]  # fmt: skip
+    from backend.__main__ import _about_of, parser
+
+    args = parser().parse_args(line[3:])
+    assert house.subject(type(subject), card.model_dump(), _about_of(args)) == subject
+
+
+def test_flags_of_every_subject() -> None:
+    assert flags(Prompt(tokens=(1, 2))) == {"tokens": "1,2"} and flags(Weights()) == {}
+    assert flags(Corpus(source="file", path="a.txt", rows=2))["file"] == "a.txt"
+    with pytest.raises(Unfit):
+        flags(Pairs(pairs=(Pair(clean=(1,), corrupted=(2,), answer=1, distractor=2),)))
+
+
+def test_a_script_is_bash_and_calls_the_command(tmp_path: Path) -> None:
+    """Run as SLURM would, with a Python that writes down what it is called with."""
+    line = slurm.command(
+        "exp001_hessian", "run:it's", None, {"n-problems": 2, "harder": True}, {"rank_of": 2}, "a b.csv"
+    )
+    text = slurm.script([line, line], "name", hours=1.5, memory_gb=4, cpus=3, gpus=2, partition="gpu")
+    assert "--time=01:30:00" in text and "--gres=gpu:2" in text and "--partition=gpu" in text and "$" + "{" in text
+    fake = tmp_path / ".venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" "$PHASESCOPE_CACHE" >> called.txt\n')
+    fake.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "TMPDIR": str(tmp_path)}
+    subprocess.run(["bash", "-c", text], cwd="/", env=env, check=True)
+    called = (tmp_path / "called.txt").read_text().splitlines()
+    want = ["-m", "backend", "run", "exp001_hessian", "--model", "run:it's", "--n-problems", "2", "--harder",
+            "--rank-of", "2", "--out", "results/a b.csv", f"{tmp_path}/phasescope-7"]  # fmt: skip
+    assert called == want * 2 and (tmp_path / "results").is_dir()
+
+
+@pytest.mark.parametrize("more", [
+    {"name": "a; rm -rf"}, {"name": ""}, {"partition": "a b"}, {"hours": 0}, {"memory_gb": 0}, {"cpus": 0},
+    {"gpus": -1},
+])  # fmt: skip
+def test_what_slurm_would_not_take_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(BadInput):
+        slurm.script([["python"]], **more)
+
+
+def test_run_writes_a_script_instead_of_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from backend.__main__ import main
+
+    out = tmp_path / "job.sbatch"
+    assert main(["run", "exp001_hessian", "--model", "run:inverse-5", "--sbatch", str(out), "--n-problems", "4"]) == 0
+    assert '--n-problems 4 --out "$PHASESCOPE_OUT"/exp001_hessian.parquet' in out.read_text()
+    assert main(["run", "exp001_hessian", "--model", "run:a", f"--sbatch={tmp_path}/no/folder"]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what ships
+
+
+def test_the_experiments_write_what_the_page_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    energy_run(tmp_path / "runs" / "tiny")
+    monkeypatch.setattr(experiment, "PROBLEMS", 3)
+    monkeypatch.setattr(Backend, "experiments", lambda self: {"exp001_hessian": self.analysis("exp001_hessian")})
+    assert experiment.main(tmp_path, tmp_path / "out", ("tiny",), tmp_path / "claims.json") == 0
+    told = json.loads((tmp_path / "claims.json").read_text())
+    assert {"criterion", "null", "value", "verdict", "model", "experiment"} == set(told["claims"][0])
+    assert len(pd.read_csv(tmp_path / "out" / "claims.csv")) == len(told["claims"])
+    assert set(pd.read_csv(tmp_path / "out" / "times.csv")["what"]) == {"training", "exp001_hessian"}
+    assert (
+        told["command"] == "python -m benchmarks.experiments energy"
+        and (ROOT / "benchmarks/experiments/energy.py").exists()
+    )
