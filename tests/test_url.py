@@ -45,7 +45,7 @@ def values(name: str, dice: random.Random) -> list[Any]:
     return [o for o in OPTIONS[name] if field.decode(o) is not None]
 
 
-OPTIONS = {
+OPTIONS = {"harder": ("yes", "no"), 
     "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"),
     "seeds": ("band", "lines"), "shade": ("delay", "phase", "final"), "tab": ("phases", "paths", "new"),
     "point": ("resid_pre", "resid_mid", "resid_post"),
@@ -103,7 +103,8 @@ def test_a_link_carries_the_subject_with_changes(query: Query) -> None:
 def test_the_whole_subject_is_carried() -> None:
     assert set(url.CARRIED) == {"model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs",
                                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "sae",
-                                "feature"}  # fmt: skip
+                                "feature", "energy", "energy_step", "n_problems", "problem_seed", "harder",
+                                "problem_task", "level"}  # fmt: skip
 
 
 def test_what_is_out_of_a_widget_s_limits_is_cut_and_the_address_says_so(query: Query) -> None:
