@@ -485,3 +485,37 @@ def test_what_a_new_page_computed_is_exported(house: Any, page: Any, tmp_path: P
             path = tmp_path / f"file.{form.lower()}"
             download.value.save_as(path)
             assert path.read_bytes().startswith(begins), form
+
+
+# ---------------------------------------------------------------- energy models
+
+
+def test_move_through_the_levels_of_an_energy(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/energy_landscapes?energy=run:inverse-3&experiment=exp001_hessian&n_problems=16")
+    opened.get_by_text("What was expected").wait_for(timeout=120_000)
+    slider = opened.get_by_role("slider", name=re.compile("Annealing level"))
+    slider.focus()
+    slider.press("ArrowRight")
+    until(lambda: "level=1" in address(opened), "the level in the address")
+    opened.get_by_text("level 1").first.wait_for(timeout=60_000)
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"energy-landscapes-{width}", full=True)
+        clean(opened)
+
+
+def test_run_the_queue_until_every_verdict_is_there(house: Any, page: Any) -> None:
+    opened = rest(page, f"{house.url}/experiment_queue?models=run:gauss-4&n_problems=6")
+    opened.get_by_role("button", name=re.compile("Run all [0-9]+ missing")).click(timeout=120_000)
+    opened.get_by_role("button", name="All computed").wait_for(timeout=180_000)
+    browser.wait_ready(opened, 60)
+    assert opened.locator(".ps-claims tr").count() > 3 and opened.locator(".ps-grid td .ps-neutral").count() == 0
+    opened.get_by_text("Command lines and a SLURM script").click()
+    with opened.expect_download() as got:
+        opened.get_by_role("button", name="Download the sbatch script").click()
+    text = Path(got.value.path()).read_text()
+    assert "-m backend run exp001_hessian --model run:gauss-4" in text and text.startswith("#!/usr/bin/env bash")
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"experiment-queue-{width}", full=True)
+        clean(opened)
