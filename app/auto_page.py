@@ -117,11 +117,13 @@ def claims(rows: list[dict[str, str]]) -> None:
 def claims_table(rows: list[dict[str, str]], key: str) -> None:
     """Draw claims, with the columns that stand before them (model, experiment), a line each that wraps."""
     before = [c for c in rows[0] if c not in ("criterion", "null", "value", "verdict")]
-    heads = [*before, "criterion", "its null", "measured", "verdict"]
+    heads = [*before, "verdict", "criterion", "its null", "measured"]
     lines = ""
     for row in rows:
-        told = "".join(f"<td>{html.escape(str(row[c]))}</td>" for c in (*before, "criterion", "null", "value"))
-        lines += f"<tr>{told}<td>{theme.badge(row['verdict'], VERDICTS.get(row['verdict'], 'neutral'))}</td></tr>"
+        cells = {name: f"<td>{html.escape(str(row[name]))}</td>" for name in (*before, "criterion", "null", "value")}
+        mark = theme.badge(row["verdict"], VERDICTS.get(row["verdict"], "neutral"))
+        first, rest = ("".join(cells[name] for name in names) for names in (before, ("criterion", "null", "value")))
+        lines += f'<tr>{first}<td class="ps-verdict">{mark}</td>{rest}</tr>'
     st.html('<div class="ps-grid ps-claims"><table><tr>' + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{lines}"
             "</table></div>")  # fmt: skip
     st.download_button("CSV", pd.DataFrame(rows).to_csv(index=False), f"{key}.csv", "text/csv", key=f"csv:{key}",

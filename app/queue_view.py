@@ -57,10 +57,9 @@ def _chosen(runs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         n = url.bound(st.number_input, "Problems each", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
     with seed_at:
         seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
-    buttons = st.columns([2, 2, 3, 5], vertical_alignment="center")
-    buttons[0].button("All models", key="queue-all", on_click=lambda: url.put(models=list(runs)))
-    buttons[1].button("Shipped ones", key="queue-shipped", on_click=lambda: url.put(models=None))
-    with buttons[2]:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.button("All models", key="queue-all", on_click=lambda: url.put(models=list(runs)))
+        st.button("Shipped ones", key="queue-shipped", on_click=lambda: url.put(models=None))
         link("training", "Train a family", icon="monitoring", query={"recipe": "energy", "preset": "sizes"})
     return [s for s in specs if s in runs], {"n": int(n), "seed": int(seed)}
 
@@ -137,7 +136,7 @@ def _failures(places: Sequence[Any]) -> None:
 
 def _one(house: Any, places: Sequence[Any], specs: Any, about: Any, titles: dict[str, str]) -> None:
     """Pick one experiment: run it on all chosen models, or open it."""
-    left, run, go = st.columns([6, 3, 3], vertical_alignment="bottom")
+    left, run, go = st.columns([5, 4, 3], vertical_alignment="bottom")
     with left:
         name = url.bound(st.selectbox, "One experiment", "experiment", fallback=next(iter(titles)),
                          options=list(titles), format_func=lambda n: titles[n])  # fmt: skip
