@@ -206,7 +206,8 @@ CSS = """
 @keyframes ps-pulse { 50% { opacity: 0.25; transform: scale(0.75); } }
 @media (prefers-reduced-motion: reduce) { .ps-pulse { animation: none; } }
 .ps-grid { overflow-x: auto; } .ps-grid table { border-collapse: collapse; font-size: 0.85rem; width: 100%; }
-.ps-grid th { text-align: left; white-space: nowrap; font-weight: 600; opacity: 0.75; } .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
+.ps-grid th { text-align: left; white-space: nowrap; font-weight: 600; opacity: 0.75; }
+.ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
   border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
 .ps-claims .ps-verdict, .ps-claims td:first-child { white-space: nowrap; }
 .ps-ticks { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.8rem; }
@@ -226,7 +227,7 @@ CSS = """
 .ps-note { font-size: 0.8rem; opacity: 0.75; margin: 0 0 0.4rem; line-height: 1.4; }
 .ps-scroll { overflow-x: auto; }
 .ps-pairs { width: 100%; border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
-.ps-pairs th { text-align: left; white-space: nowrap; font-weight: 500; opacity: 0.75; padding: 0 0.5rem 0.2rem 0; vertical-align: bottom; }
+.ps-pairs th { text-align: left; font-weight: 500; opacity: 0.75; padding: 0 0.5rem 0.2rem 0; vertical-align: bottom; }
 .ps-pairs td { padding: 0.3rem 0.5rem 0.3rem 0; vertical-align: top; white-space: nowrap;
   border-top: 1px solid color-mix(in srgb, currentColor 12%, transparent); }
 .ps-pairs td:has(> .ps-chips) { width: 70%; } .ps-pairs td:first-child { line-height: 1.6; }
