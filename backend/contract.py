@@ -383,11 +383,12 @@ class Model(Protocol):
         ...
 
     def aligned_subspace(
-        self, place: tuple[str, int], base: Any, source: Any, targets: Any, *, position: int = -1, rank: int = 1,
-        epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
+        self, place: tuple[str, int], base: Any, source: Any, targets: Any, lengths: Any = None, *, position: int = -1,
+        rank: int = 1, epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
     ) -> tuple[Any, list[float]]:
         """Learn the subspace of a place (point, layer) at a position whose interchange from tokens `source` makes those
-        of `base` [batch, pos] say `targets` [batch] at the last position: (orthonormal basis [width, rank], losses)."""
+        of `base` [batch, pos] say `targets` [batch] at the last of their `lengths` [batch] tokens (None: all):
+        (orthonormal basis [width, rank], losses)."""
         ...
 
     def sparse_probes(

@@ -100,10 +100,12 @@ def test_what_cannot_be_is_refused(model, more, said):
         ask(DAS, model, two_answers(4), **more)
 
 
-def test_prompts_of_several_lengths_are_refused(model):
-    mixed = Pairs(pairs=(*two_answers(4).pairs, *two_answers(2, 12).pairs))
-    with pytest.raises(BadInput, match="one length"):
-        ask(DAS, model, mixed)
+def test_prompts_of_several_lengths_are_read_at_their_own_last_token(model):
+    mixed = Pairs(pairs=(*two_answers(4).pairs, *two_answers(4, 12).pairs))
+    found = ask(DAS, model, mixed, layer=1, **QUICK)
+    assert [row(found, c)["top"] for c in ("none", "learnt", "whole")] == [0.0, 1.0, 1.0]
+    with pytest.raises(BadInput, match="a prompt has 14 tokens"):
+        ask(DAS, model, mixed, pos=14)
 
 
 def test_both_figures_name_every_condition(model, frame):

@@ -61,17 +61,20 @@ class InterchangeParams(Params):
 
 @dataclass(frozen=True)
 class Case:
-    """Interchanges, two per pair: tokens [row, pos], what source and base call for [row], and whose they are."""
+    """Interchanges, two per pair: tokens [row, pos], each row's own as many as its `lengths`, what source and base
+    call for [row], and whose they are."""
 
     base: Any
     source: Any
     target: Any
     other: Any
+    lengths: Any
     pair: np.ndarray
 
     def part(self, which: Any) -> Case:
         """Return some of the rows."""
-        return Case(self.base[which], self.source[which], self.target[which], self.other[which], self.pair[which])
+        return Case(self.base[which], self.source[which], self.target[which], self.other[which], self.lengths[which],
+                    self.pair[which])  # fmt: skip
 
 
 @analysis(
@@ -111,16 +114,18 @@ def _cases(model: Model, subject: Pairs, params: InterchangeParams) -> tuple[Cas
     """Return all interchanges and which are learnt from and held out. Raises BadInput where that cannot be."""
     import torch
 
-    length, n = _length(subject, params), len(subject.pairs)
-    if not -length <= params.pos < length:
-        raise BadInput(f"Position {params.pos}", f"the prompts have {length} tokens", "Choose one of them")
-    names = ("clean", "corrupted", "answer", "distractor")
-    clean, corrupted, answer, distractor = (
-        torch.tensor([getattr(p, name) for p in subject.pairs], device=model.card.device) for name in names
-    )
+    length, n = _length(model, subject), len(subject.pairs)
+    shortest = min(subject.by_length())
+    if not -shortest <= params.pos < shortest:
+        raise BadInput(f"Position {params.pos}", f"a prompt has {shortest} tokens", "Choose one of them")
+    padded = {name: [(*getattr(p, name), *[0] * (length - len(p.clean))) for p in subject.pairs]
+              for name in ("clean", "corrupted")}  # fmt: skip
+    clean, corrupted, answer, distractor, lengths = (torch.tensor(values, device=model.card.device) for values in (
+        *padded.values(), *([getattr(p, name) for p in subject.pairs] for name in ("answer", "distractor")),
+        [len(p.clean) for p in subject.pairs]))  # fmt: skip
     both = [torch.cat(two) for two in ((corrupted, clean), (clean, corrupted), (answer, distractor),
-                                       (distractor, answer))]  # fmt: skip
-    case = Case(both[0], both[1], both[2], both[3], np.tile(np.arange(n), 2))
+                                       (distractor, answer), (lengths, lengths))]  # fmt: skip
+    case = Case(both[0], both[1], both[2], both[3], both[4], np.tile(np.arange(n), 2))
     chosen = np.random.default_rng(params.seed).permutation(n)[: _n_held(n, params)]
     held = np.isin(case.pair, chosen)
     return case, np.flatnonzero(~held), np.flatnonzero(held)
@@ -130,12 +135,15 @@ def _n_held(n: int, params: InterchangeParams) -> int:
     return min(n - 1, max(1, round(n * params.held_out)))
 
 
-def _length(subject: Pairs, params: InterchangeParams) -> int:
-    lengths = subject.by_length()
-    if len(lengths) > 1 or len(subject.pairs) < 2:
-        found = f"{len(subject.pairs)} of {' and '.join(map(str, sorted(lengths)))} tokens"
-        raise BadInput("Learning an interchange from these pairs", found, "Use two pairs or more, all of one length")
-    return next(iter(lengths))
+def _length(model: Described, subject: Pairs) -> int:
+    """Return the longest prompt's tokens; shorter ones are padded at their end, which a causal model does not see."""
+    lengths = sorted(subject.by_length())
+    if len(subject.pairs) < 2:
+        raise BadInput("Learning an interchange", "there is one pair", "Use two pairs or more")
+    if len(lengths) > 1 and "causal" not in model.card.capabilities:
+        found = f"prompts of {lengths[0]} to {lengths[-1]} tokens, and this model sees what follows"
+        raise BadInput("Learning an interchange from these pairs", found, "Use pairs of one length")
+    return lengths[-1]
 
 
 Found = tuple[str, np.ndarray, float, int]
@@ -163,15 +171,15 @@ def _layer(model: Model, case: Case, learn: np.ndarray, params: InterchangeParam
     yield "whole", told(lambda base, new: new), float("nan"), width
     coin = torch.from_numpy(dice.random(len(case.pair)) < 0.5).to(case.target.device)
     swapped = Case(case.base, case.source, torch.where(coin, case.other, case.target),
-                   torch.where(coin, case.target, case.other), case.pair)  # fmt: skip
+                   torch.where(coin, case.target, case.other), case.lengths, case.pair)  # fmt: skip
     basis, loss = _learn(model, swapped.part(learn), place, params)
     yield "random targets", told(_within(basis), swapped), loss, params.rank
 
 
 def _learn(model: Model, case: Case, place: tuple[str, int], params: InterchangeParams) -> tuple[Any, float]:
     basis, losses = model.aligned_subspace(
-        place, case.base, case.source, case.target, position=params.pos, rank=params.rank, epochs=params.epochs,
-        lr=params.lr, seed=params.seed, rows=_step(model, case.base.shape[1]))  # fmt: skip
+        place, case.base, case.source, case.target, case.lengths, position=params.pos, rank=params.rank,
+        epochs=params.epochs, lr=params.lr, seed=params.seed, rows=_step(model, case.base.shape[1]))  # fmt: skip
     return basis, losses[-1]
 
 
@@ -199,7 +207,9 @@ def _at_source(model: Model, case: Case, place: tuple[str, int], pos: int) -> An
     import torch
 
     step = _causal.rows_at_once(model, case.source.shape[1])
-    return torch.cat([model.capture(some, [place[0]], [place[1]])[place][:, pos] for some in case.source.split(step)])
+    parts_ = zip(case.source.split(step), (pos % case.lengths).split(step), strict=True)
+    return torch.cat([model.capture(some, [place[0]], [place[1]])[place][torch.arange(len(some)), at]
+                      for some, at in parts_])  # fmt: skip
 
 
 def _told(
@@ -210,16 +220,18 @@ def _told(
     step = _causal.rows_at_once(model, case.base.shape[1])
     for start in range(0, len(case.base), step):
         some = slice(start, start + step)
-        edits = {} if move is None else {place: _edit(move, source[some], pos)}
-        logits = model.run_with(case.base[some], edits, last=True)[:, -1]
+        edits = {} if move is None else {place: _edit(move, source[some], pos % case.lengths[some])}
+        logits = model.run_with(case.base[some], edits)
+        logits = logits[range(len(logits)), case.lengths[some] - 1]
         ours, theirs = (logits.gather(1, t[some, None])[:, 0] for t in (case.target, case.other))
         found.append(np.stack([(ours > theirs).cpu().numpy(), (logits.argmax(-1) == case.target[some]).cpu().numpy()]))
     return np.concatenate(found, 1)
 
 
-def _edit(move: Callable[[Any, Any], Any], new: Any, pos: int) -> Callable[[Any], Any]:
+def _edit(move: Callable[[Any, Any], Any], new: Any, at: Any) -> Callable[[Any], Any]:
     def edit(acts: Any) -> Any:
-        acts[:, pos] = move(acts[:, pos], new)
+        rows = range(len(acts))
+        acts[rows, at] = move(acts[rows, at], new)
         return acts
 
     return edit
@@ -237,15 +249,15 @@ def _row(right: np.ndarray, case: Case, held: np.ndarray, seed: int) -> dict[str
 @interchange.costs
 def work(card: ModelCard, subject: Pairs, params: InterchangeParams) -> Work:
     """Per layer: the sources, learning twice, and a run of all interchanges per condition and draw."""
-    plan, n, length = Plan(card), len(subject.pairs), _length(subject, params)
+    plan, n = Plan(card), len(subject.pairs)
+    length = _length(plan, subject)
     layers = card.n_layers if params.layer < 0 else 1
     learn, step = 2 * (n - _n_held(n, params)), _step(plan, length)
     for some in parts(learn, step):
         plan.call(some, length, 2 * layers)  # the sources of what is learnt from
         plan.call(some, length, 2 * layers * params.epochs, gradients=True)
     for some in parts(2 * n, _causal.rows_at_once(plan, length)):
-        plan.call(some, length, layers)
-        plan.call(some, length, layers * (4 + 2 * params.draws), last=True)
+        plan.call(some, length, layers * (5 + 2 * params.draws))
     steps = 2 * layers * params.epochs * len(parts(learn, step))
     return plan.total(8 * 2 * n * card.d_model * 4, steps * 4.0 * card.d_model * params.rank**2)
 

@@ -29,20 +29,26 @@ class Probe:
 
 
 def aligned_subspace(
-    view: Any, hook: str, base: torch.Tensor, source: torch.Tensor, targets: torch.Tensor, position: int, *,
-    rank: int, epochs: int, lr: float, seed: int, rows: int,
+    view: Any, hook: str, base: torch.Tensor, source: torch.Tensor, targets: torch.Tensor, position: int,
+    lengths: torch.Tensor, *, rank: int, epochs: int, lr: float, seed: int, rows: int,
 ) -> tuple[torch.Tensor, list[float]]:  # fmt: skip
     """Learn the subspace at one position of a hook whose interchange makes the last position say `targets` [row].
 
     Returns an orthonormal basis [width, rank] and the loss of every epoch in nats. `rows` of base and source tokens
-    [row, pos] are in a step. The weights, and whether they ask for gradients, stay as they were.
+    [row, pos] are in a step; the first `lengths` [row] of each count (a causal model does not see what follows). The
+    weights, and whether they ask for gradients, stay as they were.
     Source: Geiger et al. (2023), Finding Alignments Between Interpretable Causal Variables and Distributed Neural
     Representations; transformer_lens.tools.analysis.fit_das.
     """
-    at = torch.full((len(base),), position % base.shape[1], device=base.device)
+    at = position % lengths
+    base, source = (torch.cat([tokens, lengths[:, None]], 1) for tokens in (base, source))  # the tool tells no row
+
+    def last(rows: torch.Tensor) -> torch.Tensor:
+        return view(rows[:, :-1])[torch.arange(len(rows), device=rows.device), rows[:, -1] - 1]
+
     with torch.enable_grad():
         found = bridge.analysis_tools().fit_das(
-            view.eval(), hook, base, source, targets, lambda tokens: view(tokens)[:, -1], rank=rank, epochs=epochs,
+            view.eval(), hook, base, source, targets, last, rank=rank, epochs=epochs,
             base_positions=at, source_positions=at, lr=lr, seed=seed, batch_size=rows,
         )  # fmt: skip
     return found.basis.detach(), list(found.losses)

@@ -149,20 +149,22 @@ class LoadedModel:
         return value.detach(), {p: seen[p].detach() for p in places}, dict(zip(places, grads, strict=True))
 
     def aligned_subspace(
-        self, place: tuple[str, int], base: Any, source: Any, targets: Any, *, position: int = -1, rank: int = 1,
-        epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
+        self, place: tuple[str, int], base: Any, source: Any, targets: Any, lengths: Any = None, *, position: int = -1,
+        rank: int = 1, epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
     ) -> tuple[torch.Tensor, list[float]]:  # fmt: skip
         """Learn the subspace of a place [batch, pos, width] whose interchange makes `base` say `targets` [batch].
 
         (basis [width, rank], loss of every epoch in nats), see `fitted.aligned_subspace`: `epochs` over the rows of
-        `base` and `source` [batch, pos], `rows` of them in a step.
+        `base` and `source` [batch, pos], `rows` of them in a step; rows may be padded at their end beyond `lengths`.
         Raises BadInput for tokens or a layer that do not fit, Unfit for a place that cannot be changed.
         """
         point, layer = place
         hooks = [bridge.edit_hook(self.view, point, n) for n in self._layers(point, [layer])]
         tokens, wanted = (self.tokens(base), self.tokens(source)), torch.as_tensor(targets, device=self.device)
-        return fitted.aligned_subspace(self.view, hooks[0], *tokens, wanted, position, rank=rank, epochs=epochs, lr=lr,
-                                       seed=seed, rows=rows)  # fmt: skip
+        whole = torch.full((len(tokens[0]),), tokens[0].shape[1], device=self.device)
+        lengths = whole if lengths is None else torch.as_tensor(lengths, device=self.device)
+        return fitted.aligned_subspace(self.view, hooks[0], *tokens, wanted, position, lengths, rank=rank,
+                                       epochs=epochs, lr=lr, seed=seed, rows=rows)  # fmt: skip
 
     #: fits k-sparse linear probes on activations, see there
     sparse_probes = staticmethod(fitted.sparse_probes)
