@@ -10,6 +10,7 @@ from app import asking, over_checkpoints, subject_sets, theme, url, widgets
 from app.intervene_builder import builder
 from app.over_checkpoints import Over
 from app.subject import Bar, begin
+from backend.contract import Prompt
 from backend.errors import PhasescopeError
 from backend.figures.over_steps import effect_over_steps
 
@@ -18,6 +19,7 @@ WRITTEN = """
 - `add L1.resid_pre 3 token 5` · `add L1.resid_pre 3 token 5 minus 7`
 - `add L1.resid_pre 3 prompt 4,9,1 minus 4,8,1`: two prompts as token ids, read at the last one (or `read -2`)
 - `add L1.resid_pre 2 neuron L0N17`: along what a neuron writes
+- `add L1.resid_pre 2 random 7`: along a direction drawn with a seed
 - `add L1.resid_pre 2 feature my-sae 12`: of an SAE, or of a set kept on the page Directions by PCA
 - `patch L1H2 at -1`
 """
@@ -33,9 +35,22 @@ def show(house: Any) -> None:
         builder(house, bar)
         _kept(house, edits or "")
     if edits is not None:
+        pairs = _pairs_of_patch(house, bar, edits, main)
         with main:
-            _answer(house, bar, edits)
-        _effect(house, bar, edits)
+            _answer(house, bar, edits, pairs)
+        _effect(house, bar, edits, pairs)
+
+
+def _pairs_of_patch(house: Any, bar: Bar, edits: str, place: Any) -> Any:
+    """Draw the pairs that `patch` takes its values from; None where the list does not patch or none fit."""
+    if not any(line.startswith("patch ") for line in edits.split("; ")):
+        return None
+    if not any(not task["reason"] for task in house.tasks(bar.card).values()):
+        return None
+    pairs = subject_sets.pairs_field(house, bar.card, place)
+    with place:
+        subject_sets.shown_pair(house, bar.card, pairs)
+    return pairs
 
 
 # ---------------------------------------------------------------- the list
@@ -95,12 +110,18 @@ def _kept(house: Any, edits: str) -> None:
 # ---------------------------------------------------------------- one prompt
 
 
-def _answer(house: Any, bar: Bar, edits: str) -> None:
-    """What the model says after the prompt, and how it goes on, before and after."""
-    if any(line.startswith("patch ") for line in edits.split("; ")):
-        st.caption("`patch` takes its values from a corrupted prompt: what it does is measured below, over pairs.")
+def _answer(house: Any, bar: Bar, edits: str, pairs: Any) -> None:
+    """What the model says after the prompt, and how it goes on, before and after; a patch is asked of a pair."""
+    subject, params = bar.subject, {"edits": edits}
+    if pairs is not None:
+        subject = Prompt(tokens=pairs.pairs[0].clean)
+        params["corrupted"] = ",".join(map(str, pairs.pairs[0].corrupted))
+        st.caption("A patch takes its values from a corrupted prompt, so the first pair is asked instead of the prompt "
+                   "above: its clean prompt, before and after.")  # fmt: skip
+    elif any(line.startswith("patch ") for line in edits.split("; ")):
+        st.caption("A patch takes its values from a corrupted prompt, and no pairs of prompts fit this model.")
         return
-    key = asking.answer(house, "intervene", bar.card, bar.subject, {"edits": edits})
+    key = asking.answer(house, "intervene", bar.card, subject, params)
     if not key:
         return
     table = house.table(key)
@@ -119,7 +140,7 @@ def _answer(house: Any, bar: Bar, edits: str) -> None:
 # ---------------------------------------------------------------- many prompts, all checkpoints
 
 
-def _effect(house: Any, bar: Bar, edits: str) -> None:
+def _effect(house: Any, bar: Bar, edits: str, pairs: Any = None) -> None:
     """The same list over a set of pairs, and over the checkpoints of the run."""
     st.markdown("##### Over many prompts")
     if not edits:
@@ -129,20 +150,37 @@ def _effect(house: Any, bar: Bar, edits: str) -> None:
         st.caption("No pairs of prompts fit this model.")
         return
     left, right = st.columns([6, 6], gap="medium")
-    pairs = subject_sets.pairs_field(house, bar.card, left)
+    if pairs is None:
+        pairs = subject_sets.pairs_field(house, bar.card, left)
+        with left:
+            subject_sets.shown_pair(house, bar.card, pairs)
     with left:
-        subject_sets.shown_pair(house, bar.card, pairs)
         key = asking.answer(house, "intervention_effect", bar.card, pairs, {"edits": edits})
         if key:
             mean = house.table(key).set_index("pair").loc[-1]
             st.caption(f"Effect {theme.number(mean['effect'])} logits (95 %: {theme.number(mean['effect_low'])} to "
                        f"{theme.number(mean['effect_high'])}, {len(pairs.pairs)} pairs); effect size "
                        f"{theme.number(mean['effect_size'])}.")  # fmt: skip
+            _beside_control(mean)
     with right:
         if key:
             st.plotly_chart(house.figure(key, "before_and_after"), key="intervene:effect")
     if bar.checkpoints:
         _replay(house, bar, edits, pairs)
+
+
+def _beside_control(mean: Any) -> None:
+    """Say what the control did, and where it did as much or more."""
+    control, effect = float(mean["control"]), float(mean["effect"])
+    if control != control:
+        st.caption("No control: the list names no head, neuron or direction that another could stand in for.")
+        return
+    st.caption(f"Control (other heads or neurons of the layers, random directions as long): {theme.number(control)} "
+               "logits.")  # fmt: skip
+    if abs(control) >= abs(effect) > 0:
+        words = ("The control changes the answer as much as the interventions or more: what is seen may come from any "
+                 "change of that size there, not from the part that was chosen.")  # fmt: skip
+        st.warning(words, icon=":material/warning:")
 
 
 def _replay(house: Any, bar: Bar, edits: str, pairs: Any) -> None:

@@ -15,6 +15,7 @@ from app.subject import presets, short_name
 from backend.contract import Pairs, Prompt
 from backend.errors import PhasescopeError
 from backend.figures import label
+from backend.figures.cells import seen
 from backend.figures.compare import WORDY, compared, differences, share_limits
 
 PATIENCE = 0.6  # s a panel waits in place; then it watches its job alone and the page goes on
@@ -190,8 +191,8 @@ def _attention(house: Any, keys: Any, cards: Any, prompt: Any, titles: tuple[str
     before, after = (house.array(k, "pattern", {"layer": layer, "head": head}) for k in keys)
     words = house.tokenizer(cards[0]).labels(list(prompt.tokens))
     st.plotly_chart(
-        compared(before, after, x=words, y=words, x_title="key position (token)", y_title="query position (token)",
-                 value="attention", limits=(0.0, 1.0), titles=titles),
+        compared(seen(before), seen(after), x=words, y=words, x_title="key position (token)", rank="row",
+                 y_title="query position (token)", value="attention", limits=(0.0, 1.0), titles=titles),
         key="two:attention")  # fmt: skip
     change = np.abs(np.asarray(after, float) - np.asarray(before, float))
     q, k = np.unravel_index(int(np.nanargmax(change)), change.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -133,7 +134,7 @@ def error_panel(error: PhasescopeError | Mapping[str, Any], details: str = "") -
 
 
 def _sentence(text: str) -> str:
-    text = text.strip()
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text.strip())
     return text[:1].upper() + text[1:] + ("" if not text or text[-1] in ".?!" else ".")
 
 

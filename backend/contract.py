@@ -424,6 +424,23 @@ class Model(Protocol):
         that do not meet in the forward stay apart, so the gradient of row i is that of row i's metric."""
         ...
 
+    def aligned_subspace(
+        self, place: tuple[str, int], base: Any, source: Any, targets: Any, lengths: Any = None, *, position: int = -1,
+        rank: int = 1, epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
+    ) -> tuple[Any, list[float]]:
+        """Learn the subspace of a place (point, layer) at a position whose interchange from tokens `source` makes those
+        of `base` [batch, pos] say `targets` [batch] at the last of their `lengths` [batch] tokens (None: all):
+        (orthonormal basis [width, rank], losses)."""
+        ...
+
+    def sparse_probes(
+        self, features: Any, labels: Any, groups: Any, ks: Sequence[int], *, held_out: float, l2: float, random: int,
+        seed: int,
+    ) -> list[Any]:
+        """Fit a linear probe on k coordinates of features [example, feature] for each k, whole groups held out; each
+        has chosen, weights, held_out, right, f1, auc and random, see models/fitted.py."""
+        ...
+
     def unembedding(self) -> Any:
         """W_U [d_model, d_vocab_out] of any model whose stream can be read, with what its logits are multiplied by."""
         ...

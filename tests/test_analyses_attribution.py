@@ -158,4 +158,5 @@ def test_the_rank_correlation_is_over_all_that_were_checked_with_their_signs():
 def test_a_hover_ranks_by_the_size_of_the_change():
     frame = pd.DataFrame({"change": [1.0, -5.0, 2.0], "change_se": 0.1, "patched": 0.0, "recovered": 0.5,
                           "recovered_low": 0.4, "recovered_high": 0.6})  # fmt: skip
-    assert [words.rsplit("<br>", 1)[1] for words in hovers(frame)] == ["rank 3 of 3", "rank 1 of 3", "rank 2 of 3"]
+    assert [words.rsplit("<br>", 1)[1] for words in hovers(frame)] == [
+        f"rank {k} of 3 (0: the farthest from 0)" for k in (2, 0, 1)]

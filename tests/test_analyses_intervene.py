@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from backend.analyses._intervening import run
+from backend.analyses._intervening import _direction, run
 from backend.analyses.intervene import intervene
 from backend.analyses.intervention_effect import _mean, elsewhere, intervention_effect, logit_diffs
 from backend.contract import Pair, Pairs, Prompt, parse_spec
 from backend.errors import BadInput
+from backend.maths import interventions as language
 from backend.maths.interventions import cycle
 from backend.models import prompts
 from tests import tiny_models
@@ -150,6 +152,8 @@ def test_the_control_names_other_heads_of_the_same_layers(wired: Any) -> None:
     dice = np.random.default_rng(0)
     told = {elsewhere(wired, "zero L1H0; scale L0H1 2 at -1", dice) for _ in range(9)}
     assert told == {"zero L1H1; scale L0H0 2 at -1"}
+    turned = elsewhere(wired, "add L1.resid_pre 3 token 5 minus 7 at -1; zero L0H0", dice)
+    assert re.fullmatch(r"add L1.resid_pre 3 random \d+ at -1; zero L0H1", turned)
     assert elsewhere(wired, "zero L1.attn_out", dice) == "" and elsewhere(wired, "zero L1H0; zero L1H1", dice) == ""
 
 
@@ -205,6 +209,36 @@ def test_lists_are_kept_by_name(tmp_path: Path) -> None:
 
 def test_opening_is_by_the_registry(wired: Any) -> None:
     assert parse_spec(wired.card.spec).scheme == "run"
+
+
+def test_a_random_direction_is_as_long_and_drawn_by_its_seed(wired: Any) -> None:
+    steps = [2 * _direction(wired, language.parse(f"add L1.resid_pre 2 random {seed}")[0]) for seed in (7, 7, 8)]
+    assert torch.equal(steps[0], steps[1]) and not torch.allclose(steps[0], steps[2])
+    assert all(float(s.norm()) == pytest.approx(2) for s in steps)
+
+
+def test_steering_is_held_against_random_directions(wired: Any) -> None:
+    """Along the answer's token the wired model says it more; along a random direction hardly."""
+    subject = pairs(wired, 1)
+    edits = f"add L1.resid_post 40 token {subject.pairs[0].answer} minus {subject.pairs[0].distractor} at -1"
+    mean = intervention_effect.compute(wired, subject, intervention_effect.params(edits=edits), quiet).iloc[0]
+    assert mean["effect"] == pytest.approx(40 * 2**0.5) and abs(mean["control"]) < mean["effect"] / 4
+
+
+def test_a_patch_shows_what_is_said_and_written_before_and_after(wired: Any) -> None:
+    """Both heads' outputs of the corrupted prompt: the distractor is said, and what follows it there."""
+    pair = pairs(wired, 1).pairs[0]
+    corrupted = ",".join(map(str, pair.corrupted))
+    params = intervene.params(edits="patch L1H0", corrupted=corrupted, continue_by=3)
+    table = intervene.compute(wired, Prompt(tokens=pair.clean), params, quiet)
+    written = table[table["what"] == "written"]
+    assert written[["token_before", "token_after"]].iloc[0].tolist() == [pair.answer, pair.distractor]
+    same = intervene.params(edits="patch L1H0", corrupted=",".join(map(str, pair.clean)))
+    kept = intervene.compute(wired, Prompt(tokens=pair.clean), same, quiet)
+    assert kept["kl"].iloc[0] == pytest.approx(0.0, abs=1e-12) and (kept["token_before"] == kept["token_after"]).all()
+    with pytest.raises(BadInput, match="corrupted prompt of 2 tokens"):
+        short = intervene.params(edits="patch L1H0", corrupted="1 2")
+        intervene.compute(wired, Prompt(tokens=pair.clean), short, quiet)
 
 
 def test_the_interval_of_a_mean_effect_is_95_percent_wide() -> None:

@@ -135,7 +135,8 @@ def test_the_large_map_is_viridis_of_the_values(page, gallery):
     assert canvas.evaluate(PIXEL, at(0, 0)) == BRIGHTEST, "the first token can only look at itself"
     assert canvas.evaluate(PIXEL, at(3, 20)) == DARKEST, "nothing looks ahead"
     view.locator(".psc-over").hover(position=dict(zip("xy", at(2, 1), strict=True)))
-    told = ["0.123 attention weight", "query 2 ·to", "key 1 ·keys", "rank 2 of this query's keys"]  # 0.216, 0.66 above
+    told = ["0.123 attention weight", "query 2 ·to", "key 1 ·keys",
+            "rank 2 of this query's keys (0: the largest)"]  # 0.216, 0.66 above
     assert view.locator(".psc-tip").inner_text().split("\n") == told
     browser.screenshot(view, "pattern_hover")
     view.locator(".psc-over").click(position=dict(zip("xy", at(9, 4), strict=True)))

@@ -72,6 +72,9 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "sae_agreement": [{"a": "sae", "b": "other"}],
     "feature_card": [{"sae": "sae"}],
     "feature_drift": [{"sae": "sae"}],
+    "interchange": [{"epochs": 2, "draws": 1}, {"epochs": 1, "draws": 2, "layer": 1, "held_out": 0.9, "rank": 3}],
+    "sparse_probing": [{"property": "seen before", "most": 2, "shuffles": 1, "draws": 1},
+                       {"property": "seen before", "most": 1, "shuffles": 1, "draws": 1, "layer": 1, "point": "z"}],
     "feature_ablation": [{"sae": "sae", "draws": 2}, {"sae": "sae", "feature": 3, "draws": 1},
                          {"sae": "sae", "top": 48, "draws": 1}],
 }  # fmt: skip

@@ -55,7 +55,10 @@ def test_what_cannot_be_read_or_is_not_there_is_said(backend: Backend) -> None:
     for edits, words in (("zero L7H0", "no layer 7"), ("add L0.resid_pre 2 feature nobody 3", "nobody")):
         told = said(visit(edits=edits))
         assert words in told and told.count('role="alert"') == 1, edits
-    assert "measured below" in said(visit(edits="patch L1H0"))
+    told = said(visit(edits="zero L0H0; nonsense; zero L1Q2"))
+    assert "nonsense" in told and "L1Q2" in told and "`" not in told, "every line that cannot be read is named"
+    told = said(visit(edits="patch L1H0"))
+    assert "the first pair is asked" in told and "How it goes on, greedily" in told and "Control (other heads" in told
 
 
 def test_a_direction_of_two_prompts_and_of_two_tokens_is_built_from_words(backend: Backend) -> None:

@@ -18,6 +18,8 @@ function map(root) {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), n = me.h.m[0] * me.h.m[1];
     me.values = new Float32Array(n);
     for (let i = 0; i < n; i++) me.values[i] = half(view.getUint16(2 * i, true));
+    const [rows, wide] = me.h.m;  // where no query looks ahead, the keys behind it are not its own
+    me.blind = me.h.n[0] === me.h.n[1] && me.values.every((v, p) => v === 0 || p % wide <= Math.floor(p / wide)) && rows === wide;
   };
 
   function paint(onto, values, rows, cols) {
@@ -174,9 +176,11 @@ function map(root) {
   // how many keys of the query get more: 0 is the most looked at
   const ranked = (i, j) => {
     const row = me.values.subarray(i * me.h.m[1], (i + 1) * me.h.m[1]), here = row[j];
+    if (me.blind && j > i) return "not seen by this query";
     let above = 0;
     for (const v of row) if (v > here) above += 1;
-    return "rank " + above + " of this query's keys";
+    const drawn = me.h.m[1] < me.h.n[1] ? " of this query's " + me.h.m[1] + " drawn blocks of keys" : " of this query's keys";
+    return "rank " + above + drawn + " (0: the largest)";
   };
 
   over.onmousemove = (e) => {

@@ -58,11 +58,11 @@ def shown(table: pd.DataFrame, direction: str) -> tuple[str, str]:
 
 
 def hovers(table: pd.DataFrame) -> pd.Series:
-    """Return the words of every row: recovered with its interval, the logits, and its rank by |change|."""
-    rank = table["change"].abs().rank(ascending=False, method="min").astype(int)
+    """Return the words of every row: recovered with its interval, the logits, and its 0-based rank by |change|."""
+    rank = table["change"].abs().rank(ascending=False, method="min").astype(int) - 1
     words = [
         f"recovered {r.recovered:.3g} ({r.recovered_low:.3g} to {r.recovered_high:.3g})<br>logit_diff {r.patched:.3g}: "
-        f"{r.change:+.3g} ± {r.change_se:.2g}<br>rank {k} of {len(table)}"
+        f"{r.change:+.3g} ± {r.change_se:.2g}<br>rank {k} of {len(table)} (0: the farthest from 0)"
         for r, k in zip(records(table), rank, strict=True)
     ]
     return pd.Series(words, table.index)

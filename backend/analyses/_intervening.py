@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from backend.analyses._output import mlp_map, plan_mlp_map
@@ -126,7 +127,12 @@ def plan_directions(plan: Plan, edits: str) -> None:
 
 
 def _row(model: Model, one: Intervention) -> Any:
-    """Return W_U's column of a token, less another's, a neuron's row of W_out, or a feature's decoder row."""
+    """Return W_U's column of a token, less another's, a neuron's row of W_out, a feature's decoder row, or a draw."""
+    if one.random is not None:
+        import torch
+
+        drawn = np.random.default_rng(one.random).standard_normal(model.card.d_model)
+        return torch.from_numpy(drawn).to(next(iter(model.parameters().values())))
     if one.writer:
         layer, neuron = one.writer
         if layer >= model.card.n_layers or neuron >= model.card.d_mlp:

@@ -25,7 +25,7 @@ from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
 from backend.figures import grid, pixels
-from backend.figures.maps import MOST_WORDED
+from backend.figures.cells import seen
 
 
 class AttentionParams(Params):
@@ -106,18 +106,9 @@ def head(table: pd.DataFrame, view: View) -> Any:
     rows = rows[rows["head"] == _part(rows, view, "head")].sort_values("query_pos")
     block = np.stack(list(rows["pattern"])).astype(np.float32)
     tokens = view.tokens or [str(i) for i in range(len(block))]
-    return pixels(block, x=tokens, y=tokens, x_title="key position (token)", y_title="query position (token)",
-                  value="attention (probability)", limits=(0.0, 1.0), hover=_ranked(block),
+    return pixels(seen(block), x=tokens, y=tokens, x_title="key position (token)", y_title="query position (token)",
+                  value="attention (probability)", limits=(0.0, 1.0), rank="row", blank="not seen by this query",
                   title=f"L{rows['layer'].iloc[0]}H{rows['head'].iloc[0]}")
-
-
-def _ranked(block: np.ndarray) -> list[list[str]] | None:
-    """Say each cell's value and rank among its query's keys (0: the most); None where there are too many cells."""
-    if block.size > MOST_WORDED:
-        return None
-    rank = (block[:, None, :] > block[:, :, None]).sum(-1)
-    return [[f"attention {v:.3g}, rank {r} of this query's keys" for v, r in zip(*row, strict=True)]
-            for row in zip(block, rank, strict=True)]  # fmt: skip
 
 
 def _part(rows: pd.DataFrame, view: View, axis: str) -> int:

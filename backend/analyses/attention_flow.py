@@ -28,6 +28,7 @@ from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
 from backend.figures import CATEGORIES, NULL_GREY, Line, lines, pixels
+from backend.figures.cells import seen
 
 SCALARS = {
     "self": ("share that came from the position itself", "share"),
@@ -109,8 +110,9 @@ def tokens(table: pd.DataFrame, view: View) -> Any:
     rows = rows[rows["layer"] == layer].sort_values("query_pos")
     block = np.stack(list(rows["rollout"])).astype(np.float32)
     words = view.tokens or [str(i) for i in range(len(block))]
-    return pixels(block, x=words, y=words, x_title="key position (token)", y_title="query position (token)",
-                  value="share (attention only)", limits=(0.0, 1.0), title=f"after layer {layer}")
+    return pixels(seen(block), x=words, y=words, x_title="key position (token)", y_title="query position (token)",
+                  value="share (attention only)", limits=(0.0, 1.0), title=f"after layer {layer}",
+                  rank="row", blank="reaches no such query")
 
 
 @attention_flow.figure("Spread over layers, beside uniform attention")

@@ -241,7 +241,8 @@ def by_head(table: pd.DataFrame, view: View) -> Any:
     text = [[f"{v:.2f}" for v in line] for line in z.to_numpy()] if z.size <= 64 else None
     return pixels(z.to_numpy(), x=["all heads"] if whole else [str(c) for c in z.columns],
                   y=[str(r) for r in z.index], x_title="head", y_title="layer", value="logits", diverging=True,
-                  hover=hover, text=text, title="a norm stands behind W_O here: whole layers" if whole else "")
+                  hover=hover, text=text, rank="map",
+                  title="a norm stands behind W_O here: whole layers" if whole else "")
 
 
 @direct_logit_attribution.figure("Largest heads and MLPs")

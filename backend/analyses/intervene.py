@@ -5,9 +5,10 @@ The prompt is run as it is and with a list of interventions: the `top_k` most pr
 interventions acting at every step of it (positions counted from the end move with the end). kl = KL(before || after) in
 nats at the last position is the size of the change.
 
-Exact. `mean` and `resample` take the prompt's own positions: there is no other row. Truth: without
-interventions, or with each place set to what it is, nothing changes. Cost: 2 + 2 continue_by forwards, and
-one more per edited one and `resample`; a direction's own are read once.
+Exact. `patch` takes its values from the `corrupted` prompt, which is written on with the same tokens. `mean` and
+`resample` take the prompt's own positions: there is no other row. Truth: without interventions, or with each place set
+to what it is, nothing changes. Cost: 2 + 2 continue_by forwards, and one more per edited one and `resample`; a
+direction's own are read once.
 Source: Vig et al. (2020), Causal mediation analysis; Turner et al. (2023), Activation addition.
 """
 
@@ -25,6 +26,7 @@ from backend.analyses._asking import prompt_tokens
 from backend.analyses._work import SHORTER, Plan
 from backend.contract import Axis, Model, ModelCard, Progress, Prompt, Value, View, analysis
 from backend.costs import Work
+from backend.errors import BadInput
 from backend.figures import bars
 
 
@@ -32,6 +34,8 @@ class InterveneParams(intervening.InterventionParams):
     """The list, and how much of the answer is shown."""
 
     top_k: int = Field(10, ge=1, le=50, description="most probable next tokens shown, of either run")
+    corrupted: str = Field("", max_length=100_000, pattern=r"^[0-9, ]*$", description="token ids of the corrupted "
+                           "prompt that `patch` takes its values from; as many as the prompt has")  # fmt: skip
     continue_by: int = Field(12, ge=0, le=64, description="tokens written on, greedily, before and after")
 
 
@@ -50,21 +54,33 @@ class InterveneParams(intervening.InterventionParams):
 )  # fmt: skip
 def intervene(model: Model, subject: Prompt, params: InterveneParams, progress: Progress) -> pd.DataFrame:
     """Return the next tokens and the continuation, before and after."""
-    tokens = prompt_tokens(model, subject)
+    tokens, other = prompt_tokens(model, subject), _corrupted(model, subject, params)
     progress(0.1, "Forward without and with interventions")
     known: dict[str, Any] = {}
-    before, after = (_log_probs(model, tokens, edits, known) for edits in ("", params.edits))
+    before, after = (_log_probs(model, tokens, edits, known, other) for edits in ("", params.edits))
     kl = float((before.exp() * (before - after)).sum())
     rows = _next(before.cpu().numpy(), after.cpu().numpy(), params.top_k)
-    written = [_written(model, tokens, edits, params.continue_by, progress, known) for edits in ("", params.edits)]
+    written = [_written(model, tokens, edits, params.continue_by, progress, known, other)
+               for edits in ("", params.edits)]  # fmt: skip
     rows += [("written", i, a, b, p, q, -1, -1) for i, ((a, p), (b, q)) in enumerate(zip(*written, strict=True))]
     names = ["what", "number", "token_before", "token_after", "prob_before", "prob_after", "rank_before", "rank_after"]
     return pd.DataFrame(rows, columns=names).assign(kl=kl)
 
 
-def _log_probs(model: Model, tokens: Any, edits: str, known: dict[str, Any]) -> Any:
+def _corrupted(model: Model, subject: Prompt, params: InterveneParams) -> Any:
+    """Return the corrupted prompt [1, pos] or None. Raises BadInput where it has another number of tokens."""
+    import torch
+
+    ids = [int(t) for t in params.corrupted.replace(",", " ").split()]
+    if ids and len(ids) != len(subject.tokens):
+        found = f"the prompt has {len(subject.tokens)} tokens"
+        raise BadInput(f"A corrupted prompt of {len(ids)} tokens", found, "Give as many as the prompt has")
+    return torch.tensor([ids], device=model.card.device) if ids else None
+
+
+def _log_probs(model: Model, tokens: Any, edits: str, known: dict[str, Any], corrupted: Any = None) -> Any:
     """Return the log-probabilities after the last token: [d_vocab_out], float64."""
-    return intervening.run(model, tokens, edits, known=known)[0, -1].double().log_softmax(-1)
+    return intervening.run(model, tokens, edits, corrupted, known)[0, -1].double().log_softmax(-1)
 
 
 def _next(before: np.ndarray, after: np.ndarray, top_k: int) -> list[tuple]:
@@ -75,18 +91,21 @@ def _next(before: np.ndarray, after: np.ndarray, top_k: int) -> list[tuple]:
 
 
 def _written(
-    model: Model, tokens: Any, edits: str, n: int, progress: Progress, known: dict[str, Any]
+    model: Model, tokens: Any, edits: str, n: int, progress: Progress, known: dict[str, Any], corrupted: Any = None
 ) -> list[tuple[int, float]]:
-    """Write on greedily; past n_ctx the first tokens are dropped, which the interventions' positions follow."""
+    """Write on greedily; past n_ctx the first tokens are dropped, which the interventions' positions follow. The
+    corrupted prompt goes on with the same tokens."""
     import torch
 
     found = []
     for i in range(n):
         progress(0.2 + 0.8 * i / n, f"Writing on, {i + 1} of {n}")
-        log_probs = _log_probs(model, tokens[:, -model.card.n_ctx :], edits, known)
+        other = None if corrupted is None else corrupted[:, -model.card.n_ctx :]
+        log_probs = _log_probs(model, tokens[:, -model.card.n_ctx :], edits, known, other)
         token = int(log_probs.argmax())
         found.append((token, float(log_probs[token].exp())))
-        tokens = torch.cat([tokens, tokens.new_tensor([[token]])], 1)
+        tokens, corrupted = (None if t is None else torch.cat([t, t.new_tensor([[token]])], 1)
+                             for t in (tokens, corrupted))  # fmt: skip
     return found
 
 

@@ -3,8 +3,8 @@
 For every pair: logit_diff = logit(answer) - logit(distractor) at the last token of the clean prompt, as it is and with
 the list of interventions; the effect is after minus before. `mean` over pairs: its interval is 95 %, percentile
 bootstrap over pairs (1,000 draws); effect_size = mean effect / standard deviation of it over pairs (Cohen's d of paired
-values). The control is the same list at other heads or neurons of the same layers, drawn `controls` times (the point as
-it is where there is neither head nor neuron: then there is no control); NULL where there is none.
+values). The control is the same list at other heads or neurons of the same layers, and with as long a step in a random
+direction in place of each that is added, drawn `controls` times; NULL where the list names none of these.
 
 Exact for each pair. `patch` takes its values from the corrupted prompt, `resample` from another pair's clean prompt of
 the same length (a random cycle of its seed; the corrupted partner where there is no other).
@@ -38,12 +38,13 @@ DRAWS = 1000
 class InterventionEffectParams(intervening.InterventionParams):
     """The list, and its control."""
 
-    controls: int = Field(8, ge=0, le=64, description="draws of other heads or neurons of the same layers")
+    controls: int = Field(8, ge=0, le=64, description="draws of other heads or neurons of the same layers, and of "
+                          "random directions in place of those added")  # fmt: skip
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the control and of the bootstrap")
 
 
 @analysis(
-    version=1, group="Causal", title="Effect of interventions",
+    version=2, group="Causal", title="Effect of interventions",
     asks="How much do interventions change the answer, over a set of prompts?",
     subject=Pairs, params=InterventionEffectParams, needs=["next_token"],
     axes=[Axis("pair", "which pair, 0-based; -1: the mean over pairs")],
@@ -53,7 +54,8 @@ class InterventionEffectParams(intervening.InterventionParams):
             Value("effect_low", "lower end of its 95 % interval; the mean's alone", "logits"),
             Value("effect_high", "upper end; the mean's alone", "logits"),
             Value("effect_size", "mean effect over its standard deviation; the mean's alone"),
-            Value("control", "effect of the list at other heads or neurons, mean of its draws", "logits")],
+            Value("control", "effect of the list at other heads, neurons or along random directions, mean of its draws",
+                  "logits")],
 )  # fmt: skip
 def intervention_effect(
     model: Model, subject: Pairs, params: InterventionEffectParams, progress: Progress
@@ -115,8 +117,8 @@ def _control(
 
 
 def elsewhere(model: Described, edits: str, dice: np.random.Generator) -> str:
-    """Return the list with every head and neuron replaced by another of its layer that the list does not name; '' where
-    it names neither, or no other is left."""
+    """Return the list with every head and neuron replaced by another of its layer that the list does not name, and
+    every direction by a random one of the same length; '' where it names none of these, or no other is left."""
     found = language.parse(edits)
     moved = []
     for kind, count in (("head", model.card.n_heads), ("neuron", model.card.d_mlp)):
@@ -127,7 +129,16 @@ def elsewhere(model: Described, edits: str, dice: np.random.Generator) -> str:
                 return ""
             drawn = dice.permutation(others)[: len(named)]
             moved.append((kind, layer, dict(zip(sorted(named), map(int, drawn), strict=True))))
-    return "; ".join(str(_moved(one, moved)) for one in found) if moved else ""
+    steered = any(one.op == "add" for one in found)
+    return "; ".join(str(_turned(_moved(one, moved), dice)) for one in found) if moved or steered else ""
+
+
+def _turned(one: language.Intervention, dice: np.random.Generator) -> language.Intervention:
+    """Return an `add` along a direction drawn at random, by the same amount; other interventions as they are."""
+    if one.op != "add":
+        return one
+    plain = language.Intervention(one.op, one.point, one.layer, amount=one.amount, positions=one.positions)
+    return replace(plain, random=int(dice.integers(2**31)))
 
 
 def _moved(one: language.Intervention, moved: list[tuple[str, int, dict[int, int]]]) -> language.Intervention:
@@ -169,7 +180,7 @@ def before_and_after(table: pd.DataFrame, view: View) -> Any:
     names, values = ["before", "after"], [mean["before"], mean["after"]]
     errors, colours = [0.0, (mean["effect_high"] - mean["effect_low"]) / 2], [CATEGORIES[0], CATEGORIES[1]]
     if np.isfinite(mean["control"]):
-        names, values = [*names, "control: elsewhere"], [*values, mean["before"] + mean["control"]]
+        names, values = [*names, "control: elsewhere or random"], [*values, mean["before"] + mean["control"]]
         errors, colours = [*errors, 0.0], [*colours, NULL_GREY]
     return bars(names, values, errors=np.nan_to_num(errors), colours=colours, x_title="clean prompts",
                 y_title="logit_diff (error: 95 %)")  # fmt: skip

@@ -178,7 +178,7 @@ def kl_map(table: pd.DataFrame, view: View) -> Any:
     names = view.tokens or [str(i) for i in range(z.shape[1])]
     return pixels(z, x=names, y=list(wide["settled"].index), x_title="position (token); ● settled",
                   y_title="point", value="KL(final || point) (nats)", limits=(0.0, max(float(z.max()), 1e-6)),
-                  text=text, hover=hover, reverse_y=False, numbered_y=False)
+                  text=text, hover=hover, rank="map", reverse_y=False, numbered_y=False)
 
 
 @lens_convergence.figure("Convergence over depth")

@@ -150,7 +150,7 @@ def _grid(table: pd.DataFrame, view: View, title: str, token: str, log_prob: str
     names = view.tokens or [str(i) for i in range(len(top) // len(layers))]
     return pixels(block(top[kl]), x=names, y=layer_names(layers), x_title="position (token)", y_title=LAYER,
                   value="KL(final || lens) (nats)", limits=(0.0, most), text=block(words).tolist(),
-                  hover=block(hover).tolist(), reverse_y=False, numbered_y=False, title=title)
+                  hover=block(hover).tolist(), rank="map", reverse_y=False, numbered_y=False, title=title)
 
 
 @tuned_lens.figure("Tuned lens: predictions by layer and token")

@@ -37,6 +37,7 @@ from backend.contract import Axis, Model, ModelCard, Params, Progress, Prompt, V
 from backend.costs import Work
 from backend.errors import Unfit
 from backend.figures import Panel, beside, panels
+from backend.figures.cells import seen
 
 HALF = 6e4  # what float16 can hold
 
@@ -193,13 +194,10 @@ def head(table: pd.DataFrame, view: View) -> Any:
     total = right.sum(1, keepdims=True)
     share = np.divide(right, total, out=np.zeros_like(right), where=total > 0)
     most = f"norms up to {right.max():.3g}; in layer {layer} {rows['layer_largest'].iloc[0]:.3g}"
-    figure = beside({f"L{layer}H{number} looks\n(probability)": (left, "attention"),
-                     f"moves (share of its row)\n{most}": (share, "share of the row")},
-                    limits=(0.0, 1.0), x=words, y=words, x_title="key position (token)",
-                    y_title="query position (token)")  # fmt: skip
-    moved = figure.data[1]
-    return figure.update_traces({"customdata": right, "hovertemplate": moved.hovertemplate.replace(
-        "<extra>", "<br>norm: %{customdata:.3g}<extra>")}, selector={"name": moved.name})
+    moves = f"moves (share of its row)\n{most}"
+    return beside({f"L{layer}H{number} looks\n(probability)": (seen(left), "attention"),
+                   moves: (seen(share), "share of the row")}, more={moves: (right, "norm")}, limits=(0.0, 1.0), x=words,
+                  y=words, x_title="key position (token)", y_title="query position (token)")  # fmt: skip
 
 
 @value_weighted.figure("All heads")

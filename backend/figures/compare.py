@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
 TICKS = 16  # labels that can be read along a third of the page
@@ -18,27 +19,33 @@ WORDY = 24  # columns above which words in the cells of a third of the page cann
 def compared(
     before: Any, after: Any, *, x: Sequence[str], y: Sequence[str], x_title: str, y_title: str, value: str,
     limits: tuple[float, float] | None = None, titles: tuple[str, str] = ("before", "after"), text: Any = None,
-    reverse_y: bool = True, numbered_y: bool = True, sequential: Any = SEQUENTIAL,
+    reverse_y: bool = True, numbered_y: bool = True, sequential: Any = SEQUENTIAL, rank: cells.Among = "map",
 ) -> go.Figure:
     """Draw before | after | after - before of two maps [row, column] on shared, linked axes.
 
-    `text` is a pair of words [row, column] for the first two. A cell that is NaN in either has no difference.
+    `text` is a pair of words [row, column] for the first two. A cell that is NaN in either has no difference. The hover
+    says each cell's rank in its map or row; of large maps each block's largest cell is shown.
     """
     maps = [plain(np.asarray(m, float)) for m in (before, after)]
-    difference = maps[1] - maps[0]
-    columns, x_axis = category_axis(x, x_title)
-    rows, y_axis = category_axis(y, y_title, reverse_y, numbered_y)
+    kept = [cells.sent(z, rank, at == 2, maps=3) for at, z in enumerate([*maps, maps[1] - maps[0]])]
+    down_at, across_at = kept[0].at
+    across_title, down_title = cells.said(x_title, across_at, x), cells.said(y_title, down_at, y)
+    x, y = [x[i] for i in across_at], [y[i] for i in down_at]
+    columns, x_axis = category_axis(x, across_title, at=across_at)
+    rows, y_axis = category_axis(y, down_title, reverse_y, numbered_y, down_at)
     ticks = tick_positions(len(columns), TICKS)
     x_axis |= {"tickvals": ticks, "ticktext": [label(x[i]) for i in ticks]}
     figure = make_subplots(1, 3, subplot_titles=[*titles, "difference"],
                            shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03)
     words = [*(text or (None, None)), None]
-    for i, z in enumerate([*maps, difference], start=1):
-        figure.add_trace(_map(z, columns, rows, x_title, y_title, value, i, words[i - 1]), 1, i)
+    for i, part in enumerate(kept, start=1):
+        said = cells.ranked_words(rank, int(np.isfinite(maps[0]).sum()), i == 3, cells.short(y_title))
+        figure.add_trace(_map(part, columns, rows, (x_title, y_title, value), i, words[i - 1], said), 1, i)
         figure.update_xaxes(x_axis | {"tickangle": 0 if len(columns) <= 16 else 90}, row=1, col=i)
         figure.update_yaxes(y_axis | ({} if i == 1 else {"title": {"text": ""}, "showticklabels": False}), row=1, col=i)
     low, high = limits or _range(np.stack(maps))
-    most = float(np.nanmax(np.abs(difference))) if np.isfinite(difference).any() else 0.0
+    difference = np.abs(kept[2].z)
+    most = float(np.nanmax(difference)) if np.isfinite(difference).any() else 0.0
     bar = {"thickness": 10, "outlinewidth": 0, "orientation": "h", "yanchor": "top", "y": -0.2, "len": 0.3}
     figure.update_layout(
         coloraxis={"colorscale": sequential, "cmin": low, "cmax": high,
@@ -50,14 +57,17 @@ def compared(
     return finish(figure, height).update_layout(margin={"t": 54, "b": 110})
 
 
-def _map(z: Any, columns: Any, rows: Any, x_title: str, y_title: str, value: str, place: int, text: Any) -> go.Heatmap:
-    signed = place == 3
+def _map(
+    part: cells.Cells, columns: Any, rows: Any, words: tuple[str, str, str], place: int, text: Any, ranked: str
+) -> go.Heatmap:
+    signed, (x_title, y_title, value) = place == 3, words
     what = f"difference of {value}: %{{z:+.3g}}" if signed else f"{value}: %{{z:.3g}}"
     shown = text if text is not None and len(columns) <= WORDY else None
     return go.Heatmap(
-        z=z, x=columns, y=rows, coloraxis="coloraxis2" if signed else "coloraxis", text=shown,
+        z=part.z.astype(np.float32), x=columns, y=rows, coloraxis="coloraxis2" if signed else "coloraxis", text=shown,
         texttemplate=None if shown is None else "%{text}", name=("before", "after", "difference")[place - 1],
-        hovertemplate=f"{y_title.split(' (')[0]} %{{y}}<br>{x_title.split(' (')[0]} %{{x}}<br>{what}<extra></extra>")
+        customdata=part.customdata, hoverongaps=False, hovertemplate=f"{cells.short(y_title)} %{{y}}<br>"
+        f"{cells.short(x_title)} %{{x}}<br>{what}<br>{ranked}<extra></extra>")  # fmt: skip
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

@@ -9,11 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain
 
 CLICKABLE = 2000  # cells above which no click targets are laid over the map (each is a point the browser draws)
-#: cells sent at most, bare and with a hover of their own (some 130 bytes each): the house allows 2 MB per interaction
-MOST_CELLS, MOST_WORDED = 190_000, 7_000
 WORDY = 48  # columns above which a cell is too narrow for words: none would show, yet each would be laid out
 
 
@@ -21,68 +20,47 @@ def pixels(
     z: Any, *, x: Sequence[str], y: Sequence[str], x_title: str, y_title: str, value: str,
     limits: tuple[float, float] | None = None, diverging: bool = False, text: Any = None, hover: Any = None,
     reverse_y: bool = True, numbered_y: bool = True, title: str = "", height: int | None = None,
-    colour_ticks: Mapping[str, Any] | None = None,
+    colour_ticks: Mapping[str, Any] | None = None, rank: cells.Among | None = None, blank: str = "no value",
 ) -> go.Figure:
-    """Draw z [row, column]. `text` stands in the cells, `hover` [row, column] replaces the hover's last line.
+    """Draw z [row, column]. `text` stands in the cells, `hover` [row, column] replaces the hover's value.
 
+    The hover says each cell's rank in the map, or in its row (`rank`); with `hover` only where asked for. A cell that
+    is NaN is not drawn and says `blank`, if anything.
     Above WORDY columns `text` is left out: laying out 13 x 128 words took the browser 230 of 350 ms, to hide them all.
-    A click gives customdata [row, column] where the map is small enough (CLICKABLE). A larger map than MOST_CELLS shows
-    of each block of cells the one farthest from 0, with its own hover; the axis then says "n of N".
+    A click gives customdata [row, column] where the map is small enough (CLICKABLE). A map too large to send shows of
+    each block of cells the one farthest from 0, with its own hover; the axis then says "n of N".
     """
-    z, hover, (down_at, across_at) = _thinned(plain(z), hover)
-    columns, x_axis = category_axis([x[i] for i in across_at], _said(x_title, across_at, x), at=across_at)
-    rows, y_axis = category_axis([y[i] for i in down_at], _said(y_title, down_at, y), reverse_y, numbered_y, down_at)
+    among: cells.Among = rank if rank is not None else "map" if hover is None else ""
+    row, full = cells.short(y_title), plain(z)
+    n_values = int(np.isfinite(full).sum())
+    kept = cells.sent(full, among, diverging, words=hover)
+    z, (down_at, across_at) = kept.z, kept.at
+    columns, x_axis = category_axis([x[i] for i in across_at], cells.said(x_title, across_at, x), at=across_at)
+    y_title = cells.said(y_title, down_at, y)
+    rows, y_axis = category_axis([y[i] for i in down_at], y_title, reverse_y, numbered_y, down_at)
     text = text if len(columns) <= WORDY and len(rows) == len(y) else None
     bar: dict[str, Any] = {"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-    down, across = [f"{_short(y_title)} {r}" for r in rows], [f"{_short(x_title)} {c}" for c in columns]
     heat = go.Heatmap(
-        z=z, x=columns, y=rows, colorbar=bar | dict(colour_ticks or {}), text=text,
+        z=z, x=columns, y=rows,
+        colorbar=bar | dict(colour_ticks or {}), text=text, hoverongaps=False,
         texttemplate=None if text is None else "%{text}", **_colours(z, limits, diverging),
     )
-    targets = _targets(columns, rows, _words(z, value, hover, down, across))
+    places = [f"{row} {r}" for r in rows], [f"{cells.short(x_title)} {c}" for c in columns]
+    ranked = cells.ranks_in_words(kept.rank, among, n_values, diverging, row)
+    targets = _targets(columns, rows, z, value, kept.more, places, ranked, blank)
     if targets:
         heat.hoverinfo = "skip"
+    elif hover is None:
+        said = cells.ranked_words(among, n_values, diverging, row)
+        heat.customdata, last = kept.customdata, f"{value}: %{{z:.3g}}" + (f"<br>{said}" if said else "")
     else:
-        heat.customdata, last = hover, f"{value}: %{{z:.3g}}" if hover is None else "%{customdata}"
-        heat.hovertemplate = f"{_short(y_title)} %{{y}}<br>{_short(x_title)} %{{x}}<br>{last}<extra></extra>"
+        heat.customdata, last = cells.joined(kept.more, ranked), "%{customdata}"
+    if not targets:
+        heat.hovertemplate = f"{row} %{{y}}<br>{cells.short(x_title)} %{{x}}<br>{last}<extra></extra>"
     figure = go.Figure([heat, *targets])
     figure.update_layout(hoverdistance=-1 if targets else 20)
     figure.update_layout(xaxis=x_axis, yaxis=y_axis)
     return finish(figure, height or int(np.clip(120 + 26 * len(rows), 320, 720)), title)
-
-
-def _thinned(z: np.ndarray, hover: Any) -> tuple[np.ndarray, Any, tuple[list[int], list[int]]]:
-    """Return z and hover of at most as many cells as may be sent, and the first row and column of each block."""
-    most, shape = MOST_CELLS if hover is None else MOST_WORDED, list(z.shape)
-    long = int(np.argmax(shape))
-    shape[long] = max(min(shape[long], most // max(shape[1 - long], 1)), min(shape[1 - long], int(most**0.5)))
-    shape[1 - long] = min(shape[1 - long], max(1, most // shape[long]))
-    starts = [list(range(0, n, -(-n // m))) if n else [] for n, m in zip(z.shape, shape, strict=True)]
-    if [len(s) for s in starts] == list(z.shape):
-        return z, hover, (starts[0], starts[1])
-    words = None if hover is None else np.asarray(hover, object)
-    for axis, first in enumerate(starts):
-        size = np.abs(np.nan_to_num(z, nan=-np.inf, posinf=np.inf, neginf=np.inf)) * np.where(np.isnan(z), -1, 1)
-        blocks = np.split(size, first[1:], axis)
-        pick = np.stack([b.argmax(axis) + f for b, f in zip(blocks, first, strict=True)], axis)
-        z = np.take_along_axis(z, pick, axis)
-        words = None if words is None else np.take_along_axis(words, pick, axis)
-    return z, None if words is None else words.tolist(), (starts[0], starts[1])
-
-
-def _said(title: str, at: Sequence[int], labels: Sequence[str]) -> str:
-    return title if len(at) == len(labels) else f"{title}, {len(at)} of {len(labels)}: the largest of each block"
-
-
-def _short(title: str) -> str:
-    return title.split(" (")[0]
-
-
-def _words(z: np.ndarray, value: str, hover: Any, rows: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return the hover of every cell, row by row."""
-    last = [f"{value}: {v:.3g}" for v in z.flat] if hover is None else [str(h) for row in hover for h in row]
-    places = [f"{r}<br>{c}" for r in rows for c in columns]
-    return [f"{place}<br>{words}" for place, words in zip(places, last, strict=True)]
 
 
 def _colours(z: np.ndarray, limits: tuple[float, float] | None, diverging: bool) -> dict[str, Any]:
@@ -94,13 +72,17 @@ def _colours(z: np.ndarray, limits: tuple[float, float] | None, diverging: bool)
     return {"zmin": limits[0], "zmax": limits[1], "colorscale": DIVERGING if diverging else SEQUENTIAL}
 
 
-def _targets(columns: Sequence[str], rows: Sequence[str], words: Sequence[str]) -> list[go.Scatter]:
+def _targets(
+    columns: Sequence[str], rows: Sequence[str], z: np.ndarray, value: str, hover: Any,
+    places: tuple[list[str], list[str]], ranked: Any, blank: str = "no value",
+) -> list[go.Scatter]:  # fmt: skip
     """Return almost transparent squares that hear clicks: streamlit reports points, never heat map cells.
 
     They lie above the map, so they carry its hover too.
     """
     if len(columns) * len(rows) > CLICKABLE:
         return []
+    words = cells.worded(z, value, hover, *places, ranked, blank)
     row, column = (axis.ravel() for axis in np.indices((len(rows), len(columns))))
     return [go.Scatter(  # arrays, not lists: plotly looks at every item of a list
         x=np.array(columns, object)[column], y=np.array(rows, object)[row], text=np.array(words, object),
@@ -121,13 +103,15 @@ def grid(
         z = plain(z)
         columns, x_axis = category_axis([str(c) for c in range(z.shape[1])], x_title)
         rows, y_axis = category_axis([str(r) for r in range(z.shape[0])], y_title if i == 1 else "", reverse=True)
-        text = None if marks is None else marks[words]
+        text, n_values = None if marks is None else marks[words], int(np.isfinite(z).sum())
         figure.add_trace(go.Heatmap(
             z=z, x=columns, y=rows, coloraxis="coloraxis", text=text, name=words,
             texttemplate=None if text is None else "%{text}",
-            hovertemplate=f"{y_title} %{{y}}<br>{x_title} %{{x}}<br>{words}: %{{z:.3g}}<extra></extra>"), 1, i)
-        hover = _words(z, words, None, [f"{y_title} {r}" for r in rows], [f"{x_title} {c}" for c in columns])
-        for targets in _targets(columns, rows, hover):
+            customdata=(rank := cells.ranks(z)), hovertemplate=f"{y_title} %{{y}}<br>{x_title} %{{x}}<br>{words}: "
+            f"%{{z:.3g}}<br>{cells.ranked_words('map', n_values)}<extra></extra>"), 1, i)
+        places = [f"{y_title} {r}" for r in rows], [f"{x_title} {c}" for c in columns]
+        ranked = cells.ranks_in_words(rank, "map", n_values)
+        for targets in _targets(columns, rows, z, words, None, places, ranked):
             figure.data[-1].hoverinfo = "skip"
             figure.add_trace(targets, 1, i)
             figure.update_layout(hoverdistance=-1)

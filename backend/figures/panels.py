@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
 NARROW = 16  # token labels that can be read along one of two maps side by side
@@ -51,23 +52,32 @@ def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: in
 
 def beside(
     maps: Mapping[str, tuple[Any, str]], *, limits: tuple[float, float], x: Sequence[str], y: Sequence[str],
-    x_title: str, y_title: str,
+    x_title: str, y_title: str, more: Mapping[str, tuple[Any, str]] | None = None,
 ) -> go.Figure:  # fmt: skip
-    """Draw maps of the same tokens side by side, {title: (z, word for the hover)}, on one colour scale.
+    """Draw maps [query, key] of the same tokens side by side, {title: (z, word for the hover)}, on one colour scale.
 
-    A title may have lines.
+    The hover says the rank among the row's cells, and the second number that `more` has of a title. A title may have
+    lines. Of large maps each block's largest cell is shown and the axes say "n of N".
     """
     titles = ["<br>".join(label(part, 40).replace("·", " ") for part in words.split("\n")) for words in maps]
     figure = make_subplots(1, len(maps), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
-    ticks = tick_positions(len(x), NARROW)
-    for i, (z, word) in enumerate(maps.values(), start=1):
-        across, x_axis = category_axis(x, x_title)
-        down, y_axis = category_axis(y, y_title if i == 1 else "", reverse=True)
-        x_axis |= {"tickvals": ticks, "ticktext": [label(x[t]) for t in ticks]}
+    for i, (name, (z, word)) in enumerate(maps.items(), start=1):
+        second, second_word = (more or {}).get(name, (None, ""))
+        kept = cells.sent(plain(z), "row", more=second, maps=len(maps))
+        down_at, across_at = kept.at
+        across, x_axis = category_axis([x[i] for i in across_at], cells.said(x_title, across_at, x), at=across_at)
+        down, y_axis = category_axis([y[i] for i in down_at], cells.said(y_title, down_at, y) if i == 1 else "", True,
+                                     at=down_at)  # fmt: skip
+        ticks = tick_positions(len(across), NARROW)
+        x_axis |= {"tickvals": ticks, "ticktext": [label(x[across_at[t]]) for t in ticks]}
         figure.update_xaxes(x_axis, row=1, col=i)
         figure.update_yaxes(y_axis | ({} if i == 1 else {"showticklabels": False}), row=1, col=i)
-        figure.add_trace(_map(plain(z), across, down, word, Panel(z), ("key", "query")), 1, i)
-        figure.data[-1].coloraxis = "coloraxis"
+        figure.add_trace(_map(kept.z.astype(np.float32), across, down, word, Panel(z), ("key", "query")), 1, i)
+        number = "%{customdata}" if second is None else "%{customdata[0]}"
+        last = f"{word}: %{{z:.3g}}" + (f"<br>{second_word}: %{{customdata[1]:.3g}}" if second is not None else "")
+        figure.data[-1].update(
+            coloraxis="coloraxis", customdata=kept.customdata, hovertemplate="query %{y}<br>key %{x}<br>"
+            f"{last}<br>{cells.ranked_words('row', 0, row='query', rank=number)}<extra></extra>")  # fmt: skip
     figure.update_layout(coloraxis={"colorscale": SEQUENTIAL, "cmin": limits[0], "cmax": limits[1],
                                     "colorbar": _bar("")})  # fmt: skip
     figure.update_annotations(font_size=12)
@@ -81,10 +91,15 @@ def _height(maps: Mapping[str, Panel], rows: int) -> int:
 
 def _map(z: np.ndarray, across: list[str], down: list[str], words: str, panel: Panel,
          titles: tuple[str, str]) -> go.Heatmap:  # fmt: skip
-    last = f"{words}: %{{z:.3g}}" if panel.hover is None else "%{customdata}"
+    rank, n = cells.ranks(z, "map", panel.diverging), int(np.isfinite(z).sum())
+    said = cells.ranked_words("map", n, panel.diverging)
+    if panel.hover is None:
+        data, last = rank, f"{words}: %{{z:.3g}}<br>{said}"
+    else:
+        data, last = cells.joined(panel.hover, cells.ranks_in_words(rank, "map", n, panel.diverging)), "%{customdata}"
     return go.Heatmap(
         z=z, x=across, y=down, text=panel.marks, texttemplate=None if panel.marks is None else "%{text}",
-        customdata=panel.hover, name=words,
+        customdata=data, name=words, hoverongaps=False,
         hovertemplate=f"{titles[1]} %{{y}}<br>{titles[0]} %{{x}}<br>{last}<extra></extra>",
     )  # fmt: skip
 

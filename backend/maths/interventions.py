@@ -13,6 +13,7 @@ One line each, `;` or a new line between them:
     add L1.resid_pre 2 neuron L0N17          along what neuron 17 of layer 0 writes (its row of W_out), of length 1
     add L1.resid_pre 2 feature my-sae 12     2 times the unit decoder direction of a feature of a trained SAE,
                                   or direction 12 of a set kept from pca_directions
+    add L1.resid_pre 2 random 7              along a direction drawn with seed 7, of length 1: a control
     patch L1H2 at -1              the value that it has on the corrupted prompt (pairs only)
 A point is one of POINTS; L1H2 is z of that head, L1N7 mlp_post of that neuron. Positions count from 0, negative ones
 from the end; without `at` all are meant. Where several name one place they act in turn.
@@ -32,12 +33,13 @@ POINTS = ("resid_pre", "resid_post", "attn_out", "mlp_out", "mlp_post", "z")
 STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")  # where a direction of the stream can be added
 OPERATIONS = ("zero", "mean", "resample", "scale", "set", "add", "patch")
 NEEDS_AMOUNT = ("scale", "set", "add")
-DIRECTIONS = "`token 5`, `token 5 minus 7`, `neuron L0N17`, `feature NAME 12`, `prompt 4,9 minus 4,8` (token ids)"
+DIRECTIONS = "`token 5`, `token 5 minus 7`, `neuron L0N17`, `feature NAME 12`, `random 7`, `prompt 4,9 minus 4,8` (ids)"
 _PLACE = re.compile(r"L(\d{1,3})(?:H(\d{1,4})|N(\d{1,6})|\.([a-z_]+))$")
 _LINE = re.compile(
     r"(?P<op>[a-z]+)\s+(?P<place>\S+?)(?:\s+(?P<amount>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?))?"
     r"(?:\s+token\s+(?P<token>\d+)(?:\s+minus\s+(?P<minus>\d+))?"
     r"|\s+neuron\s+L(?P<writer>\d{1,3}N\d{1,6})"
+    r"|\s+random\s+(?P<random>\d{1,10})"
     r"|\s+feature\s+(?P<sae>[A-Za-z0-9._~/-]+)\s+(?P<feature>\d+)"
     r"|\s+prompt\s+(?P<prompt>\d+(?:,\d+)*)\s+minus\s+(?P<other>\d+(?:,\d+)*)(?:\s+read\s+(?P<read>-?\d+))?)?"
     r"(?:\s+seed\s+(?P<seed>\d{1,10}))?"
@@ -50,7 +52,8 @@ class Intervention:
     """One change: `op` on (point, layer), of one head or neuron where it is not None, at `positions` (all: ()).
 
     The direction of `add` is `token` (less `minus`), what neuron `writer` (layer, neuron) writes, `feature` of `sae`,
-    or `prompt` less `other`, token ids that are read at position `read`; `seed` is resample's.
+    one drawn with the seed `random`, or `prompt` less `other`, token ids that are read at position `read`; `seed` is
+    resample's.
     """
 
     op: str
@@ -62,6 +65,7 @@ class Intervention:
     token: int | None = None
     minus: int | None = None
     writer: tuple[int, int] | None = None
+    random: int | None = None
     sae: str = ""
     feature: int | None = None
     prompt: tuple[int, ...] = ()
@@ -81,6 +85,8 @@ class Intervention:
     def _along(self) -> str:
         if self.writer:
             return "neuron L{}N{}".format(*self.writer)
+        if self.random is not None:
+            return f"random {self.random}"
         if self.sae:
             return f"feature {self.sae} {self.feature}"
         if self.prompt:
@@ -94,9 +100,16 @@ def _joined(numbers: Sequence[int]) -> str:
 
 
 def parse(text: str) -> list[Intervention]:
-    """Read interventions. Raises ValueError that names the line and what is wrong with it; "" gives none."""
-    lines = [line.strip() for line in re.split(r"[;\n]", text)]
-    return [_one(line) for line in lines if line]
+    """Read interventions. Raises ValueError that names every wrong line and what is wrong with it; "" gives none."""
+    found, wrong = [], []
+    for line in filter(None, (line.strip() for line in re.split(r"[;\n]", text))):
+        try:
+            found.append(_one(line))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return found
 
 
 def _one(line: str) -> Intervention:
@@ -112,7 +125,7 @@ def _one(line: str) -> Intervention:
         raise ValueError(f"{line!r}: {point!r} is none of {', '.join(POINTS)}")
     if found["amount"] is not None and not math.isfinite(float(found["amount"])):
         raise ValueError(f"{line!r}: its amount is too large to be a number")
-    directed = any(found[way] is not None for way in ("token", "writer", "sae", "prompt"))
+    directed = any(found[way] is not None for way in ("token", "writer", "random", "sae", "prompt"))
     whole = neuron is None and head is None and point in STREAM
     if (op in NEEDS_AMOUNT) != (found["amount"] is not None):
         raise ValueError(f"{line!r}: {op} takes {'an amount' if op in NEEDS_AMOUNT else 'no amount'}")
@@ -122,8 +135,8 @@ def _one(line: str) -> Intervention:
         raise ValueError(f"{line!r}: a seed is for `resample` alone")
     return Intervention(
         op, point, int(layer), _int(head), _int(neuron), _float(found["amount"]), _int(found["token"]),
-        _int(found["minus"]), _writer(found["writer"]), found["sae"] or "", _int(found["feature"]),
-        _ints(found["prompt"]), _ints(found["other"]),
+        _int(found["minus"]), _writer(found["writer"]), _int(found["random"]), found["sae"] or "",
+        _int(found["feature"]), _ints(found["prompt"]), _ints(found["other"]),
         int(found["read"]) if found["read"] else -1, int(found["seed"] or 0), _ints(found["at"]))  # fmt: skip
 
 

@@ -297,3 +297,10 @@ def _norm_scale(view: TransformerBridge, resid: torch.Tensor) -> torch.Tensor:
 def _scale(cfg: Any) -> float:
     """Return what the architecture multiplies its logits by: Cohere scales them, Granite divides."""
     return float(getattr(cfg, "logit_scale", None) or 1.0) / float(getattr(cfg, "logits_scaling", None) or 1.0)
+
+
+def analysis_tools() -> Any:
+    """Return the library's module of tools (distributed alignment search, sparse probes), loaded when first asked."""
+    from transformer_lens.tools import analysis
+
+    return analysis

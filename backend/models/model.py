@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from backend import settings
 from backend.contract import ModelCard, Observation
 from backend.errors import BadInput, Unfit
-from backend.models import bridge, companions, observe, shorter
+from backend.models import bridge, companions, fitted, observe, shorter
 
 
 class LoadedModel:
@@ -147,6 +147,27 @@ class LoadedModel:
         found = torch.autograd.grad(value.sum(), [seen[p] for p in places], allow_unused=True)
         grads = [torch.zeros_like(seen[p]) if g is None else g for p, g in zip(places, found, strict=True)]
         return value.detach(), {p: seen[p].detach() for p in places}, dict(zip(places, grads, strict=True))
+
+    def aligned_subspace(
+        self, place: tuple[str, int], base: Any, source: Any, targets: Any, lengths: Any = None, *, position: int = -1,
+        rank: int = 1, epochs: int = 20, lr: float = 0.01, seed: int = 0, rows: int = 64,
+    ) -> tuple[torch.Tensor, list[float]]:  # fmt: skip
+        """Learn the subspace of a place [batch, pos, width] whose interchange makes `base` say `targets` [batch].
+
+        (basis [width, rank], loss of every epoch in nats), see `fitted.aligned_subspace`: `epochs` over the rows of
+        `base` and `source` [batch, pos], `rows` of them in a step; rows may be padded at their end beyond `lengths`.
+        Raises BadInput for tokens or a layer that do not fit, Unfit for a place that cannot be changed.
+        """
+        point, layer = place
+        hooks = [bridge.edit_hook(self.view, point, n) for n in self._layers(point, [layer])]
+        tokens, wanted = (self.tokens(base), self.tokens(source)), torch.as_tensor(targets, device=self.device)
+        whole = torch.full((len(tokens[0]),), tokens[0].shape[1], device=self.device)
+        lengths = whole if lengths is None else torch.as_tensor(lengths, device=self.device)
+        return fitted.aligned_subspace(self.view, hooks[0], *tokens, wanted, position, lengths, rank=rank,
+                                       epochs=epochs, lr=lr, seed=seed, rows=rows)  # fmt: skip
+
+    #: fits k-sparse linear probes on activations, see there
+    sparse_probes = staticmethod(fitted.sparse_probes)
 
     def _layers(self, point: str, layers: Sequence[int] | None) -> list[int]:
         n_layers = self.sizes["n_layers"]
