@@ -68,6 +68,7 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "monitors": [{"rows": 4}],
     "modular_progress": [{"p": 7}],
     "fourier_spectrum": [{"p": 7}],
+    "weight_spectra": [{"draws": 5}],
     "sae_features": [{"sae": "sae"}],
     "sae_agreement": [{"a": "sae", "b": "other"}],
     "feature_card": [{"sae": "sae"}],
