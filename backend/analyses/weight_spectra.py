@@ -27,7 +27,7 @@ from pydantic import Field
 
 from backend.contract import Axis, Model, ModelCard, Params, Progress, Value, View, Weights, analysis
 from backend.costs import Work
-from backend.figures import CATEGORIES, Line, Panel, Spectrum, bars, lines, panels, spectra
+from backend.figures import Panel, Spectrum, bars, panels, spectra
 
 LEAST = 10  # singular values below which no tail is fitted
 SHOWN = 24
@@ -68,8 +68,6 @@ class WeightSpectraParams(Params):
         Value("z", "(exponent - null_exponent) / null_sd: below 0 a heavier tail than noise has"),
         Value("singular_values", "singular values, falling", kind="array", dtype="float32"),
         Value("noise", "those of noise with this bulk, mean over draws", kind="array", dtype="float32"),
-        Value("noise_low", "5 % quantile over draws", kind="array", dtype="float32"),
-        Value("noise_high", "95 % quantile over draws", kind="array", dtype="float32"),
     ],
 )  # fmt: skip
 def weight_spectra(model: Model, subject: Weights, params: WeightSpectraParams, progress: Progress) -> pd.DataFrame:
@@ -131,7 +129,6 @@ def _row(values: np.ndarray, shape: tuple[int, int, int], null: _Null) -> dict[s
     scale = float(np.median(values) / np.median(null.values))
     ends = random_matrix.edges(n, m, 1.0)[1] ** 0.5 * max(n, m) ** 0.5 if not through else null.largest.mean()
     high = scale * float(np.quantile(null.largest, 0.95))
-    low_null, high_null = np.quantile(null.values, [0.05, 0.95], axis=0)
     tail, spread = _tail(values), float(null.exponents.std(ddof=1))
     return {
         "rows": n, "columns": m, "rank": len(values), "largest": values[0], "norm": total**0.5,
@@ -141,8 +138,7 @@ def _row(values: np.ndarray, shape: tuple[int, int, int], null: _Null) -> dict[s
         "outliers": int((values > high).sum()) if total else 0,
         **tail, "null_exponent": null.exponents.mean(), "null_sd": spread,
         "z": (tail["exponent"] - null.exponents.mean()) / spread if spread > 0 else np.nan,
-        "singular_values": values, "noise": scale * null.values.mean(0), "noise_low": scale * low_null,
-        "noise_high": scale * high_null,
+        "singular_values": values, "noise": scale * null.values.mean(0),
     }  # fmt: skip
 
 
@@ -191,11 +187,9 @@ def exponents(table: pd.DataFrame, view: View) -> Any:
     """The matrices whose tail differs most from noise of their shape; grey: the null's mean."""
     known = table.dropna(subset=["exponent", "z"])
     shown = known.reindex(known["z"].abs().sort_values(ascending=False).index).head(SHOWN)
-    kinds = list(dict.fromkeys(table["matrix"]))
     return bars([_name(r) for r in shown.to_dict("records")], shown["exponent"], errors=shown["exponent_se"],
                 null=shown["null_exponent"], hover=[_words(r) for r in shown.to_dict("records")],
-                colours=[CATEGORIES[kinds.index(m)] for m in shown["matrix"]],
-                x_title=f"matrix (largest |z| first, {len(shown)} of {len(known)})",
+                                x_title=f"matrix (largest |z| first, {len(shown)} of {len(known)})",
                 y_title="tail exponent (error: s.e.)", names_of=("measured", "random matrices"))  # fmt: skip
 
 
@@ -203,23 +197,16 @@ def exponents(table: pd.DataFrame, view: View) -> Any:
 def bulk(table: pd.DataFrame, view: View) -> Any:
     """The singular values of the chosen head's W_QK and W_OV, or of the layer's or model's matrices; grey: noise."""
     shown = []
-    for row in table.to_dict("records"):
+    for row in _first_part(table):
         x, y = _noise_density(row)
         title = f"{_name(row)}: {row['outliers']} of {row['rank']} above noise"
         shown.append(Spectrum(title, row["singular_values"], x, y, row["edge"]))
     return spectra(shown, x_title="singular value", noise="noise (Marchenko-Pastur; products: simulated)")
 
 
-@weight_spectra.figure("Singular values by rank", choose=("layer", "head"))
-def by_rank(table: pd.DataFrame, view: View) -> Any:
-    """The same, largest first, with noise of the same bulk as a grey band (5 to 95 % over draws)."""
-    curves = []
-    for at, row in enumerate(table.to_dict("records")):
-        ranks = np.arange(1, row["rank"] + 1)
-        curves.append(Line(f"noise for {row['matrix']}", ranks, row["noise"], row["noise_low"], row["noise_high"],
-                           "#9a9a9a"))  # fmt: skip
-        curves.append(Line(_name(row), ranks, row["singular_values"], colour=CATEGORIES[at]))
-    return lines(curves, x_title="rank (1: the largest)", y_title="singular value", height=360)
+def _first_part(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Return the rows of the chosen layer and head; of a whole table those of the first."""
+    return table[(table[["layer", "head"]] == table[["layer", "head"]].iloc[0]).all(axis=1)].to_dict("records")
 
 
 def _noise_density(row: dict[Any, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ class Spectrum:
 
 def spectra(shown: Sequence[Spectrum], *, x_title: str, noise: str, height: int = 340) -> go.Figure:
     """Draw a histogram of each spectrum as a density; the noise's density in grey, its edge dotted."""
-    figure = make_subplots(1, max(1, len(shown)), subplot_titles=[label(s.name, 40) for s in shown],
+    figure = make_subplots(1, max(1, len(shown)), subplot_titles=[label(s.name, 40).replace("·", " ") for s in shown],
                            horizontal_spacing=0.09)  # fmt: skip
     for i, one in enumerate(shown, start=1):
         high, edges = _histogram(np.asarray(one.values, float), one.edge)
