@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from backend import analyses
+from backend.analyses import activation_spectra as activations_room
 from backend.analyses import weight_spectra as weights_room
 from backend.contract import Corpus, Weights
-from backend.maths import random_matrix
+from backend.maths import random_matrix, spectra
 from backend.runs import corpora
 from tests.tiny_models import opened, quiet
 
@@ -104,3 +105,66 @@ def test_a_density_of_noise_integrates_to_one(tiny):
     for matrix in ("W_OV", "W_in", "W_E"):
         x, y = weights_room._noise_density(table[table["matrix"] == matrix].iloc[0].to_dict())
         assert np.trapezoid(y, x) == pytest.approx(1, abs=0.03), matrix
+
+
+# ---------------------------------------------------------------- activations
+
+
+def cloud(scales, rows=40, length=50, seed=0):
+    """Independent Gaussian tokens [row, pos, d] with these standard deviations by coordinate."""
+    drawn = torch.randn(rows, length, len(scales), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn * torch.as_tensor(scales, dtype=torch.float64)
+
+
+def told(x, **params):
+    return activations_room.measured(x, activations_room.ActivationSpectraParams(**params))
+
+
+def test_the_dimension_of_a_gaussian_is_its_closed_form():
+    """Turned as it may be: (sum v)^2 / sum v^2; equal variances give d, and the shuffled null sees the coordinates."""
+    scales = np.linspace(1, 3, 12)
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(5)).double()).Q
+    ratio = (scales**2).sum() ** 2 / (scales**4).sum()
+    flat, turned = told(cloud(scales)), told(cloud(scales) @ turn)
+    assert flat["participation_ratio"] == pytest.approx(ratio, rel=0.05)
+    assert turned["participation_ratio"] == pytest.approx(flat["participation_ratio"]), "a turn changes nothing"
+    assert turned["rankme"] == pytest.approx(flat["rankme"]) and turned["variance"] == pytest.approx(flat["variance"])
+    v = ((cloud(scales) @ turn).flatten(0, 1).var(0)).numpy()
+    assert turned["participation_ratio_null"] == pytest.approx(v.sum() ** 2 / (v**2).sum(), rel=0.03)
+    few = [told(cloud(np.ones(12), rows=2, length=10, seed=s))["participation_ratio"] for s in range(30)]
+    assert np.mean(few) == pytest.approx(12, rel=0.1), "20 tokens: the plain ratio is 7.4"
+    share = scales / scales.sum()
+    assert told(cloud(scales))["rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=0.01)
+    line = cloud([1.0])[..., [0] * 8]
+    assert told(line)["participation_ratio"] == pytest.approx(1) and told(line)["top_share"] == pytest.approx(1)
+
+
+def test_errors_are_as_wide_as_other_corpora_make_them():
+    scales, shared = np.append(np.linspace(1, 3, 11), 6.0), []
+    for seed in range(24):  # tokens of a row share half of what they are
+        rows = cloud(scales, length=1, seed=100 + seed)
+        shared.append(told(rows + 0.7 * cloud(scales, seed=seed)))
+    for name in ("participation_ratio", "top_share"):
+        spread = np.std([one[name] for one in shared], ddof=1)
+        assert 0.6 < np.median([one[f"{name}_se"] for one in shared]) / spread < 1.6, name
+
+
+def test_a_planted_coordinate_is_named_and_taken_out():
+    scales = np.ones(32)
+    scales[[7, 20]] = 30.0, 10.0
+    found = told(cloud(scales), rogue_times=2.0)
+    assert found["rogue"] == "7 20" and found["coordinate"] == 7
+    assert found["coordinate_share"] == pytest.approx(900 / 1030, rel=0.02)
+    assert found["participation_ratio"] < 1.5 and found["ratio_without"] == pytest.approx(30, rel=0.05)
+    assert told(cloud(np.ones(32)))["rogue"] == ""
+
+
+def test_activations_are_those_of_the_model_whatever_the_batches(tiny, monkeypatch):
+    model, tokens = tiny["native"], torch.from_numpy(corpora.rows_of(tiny["native"].card, CORPUS).tokens)
+    monkeypatch.setattr("backend.analyses._units.BATCH_BYTES", 4 * 20 * 96 * 5)
+    table = ask("activation_spectra", model).set_index(["layer", "point"])
+    for place in [(0, "attn_out"), (1, "mlp_out"), (1, "resid_post")]:
+        x = model.capture(tokens, [place[1]], [place[0]])[place[1], place[0]].flatten(0, 1)
+        row = table.loc[place]
+        assert row["participation_ratio"] == pytest.approx(float(spectra.participation_ratio(x)))
+        np.testing.assert_allclose(row["eigenvalues"].sum(), float(x.var(0).sum()), rtol=1e-5)

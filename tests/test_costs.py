@@ -69,6 +69,7 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "modular_progress": [{"p": 7}],
     "fourier_spectrum": [{"p": 7}],
     "weight_spectra": [{"draws": 5}],
+    "activation_spectra": [{}],
     "sae_features": [{"sae": "sae"}],
     "sae_agreement": [{"a": "sae", "b": "other"}],
     "feature_card": [{"sae": "sae"}],
