@@ -1,25 +1,40 @@
 """Loss slices, paths between models, kernels, learning coefficients: what second differences, permutations and linear
 models force."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
 from backend.analyses import loss_slices as slices_room
+from backend.analyses import mode_connectivity as path_room
 from backend.analyses._units import log_probs, row_losses
-from backend.contract import Corpus
+from backend.contract import Corpus, parse_spec
+from backend.errors import BadInput, PhasescopeError, Unfit
+from backend.maths import matching
+from backend.maths.matching import Group
+from backend.models.open import open_model
 from backend.runs import corpora
-from tests.tiny_models import opened, quiet
+from backend.settings import SHIPPED_RUNS
+from tests.tiny_models import NATIVE, native_run, opened, quiet, settings
 
 CORPUS = Corpus(source="random", rows=6, length=8)
+TRAINING = Corpus(source="training", rows=8, length=32)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     root = tmp_path_factory.mktemp("landscapes")
     return {kind: opened(kind, root / kind) for kind in ("native", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return open_model(parse_spec("run:induction-demo"), settings(tmp_path_factory.mktemp("demo"), "float32"))
 
 
 def rows(model, corpus=CORPUS):
@@ -85,3 +100,80 @@ def test_one_row_has_no_error_and_half_precision_is_refused(tiny):
     finally:
         for name, t in model.parameters().items():
             t.data = kept[name]
+
+
+# ---------------------------------------------------------------- paths between models
+
+
+def write_run(folder, like, state):
+    """A run that holds these weights for the model of the run `like`."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(like / "run.json", folder / "run.json")
+    save_file({name: t.contiguous() for name, t in state.items()},
+              folder / "checkpoints" / "step_00000000.safetensors")  # fmt: skip
+
+
+def reordered(model, seed=0):
+    """The model's weights with coordinates, heads and neurons in random order."""
+    now, dice = {name: t.detach() for name, t in model.parameters().items()}, np.random.default_rng(seed)
+    for _, places in model.exchangeable():
+        now = matching.permuted(now, Group(tuple(places)), dice.permutation(len(places[0][2])))
+    return now
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2"])
+def test_no_order_of_units_changes_what_a_model_computes(kind, tiny):
+    model, tokens = tiny[kind], torch.arange(12)[None]
+    copy = reordered(model)
+    torch.testing.assert_close(model.logits_at(copy, tokens), model.logits(tokens))
+    moved = [name for name, t in model.parameters().items() if not torch.equal(t, copy[name])]
+    assert {"tok_embed.weight" if kind == "native" else "transformer.wte.weight"} < set(moved)
+    groups = [Group(tuple(places)) for _, places in model.exchangeable()]
+    back, _ = matching.matched({name: t.detach() for name, t in model.parameters().items()}, copy, groups)
+    assert all(torch.equal(t, back[name]) for name, t in model.parameters().items())
+
+
+def test_heads_that_share_keys_move_together(tmp_path):
+    config = {**NATIVE, "n_key_value_heads": 2}
+    native_run(tmp_path / "runs" / "shared", config)
+    model, tokens = open_model(parse_spec("run:shared"), settings(tmp_path)), torch.arange(12)[None]
+    torch.testing.assert_close(model.logits_at(reordered(model), tokens), model.logits(tokens))
+
+
+def test_a_permuted_copy_is_one_basin_after_matching_and_a_model_beside_itself_before(demo):
+    write_run(demo.settings.runs / "permuted", SHIPPED_RUNS / "induction-demo", reordered(demo))
+    table = ask("mode_connectivity", demo, TRAINING, other="permuted", points=5, bend_steps=2)
+    each = table.groupby("path").first()
+    assert each.loc["straight", "barrier_low"] > 1 and each.loc["straight", "distance"] > 1
+    assert each.loc["matched", "barrier"] < 1e-5 and each.loc["matched", "distance"] == 0
+    assert each.loc["copy", "barrier"] > 1 and each.loc["copy, matched", "barrier"] < 1e-5
+    ends = table[table["path"] == "straight"].set_index("t")["loss"]
+    tokens = torch.as_tensor(rows(demo, TRAINING).tokens[4:])
+    own = row_losses(demo, tokens, log_probs(demo.logits(tokens))).mean()
+    assert ends[0.0] == pytest.approx(float(own), abs=1e-5) == ends[1.0], "the half of the rows that trains no bend"
+    itself = ask("mode_connectivity", demo, TRAINING, other_step=1200, points=5, bend_steps=2)
+    first = itself[itself["path"] == "straight"]
+    assert first["barrier"].max() < 1e-5 and (first["distance"] == 0).all()
+
+
+def test_a_bend_lowers_the_loss_on_its_way(demo):
+    corpus = Corpus(source="training", rows=24, length=64)
+    few, many = (ask("mode_connectivity", demo, corpus, points=3, bend_steps=n, rows_used=24) for n in (1, 40))
+    middle = [float(t[(t["path"] == "curved") & (t["t"] == 0.5)]["loss"].iloc[0]) for t in (few, many)]
+    assert middle[1] < middle[0] - 0.1
+
+
+def test_models_that_cannot_be_joined_say_why(tiny, tmp_path):
+    model = tiny["native"]
+    native_run(model.settings.runs / "wider", {**NATIVE, "d_mlp": 32})
+    shape = r"fc_in.weight is \(32, 32\) there and \(64, 32\) here"
+    step = "Step 7 of run .tiny.: no checkpoint"
+    for given, words in (({"other": "wider"}, shape), ({"other": "nobody"}, "no such run"), ({"other_step": 7}, step)):
+        with pytest.raises(PhasescopeError, match=words):
+            ask("mode_connectivity", model, points=3, **{"other": "tiny", **given})
+    with pytest.raises(BadInput, match="none is named"):
+        ask("mode_connectivity", tiny["gpt2"], points=3)
+    neox = opened("neox", tmp_path)
+    assert set(path_room._ends(neox, neox.parameters(), neox.parameters(), 0)) == {"straight"}
+    with pytest.raises(Unfit, match="Use a native or GPT-2 model"):
+        neox.exchangeable()

@@ -70,6 +70,7 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "fourier_spectrum": [{"p": 7}],
     "weight_spectra": [{"draws": 5}],
     "activation_spectra": [{}],
+    "mode_connectivity": [{"points": 3, "bend_steps": 2}],
     "loss_slices": [{"directions": 2, "points": 5, "grid": 3}],
     "sae_features": [{"sae": "sae"}],
     "sae_agreement": [{"a": "sae", "b": "other"}],
