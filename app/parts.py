@@ -13,7 +13,10 @@ SLIDERS = ("level",)  # axes that are moved along rather than picked from
 
 
 def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
-    """Draw one picker per axis and return the chosen part. An axis without a URL field keeps its state by itself."""
+    """Draw one picker per axis and return the chosen part; a picker offers what goes with those before it.
+
+    An axis without a URL field keeps its state by itself.
+    """
     if not axes:
         return {}
     table = house.table(key, arrays=False)
@@ -29,4 +32,5 @@ def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
                 chosen[axis] = url.bound(st.selectbox, axis, axis, options[0], options=options)
             else:
                 chosen[axis] = st.selectbox(axis, options, key=f"part:{key}:{axis}")
+        table = table[table[axis] == chosen[axis]]
     return chosen

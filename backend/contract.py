@@ -51,6 +51,13 @@ class Params(BaseModel):
         """
         return ()
 
+    def siblings(self, spec: str) -> tuple[tuple[str, int | None], ...]:
+        """Return (run, step) of other models of the shape of `spec` that are read beside it; step None the newest.
+
+        A request is keyed by what they hold, too.
+        """
+        return ()
+
 
 # ---------------------------------------------------------------- what a table holds
 
@@ -453,6 +460,16 @@ class Model(Protocol):
         `own` it may be another checkpoint's of the same run."""
         ...
 
+    def sibling(self, run: str, step: int | None = None) -> dict[str, Any]:
+        """The `parameters()` of another run, or of another checkpoint, of a model of the same shape (None: the newest).
+        Params say so in `siblings`."""
+        ...
+
+    def exchangeable(self) -> list[tuple[str, list[tuple[str, int, Any]]]]:
+        """Groups of units whose order changes nothing (the stream's coordinates, a layer's heads or neurons): (name,
+        [(parameter, axis, indices [unit, k])]). Known where `named_weights` is a capability."""
+        ...
+
     def weights(self) -> dict[str, Any]:
         """The bare module's weights by glossary name: W_E [d_vocab, d_model], W_pos, W_U [d_model, d_vocab_out], and
         per layer a list: W_Q W_K W_V [head, d_model, d_head], W_O [head, d_head, d_model], W_in, W_out, b_in, b_out.
@@ -495,7 +512,9 @@ class Request(BaseModel):
     device: str
     subject: dict[str, Any]
     params: dict[str, Any]
-    companions: tuple[str, ...] = Field((), description="fingerprints of what `Params.companions` names, in its order")
+    companions: tuple[str, ...] = Field(
+        (), description="fingerprints of what the params' `companions` and `siblings` name, in order"
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return what the key hashes: all but where the weights happen to lie and the words for people."""

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from backend import Backend
 from backend.contract import Corpus, Prompt, Request, Weights
@@ -80,6 +81,24 @@ def test_a_tuned_lens_too(house, place, model):
         keys += [house.request(name, card, subject, {"lens": "lens"}).key
                  for name, subject in (("tuned_lens", PROMPT), ("tuned_lens_quality", CORPUS))]  # fmt: skip
     assert len(set(keys)) == 4
+
+
+def test_another_model_of_the_same_shape_too(house, place, model):
+    card, given, keys = card_of(house, "run:tiny"), {"other": "second"}, []
+    for factor in (1.0, 2.0, 1.0):
+        shutil.rmtree(place / "runs" / "second", ignore_errors=True)
+        shutil.copytree(place / "runs" / "tiny", place / "runs" / "second")
+        file = place / "runs" / "second" / "checkpoints" / "step_00000000.safetensors"
+        save_file({name: factor * t for name, t in load_file(file).items()}, file)
+        keys.append(house.request("mode_connectivity", card, CORPUS, given).key)
+    assert keys[0] == keys[2] != keys[1]
+    itself = house.request("mode_connectivity", card, CORPUS, {})
+    assert itself.companions == (card["fingerprint"],), "empty is the model's own run, at step 0"
+    with pytest.raises(NotFound, match="no such run"):
+        house.request("mode_connectivity", card, CORPUS, {"other": "nobody"})
+    with pytest.raises(BadInput, match="no model of its own"):
+        again(place, model, 0)
+        house.request("mode_connectivity", card, CORPUS, {"other": "mine"})
 
 
 def test_one_that_is_not_there_is_said_before_a_job_starts(house, place, model):

@@ -40,7 +40,7 @@ class Asking(Estimating):
             device=card.device,
             subject=subject.model_dump(),
             params=chosen.model_dump(),
-            companions=tuple(trained.fingerprint(run, step, self.settings) for run, step in chosen.companions()),
+            companions=trained.beside(chosen, card.spec, self.settings),
         )
 
     def kept(

@@ -152,8 +152,8 @@ def _same_weights(request: Request, model: Any) -> None:
 def _same_companions(request: Request, params: Any, settings: Settings) -> None:
     from backend.models import trained
 
-    if tuple(trained.fingerprint(run, step, settings) for run, step in params.companions()) != request.companions:
-        names = ", ".join(run for run, _ in params.companions())
+    if trained.beside(params, request.spec, settings) != request.companions:
+        names = ", ".join(run for run, _ in (*params.companions(), *params.siblings(request.spec)))
         raise BadInput(f"{request.analysis} with {names}", "it was trained again since it was asked for", "Ask again")
 
 

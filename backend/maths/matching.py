@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """One set of units: (parameter, axis) of every tensor whose axis counts them, incoming or outgoing."""
+    """One set of units: (parameter, axis) of every tensor whose axis counts them, incoming or outgoing.
 
-    places: tuple[tuple[str, int], ...]
+    Where a unit is more than one index (a head), or the axis counts others too, a third says which are unit i's:
+    indices [unit, k].
+    """
+
+    places: tuple[tuple[Any, ...], ...]
 
 
 def matched(
@@ -46,20 +51,24 @@ def matched(
 
 def permuted(model: Mapping[str, Tensor], group: Group, order: np.ndarray) -> dict[str, Tensor]:
     """Return the model with the group's units in another order: unit i is what was unit order[i]."""
-    found, index = dict(model), torch.as_tensor(np.asarray(order))
-    for name, axis in group.places:
-        found[name] = found[name].index_select(axis, index.to(found[name].device))
+    found = dict(model)
+    for name, axis, *which in group.places:
+        whole = np.arange(found[name].shape[axis])
+        units = which[0] if which else whole[:, None]
+        whole[np.ravel(units)] = np.ravel(units[np.asarray(order)])
+        found[name] = found[name].index_select(axis, torch.as_tensor(whole, device=found[name].device))
     return found
 
 
 def _size(model: Mapping[str, Tensor], group: Group) -> int:
-    name, axis = group.places[0]
-    return model[name].shape[axis]
+    name, axis, *which = group.places[0]
+    return len(which[0]) if which else model[name].shape[axis]
 
 
 def _best(first: Mapping[str, Tensor], second: Mapping[str, Tensor], group: Group) -> np.ndarray:
     likeness = sum(
-        _units(first[name], axis).double() @ _units(second[name], axis).double().T for name, axis in group.places
+        _units(first[name], axis, *which).double() @ _units(second[name], axis, *which).double().T
+        for name, axis, *which in group.places
     )
     assert isinstance(likeness, Tensor)
     gained = likeness.diagonal().sum()
@@ -68,5 +77,6 @@ def _best(first: Mapping[str, Tensor], second: Mapping[str, Tensor], group: Grou
     return order if better else np.arange(len(order))
 
 
-def _units(weights: Tensor, axis: int) -> Tensor:
-    return weights.movedim(axis, 0).flatten(1) if weights.ndim > 1 else weights[:, None]
+def _units(weights: Tensor, axis: int, which: np.ndarray | None = None) -> Tensor:
+    units = weights.movedim(axis, 0)
+    return units[:, None].flatten(1) if which is None else units[torch.as_tensor(which)].flatten(1)

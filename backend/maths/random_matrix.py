@@ -40,6 +40,27 @@ def density(x: np.ndarray, n: int, m: int, variance: float) -> np.ndarray:
         return np.where(inside > 0, np.sqrt(inside) / (2 * np.pi * q * variance * x), 0.0)
 
 
+def gaussian_singular(n: int, m: int, dice: np.random.Generator, through: int = 0) -> np.ndarray:
+    """Draw the singular values of a matrix [n, m] of standard normal entries, falling; sum of squares about n m.
+
+    With `through` = r those of a product [n, r] [r, m] of two such matrices, min(n, m, r) of them that are not 0. Drawn
+    from the triangles of their QR decompositions (chi on the diagonal, normal beside it): exact, whatever n.
+    Source: Bartlett (1933), On the theory of statistical regression.
+    """
+    if not through:
+        return np.linalg.svd(_triangle(max(n, m), min(n, m), dice), compute_uv=False)
+    left, right = (_triangle(side, through, dice) for side in (n, m))
+    return np.linalg.svd(left @ right.T, compute_uv=False)[: min(n, m, through)]
+
+
+def _triangle(n: int, m: int, dice: np.random.Generator) -> np.ndarray:
+    if n < m:
+        return dice.standard_normal((n, m))
+    found = np.triu(dice.standard_normal((m, m)), 1)
+    found[np.diag_indices(m)] = np.sqrt(dice.chisquare(n - np.arange(m)))
+    return found
+
+
 def noise_variance(squared: np.ndarray, n: int, m: int) -> float:
     """Estimate the variance of the entries from squared singular values / max(n, m): their median over that of a
     bulk with variance 1. A few large values do not move it."""

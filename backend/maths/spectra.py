@@ -28,7 +28,13 @@ def participation_ratio(vectors: Tensor) -> Tensor:
     centred = vectors.double() - vectors.double().mean(0)
     n = count - 1
     side = centred.T @ centred if vectors.shape[1] <= count else centred @ centred.T
-    trace, squared = side.diagonal().sum() / n, side.square().sum() / n**2
+    return unbiased_ratio(side / n, count)
+
+
+def unbiased_ratio(covariance: Tensor, count: int) -> Tensor:
+    """Return `participation_ratio` from a sample covariance [d, d] (or the Gram matrix / n) of `count` vectors."""
+    n = count - 1
+    trace, squared = covariance.diagonal().sum(), covariance.square().sum()
     scale = n**2 / ((n - 1) * (n + 2))
     of_squares = scale * (squared - trace**2 / n)  # tr C^2
     of_trace = trace**2 - 2 * of_squares / n  # (tr C)^2

@@ -268,6 +268,27 @@ class LoadedModel:
             raise Unfit(f"{run} for {self.card.spec}", found, "Choose that model, or train one for this")
         return record, {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
+    def sibling(self, run: str, step: int | None = None) -> dict[str, torch.Tensor]:
+        """Return the trained tensors of another run or checkpoint, by the names of `parameters`.
+
+        Raises NotFound for no such run or step, Unfit where it is a model of another shape.
+        """
+        from backend.models import siblings  # which opens models, as this file does not
+
+        return siblings.parameters(run, step, self.bare, self.card.spec, self.settings)
+
+    def exchangeable(self) -> list[tuple[str, list[tuple[str, int, Any]]]]:
+        """Return (name, [(parameter, axis, indices [unit, k])]) of every group of units that may change places.
+
+        Raises Unfit for an architecture that is not spelled out.
+        """
+        from backend.models import siblings
+
+        try:
+            return siblings.exchangeable(self.bare)
+        except TypeError as error:
+            raise Unfit(f"The order of units of {self.card.spec}", str(error), "Use a native or GPT-2 model") from None
+
     def _fits(self, made: dict[str, Any], run: str) -> None:
         card = self.card
         widths = {"mlp_pre": card.d_mlp, "mlp_post": card.d_mlp, "z": card.n_heads * card.d_head}

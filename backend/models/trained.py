@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.contract import ModelSpec
 from backend.errors import NotFound, Unfit
 from backend.models import fingerprints, registry, saelens_files
 from backend.settings import Settings
@@ -71,6 +72,20 @@ def fingerprint(run: str, step: int | None, settings: Settings) -> str:
     found = locate(run, step, settings)
     use = {k: v for k, v in found.record["companion"].items() if k not in _WHERE}
     return _hashed(found.file, registry.signature([found.file]), json.dumps(use, sort_keys=True))
+
+
+def beside(params: Any, spec: str, settings: Settings) -> tuple[str, ...]:
+    """Return the fingerprints of all that params name beside the model `spec`: companions, then siblings.
+
+    Raises as `locate`, and NotFound or BadInput for a sibling that is not there or holds no model.
+    """
+    companions = (fingerprint(run, step, settings) for run, step in params.companions())
+    return *companions, *(_of_model(run, step, settings) for run, step in params.siblings(spec))
+
+
+def _of_model(run: str, step: int | None, settings: Settings) -> str:
+    located = registry.locate(ModelSpec(scheme="run", place=run, step=step), settings)
+    return _hashed(located.files[0], located.signature, json.dumps(located.config, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,0 +1,96 @@
+"""A model's loss at other weights than its own: what slices, paths and learning coefficients ask for.
+
+The loss is the mean cross-entropy of the right answers over rows, in nats: the next token's, or a task's own answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.analyses._units import answers, log_probs, row_losses, rows_at_once
+from backend.analyses._work import Plan, parts
+from backend.contract import Corpus, Described, Model, ModelCard, Rows
+from backend.errors import Unfit
+
+GRAPH = 24  # floats per token, layer and coordinate of the stream in a graph that is differentiated twice
+FEWER = "Use fewer rows (rows_used), points or directions"
+
+
+class Losses:
+    """The loss of a model on rows [row, pos] of tokens, at any weights for it.
+
+    Raises Unfit where no right answer is known, or the weights are too coarse to be moved a little.
+    """
+
+    def __init__(self, model: Model, tokens: Any):
+        import torch
+
+        self.model, self.tokens = model, torch.as_tensor(tokens, device=model.card.device)
+        self.own = {name: tensor.detach() for name, tensor in model.parameters().items()}
+        coarse = [t.dtype for t in self.own.values() if t.dtype not in (torch.float32, torch.float64)]
+        if coarse:
+            words = f"its weights are {str(coarse[0]).removeprefix('torch.')}"
+            raise Unfit(f"Other weights for {model.card.spec}", words, "Open it in float32 (PHASESCOPE_DTYPE)")
+        if answers(model, self.tokens) is None:
+            raise Unfit(f"The loss of {model.card.spec}", "no right answer is known", "Choose a model of next tokens")
+
+    def graph(self, parameters: Mapping[str, Any], tokens: Any = None) -> Any:
+        """Return the loss of every row [row] with its graph; of all rows unless `tokens` are given."""
+        tokens = self.tokens if tokens is None else tokens
+        return row_losses(self.model, tokens, log_probs(self.model.logits_at(parameters, tokens)))
+
+    def rows(self, parameters: Mapping[str, Any]) -> np.ndarray:
+        """Return the loss of every row [row], float64, without a graph."""
+        import torch
+
+        step = rows_at_once(self.model, self.tokens.shape[1], width(self.model.card))
+        with torch.no_grad():
+            return np.concatenate([self.graph(parameters, t).double().cpu().numpy() for t in self.tokens.split(step)])
+
+    def curvatures(self, directions: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return u'Hu of the mean loss at the model's own weights for every direction u, exactly."""
+        from backend.maths.products import flat, hessian_product
+
+        found = np.zeros(len(directions))
+        at = {name: tensor.clone().requires_grad_() for name, tensor in self.own.items()}
+        tensors = list(at.values())
+        for some in self.tokens.split(graph_rows(self.model, self.tokens.shape[1])):
+            product = hessian_product(self.graph(at, some).sum() / len(self.tokens), tensors)
+            for i, u in enumerate(directions):
+                vector = flat([u[name] for name in at], tensors)
+                found[i] += float(vector @ product(vector))
+        return found.tolist()
+
+
+def used(subject: Rows, rows: int) -> Any:
+    """Return the first rows of tokens [row, pos]."""
+    return subject.tokens[:rows]
+
+
+def width(card: ModelCard) -> int:
+    """Return the floats that a token takes in a forward of the plain module."""
+    return max(3 * card.d_vocab_out, 6 * card.d_model + 2 * card.d_mlp)
+
+
+def graph_rows(model: Described, length: int) -> int:
+    """Return of how many rows one graph holds that is differentiated twice."""
+    card = model.card
+    deep = card.n_layers * (GRAPH * card.d_model + 6 * card.d_mlp + 4 * card.n_heads * length)
+    return rows_at_once(model, length, deep + 8 * card.d_vocab_out)
+
+
+def plan_rows(plan: Plan, subject: Corpus, rows: int, n: int) -> None:
+    """Add n times `Losses.rows` on at most `rows` rows of a corpus."""
+    length = min(subject.length, plan.card.n_ctx)
+    plan.call_parts(min(rows, subject.rows), rows_at_once(plan, length, width(plan.card)), length, n)
+
+
+def plan_curvatures(plan: Plan, subject: Corpus, rows: int, directions: int) -> float:
+    """Add the forwards of `Losses.curvatures`; return the operations of the products (2.5 forwards each)."""
+    length, rows = min(subject.length, plan.card.n_ctx), min(rows, subject.rows)
+    for some in parts(rows, graph_rows(plan, length)):
+        plan.call(some, length, gradients=True)
+    return directions * 2.5 * 2 * plan.card.n_params * rows * length

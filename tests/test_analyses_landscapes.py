@@ -1,0 +1,179 @@
+"""Loss slices, paths between models, kernels, learning coefficients: what second differences, permutations and linear
+models force."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from backend import analyses
+from backend.analyses import _at_weights
+from backend.analyses import loss_slices as slices_room
+from backend.analyses import mode_connectivity as path_room
+from backend.analyses._units import log_probs, row_losses
+from backend.contract import Corpus, parse_spec
+from backend.errors import BadInput, PhasescopeError, Unfit
+from backend.maths import matching
+from backend.maths.matching import Group
+from backend.models.open import open_model
+from backend.runs import corpora
+from backend.settings import SHIPPED_RUNS
+from tests.tiny_models import NATIVE, native_run, opened, quiet, settings
+
+CORPUS = Corpus(source="random", rows=6, length=8)
+TRAINING = Corpus(source="training", rows=8, length=32)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    root = tmp_path_factory.mktemp("landscapes")
+    return {kind: opened(kind, root / kind) for kind in ("native", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return open_model(parse_spec("run:induction-demo"), settings(tmp_path_factory.mktemp("demo"), "float32"))
+
+
+def rows(model, corpus=CORPUS):
+    return corpora.rows_of(model.card, corpus)
+
+
+def ask(name, model, corpus=CORPUS, **params):
+    analysis = analyses.registry()[name]
+    return analysis.compute(model, rows(model, corpus), analysis.params(**params), quiet)
+
+
+def own_loss(model):
+    tokens = torch.as_tensor(rows(model).tokens)
+    return row_losses(model, tokens, log_probs(model.logits(tokens))).numpy()
+
+
+# ---------------------------------------------------------------- slices
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2"])
+def test_a_slices_middle_is_the_model_and_its_second_difference_the_hessian(kind, tiny, monkeypatch):
+    model = tiny[kind]
+    before = {name: t.detach().clone() for name, t in model.parameters().items()}
+    monkeypatch.setattr("backend.analyses._units.BATCH_BYTES", 2**14)  # several batches, several graphs
+    table = ask("loss_slices", model, directions=2, points=5, grid=3, step=1e-3, reach=0.5)
+    middle = table[(table["a"] == 0) & (table["b"] == 0)]
+    np.testing.assert_allclose(middle["loss"], own_loss(model).mean(), rtol=1e-12)
+    assert (middle["rise_se"] == 0).all() and len(table) == 2 * 5 + 9
+    each = table[table["direction"] >= 0].groupby("direction").first()
+    np.testing.assert_allclose(each["second_difference"], each["curvature"], rtol=2e-3)
+    ends = table[(table["direction"] == 0) & (table["a"] == 0.5)].iloc[0]
+    plane = table[(table["direction"] == -1) & (table["a"] == 0.5) & (table["b"] == 0)].iloc[0]
+    assert ends["loss"] == pytest.approx(plane["loss"]) and ends["loss"] != pytest.approx(ends["null"])
+    assert all(torch.equal(t, before[name]) for name, t in model.parameters().items()), "the model is left as it was"
+
+
+def test_near_the_middle_the_plane_is_the_hessians_ellipse(tiny):
+    """L = c + g.x + x'Qx / 2 with Q from exact products, the mixed term by d_0 + d_1."""
+    model = tiny["native"]
+    params = slices_room.LossSlicesParams(directions=2, grid=5, points=5, reach=0.001, step=0.002)
+    table = ask("loss_slices", model, **params.model_dump())
+    plane = table[table["direction"] == -1]
+    a, b = plane["a"].to_numpy(), plane["b"].to_numpy()
+    columns = np.stack([np.ones_like(a), a, b, a**2 / 2, a * b, b**2 / 2], 1)
+    fitted = np.linalg.lstsq(columns, plane["loss"].to_numpy(), rcond=None)[0][3:]
+    losses = _at_weights.Losses(model, rows(model).tokens)
+    one, two = slices_room.drawn_directions(losses.own, params)
+    first, second, both = losses.curvatures([one, two, {name: one[name] + two[name] for name in one}])
+    exact = np.array([first, (both - first - second) / 2, second])
+    np.testing.assert_allclose(fitted, exact, atol=2e-3 * np.abs(exact).max())
+
+
+def test_one_row_has_no_error_and_half_precision_is_refused(tiny):
+    model = tiny["native"]
+    table = ask("loss_slices", model, Corpus(source="random", rows=1, length=8), directions=2, points=5, grid=3)
+    assert table["rise_se"].isna().all()
+    kept = {name: t.data for name, t in model.parameters().items()}
+    for t in model.parameters().values():
+        t.data = t.data.bfloat16()
+    try:
+        with pytest.raises(Exception, match="weights are bfloat16.*PHASESCOPE_DTYPE"):
+            _at_weights.Losses(model, rows(model).tokens)
+    finally:
+        for name, t in model.parameters().items():
+            t.data = kept[name]
+
+
+# ---------------------------------------------------------------- paths between models
+
+
+def write_run(folder, like, state):
+    """A run that holds these weights for the model of the run `like`."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    shutil.copy(like / "run.json", folder / "run.json")
+    save_file({name: t.contiguous() for name, t in state.items()},
+              folder / "checkpoints" / "step_00000000.safetensors")  # fmt: skip
+
+
+def reordered(model, seed=0):
+    """The model's weights with coordinates, heads and neurons in random order."""
+    now, dice = {name: t.detach() for name, t in model.parameters().items()}, np.random.default_rng(seed)
+    for _, places in model.exchangeable():
+        now = matching.permuted(now, Group(tuple(places)), dice.permutation(len(places[0][2])))
+    return now
+
+
+@pytest.mark.parametrize("kind", ["native", "gpt2"])
+def test_no_order_of_units_changes_what_a_model_computes(kind, tiny):
+    model, tokens = tiny[kind], torch.arange(12)[None]
+    copy = reordered(model)
+    torch.testing.assert_close(model.logits_at(copy, tokens), model.logits(tokens))
+    moved = [name for name, t in model.parameters().items() if not torch.equal(t, copy[name])]
+    assert {"tok_embed.weight" if kind == "native" else "transformer.wte.weight"} < set(moved)
+    groups = [Group(tuple(places)) for _, places in model.exchangeable()]
+    back, _ = matching.matched({name: t.detach() for name, t in model.parameters().items()}, copy, groups)
+    assert all(torch.equal(t, back[name]) for name, t in model.parameters().items())
+
+
+def test_heads_that_share_keys_move_together(tmp_path):
+    config = {**NATIVE, "n_key_value_heads": 2}
+    native_run(tmp_path / "runs" / "shared", config)
+    model, tokens = open_model(parse_spec("run:shared"), settings(tmp_path)), torch.arange(12)[None]
+    torch.testing.assert_close(model.logits_at(reordered(model), tokens), model.logits(tokens))
+
+
+def test_a_permuted_copy_is_one_basin_after_matching_and_a_model_beside_itself_before(demo):
+    write_run(demo.settings.runs / "permuted", SHIPPED_RUNS / "induction-demo", reordered(demo))
+    table = ask("mode_connectivity", demo, TRAINING, other="permuted", points=5, bend_steps=2)
+    each = table.groupby("path").first()
+    assert each.loc["straight", "barrier_low"] > 1 and each.loc["straight", "distance"] > 1
+    assert each.loc["matched", "barrier"] < 1e-5 and each.loc["matched", "distance"] == 0
+    assert each.loc["copy", "barrier"] > 1 and each.loc["copy, matched", "barrier"] < 1e-5
+    ends = table[table["path"] == "straight"].set_index("t")["loss"]
+    tokens = torch.as_tensor(rows(demo, TRAINING).tokens[4:])
+    own = row_losses(demo, tokens, log_probs(demo.logits(tokens))).mean()
+    assert ends[0.0] == pytest.approx(float(own), abs=1e-5) == ends[1.0], "the half of the rows that trains no bend"
+    itself = ask("mode_connectivity", demo, TRAINING, other_step=1200, points=5, bend_steps=2)
+    first = itself[itself["path"] == "straight"]
+    assert first["barrier"].max() < 1e-5 and (first["distance"] == 0).all()
+
+
+def test_a_bend_lowers_the_loss_on_its_way(demo):
+    corpus = Corpus(source="training", rows=24, length=64)
+    few, many = (ask("mode_connectivity", demo, corpus, points=3, bend_steps=n, rows_used=24) for n in (1, 40))
+    middle = [float(t[(t["path"] == "curved") & (t["t"] == 0.5)]["loss"].iloc[0]) for t in (few, many)]
+    assert middle[1] < middle[0] - 0.1
+
+
+def test_models_that_cannot_be_joined_say_why(tiny, tmp_path):
+    model = tiny["native"]
+    native_run(model.settings.runs / "wider", {**NATIVE, "d_mlp": 32})
+    shape = r"fc_in.weight is \(32, 32\) there and \(64, 32\) here"
+    step = "Step 7 of run .tiny.: no checkpoint"
+    for given, words in (({"other": "wider"}, shape), ({"other": "nobody"}, "no such run"), ({"other_step": 7}, step)):
+        with pytest.raises(PhasescopeError, match=words):
+            ask("mode_connectivity", model, points=3, **{"other": "tiny", **given})
+    with pytest.raises(BadInput, match="none is named"):
+        ask("mode_connectivity", tiny["gpt2"], points=3)
+    neox = opened("neox", tmp_path)
+    assert set(path_room._ends(neox, neox.parameters(), neox.parameters(), 0)) == {"straight"}
+    with pytest.raises(Unfit, match="Use a native or GPT-2 model"):
+        neox.exchangeable()
