@@ -42,7 +42,12 @@ def ideal(tmp_path):
     return Quadratic(model, some), some
 
 
-COSTED = {"exp004_grassmann": [{}], "exp005_tangent_normal": [{}], "exp006_svd_alignment": [{}]}
+COSTED = {
+    "exp002_landscape": [{"resolution": 11}, {"plane": "trajectory", "resolution": 11}],
+    "exp004_grassmann": [{}],
+    "exp005_tangent_normal": [{}],
+    "exp006_svd_alignment": [{}],
+}
 
 
 @pytest.mark.parametrize("name", COSTED)
@@ -55,9 +60,10 @@ def test_declared_rows_are_those_that_are_counted(tmp_path, name):
         def count(module, args, found=found):
             found[torch.is_grad_enabled()] += len(args[1])
 
-        hook = model.net.register_forward_pre_hook(count)
+        hooks = [net.register_forward_pre_hook(count) for net in (model.net, model.exact)]
         ask(name, model, some, **given)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         told: Counter = Counter()
         for calls in registry()[name].work(model.card, some.asked, registry()[name].params(**given)).calls:
             told[calls.gradients] += calls.rows * calls.n
@@ -220,3 +226,79 @@ def test_a_trained_rank_1_energy_knows_the_distance_and_an_inverse_the_size(rank
     other = shipped_energy("inverse-3")
     table = ask("exp004_grassmann", other, problems(other, 32))
     assert verdicts("exp004_grassmann", other, table) == ["met by its null", "met by its null", "fails", "fails"]
+
+
+# ---------------------------------------------------------------- EXP-002
+
+
+class Ellipse(Quadratic):
+    """y'Ay/2 for the diagonal A = 1, 2, .. 9 (times 1/sigma): the same Hessian everywhere."""
+
+    @property
+    def exact(self):
+        return self
+
+    @property
+    def stiff(self):
+        return torch.arange(1.0, 10.0, dtype=torch.float64)
+
+    def __call__(self, x, y, level):
+        return (self.stiff * y.square()).sum(-1) / 2 / self.schedule.sigma[int(level[0])]
+
+    def gradient(self, x, y, level):
+        return self.stiff * y / self.schedule.sigma[int(level[0])]
+
+    def hessian(self, x, y, level):
+        return {"output": torch.diag(self.stiff).expand(len(y), -1, -1) / self.schedule.sigma[int(level[0])]}
+
+
+@pytest.mark.parametrize("centre", ["noised", "answer"])
+def test_a_quadratic_gives_its_ellipses(ideal, centre):
+    model, some = Ellipse(*ideal), ideal[1]
+    table = ask("exp002_landscape", model, some, centre=centre, resolution=11, problem=2)
+    for k in (0, 6):
+        rows = table[table.level == k].set_index("item")
+        sigma = model.schedule.sigma[k]
+        np.testing.assert_allclose(rows[rows.part == "direction"].curvature, [9 / sigma, 8 / sigma], rtol=1e-9)
+        bent = rows[rows.part.isin(["direction", "random direction"])]
+        np.testing.assert_allclose(bent.second_difference, bent.curvature, rtol=1e-6)
+        z = np.stack(rows[rows.part == "plane"].along.to_list()).astype(float)
+        at = rows[rows.part == "plane"]["at"].to_numpy()
+        slope = [(z[5, 10] - z[5, 0]) / 2, (z[10, 5] - z[0, 5]) / 2]  # what is odd is the gradient at the centre
+        want = (
+            z[5, 5] + (9 * at**2 + 8 * at[:, None] ** 2) / 2 / sigma + (slope[0] * at + slope[1] * at[:, None]) / at[-1]
+        )
+        np.testing.assert_allclose(z, want, rtol=1e-4, atol=1e-4)
+        y = some.y[2].reshape(3, 3).numpy()
+        np.testing.assert_allclose(rows.loc["matrix y*"].matrix, y.ravel(), rtol=1e-6)
+        np.testing.assert_allclose(rows.loc["matrix y*"].singular, np.linalg.svd(y)[1], rtol=1e-6)
+        assert rows.loc["noised solution" if centre == "noised" else "answer"].off_plane < 1e-9
+    assert verdicts("exp002_landscape", model, table)[:2] == ["holds", "fails"]
+
+
+def test_the_solution_lies_in_the_tangent_normal_plane_and_the_path_in_its_own(rank1):
+    some = problems(rank1, 3)
+    table = ask("exp002_landscape", rank1, some, plane="tangent-normal", resolution=11)
+    noise = table[table.item == "solution"]
+    assert noise.off_plane.max() < 1e-5
+    away = np.stack(noise.coordinates.to_list())
+    whole = rank1.schedule.sigma * float(some.noise[0].norm())
+    np.testing.assert_allclose(np.linalg.norm(away, axis=1), whole, rtol=1e-4)
+    sharp = table[(table.level == 0) & (table.part == "direction")].curvature.to_numpy()
+    assert sharp[1] > 4 * sharp[0] and verdicts("exp002_landscape", rank1, table)[1] == "holds"
+    path = ask("exp002_landscape", rank1, some, plane="trajectory", centre="answer", resolution=11)
+    rows = path[(path.part == "path") & (path.level == 0)]
+    inside = np.stack(rows.coordinates.to_list())
+    assert (
+        inside.var(0).sum() > 0.9 * (inside.var(0).sum() + rows.off_plane.var()) and inside.var(0)[0] > inside.var(0)[1]
+    )
+    energies = table[(table.part == "path") & (table.level == 0)].sort_values("at").energy
+    assert energies.iloc[0] < energies.iloc[-1]
+
+
+def test_a_plane_that_is_not_there_is_refused_in_words(ideal):
+    model, some = ideal
+    analysis = registry()["exp002_landscape"]
+    for given, words in (({"problem": 6}, "from 0 to 5"), ({"plane": "tangent-normal", "rank": 3}, "from 1 to 2")):
+        with pytest.raises(BadInput, match=words):
+            analysis.work(model.card, some.asked.model_copy(update={"n": 6}), analysis.params(**given))

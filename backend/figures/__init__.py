@@ -4,8 +4,9 @@ from backend.figures.lines import Line, bars, level, lines, scatter, stacked_lin
 from backend.figures.maps import grid, pixels
 from backend.figures.panels import Panel, beside, panels
 from backend.figures.points import paired
+from backend.figures.slices import Slice, slices
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 
-__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "bars", "beside", "grid",
-           "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "stacked_lines",
-           "tick_positions"]
+__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "Slice", "bars", "beside",
+           "grid", "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "slices",
+           "stacked_lines", "tick_positions"]
