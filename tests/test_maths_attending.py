@@ -113,3 +113,26 @@ def test_bootstrap_intervals_have_the_width_of_a_standard_error():
     low, high = ranks.interval(drawn)
     np.testing.assert_allclose(high - low, 2 * 1.96 * values.std(0) / math.sqrt(200), rtol=0.08)
     assert np.isnan(ranks.interval(np.full((5, 2), np.nan))[0]).all()
+
+
+def test_partial_rank_correlation_takes_the_common_cause_away():
+    dice = np.random.default_rng(0)
+    size = dice.random((200, 15))
+    a, b = (size + 0.3 * dice.random((200, 15)) for _ in range(2))
+    columns = np.stack([a, b, size, a + 0 * b], -1)
+    whole, drawn = ranks.spearman_matrix(columns, 200, 0)
+    want = scipy.stats.spearmanr(columns.reshape(-1, 4)).statistic
+    np.testing.assert_allclose(whole, want, atol=1e-12)
+    assert whole[0, 1] > 0.8 and abs(ranks.partial(whole, 0, 1, 2)) < 0.08 < 0.999 < ranks.partial(whole, 0, 3, 2)
+    low, high = ranks.interval(drawn[:, 0, 1])
+    assert low < whole[0, 1] < high and high - low < 0.05
+    assert np.isnan(ranks.partial(whole, 0, 3, 0)), "nothing is left of what it is given"
+
+
+@pytest.mark.parametrize("n", [6, 9, 64])
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says(n):
+    dice = np.random.default_rng(n)
+    found = np.array([ranks.median_interval(x) for x in dice.exponential(size=(2000, n))])
+    held = ((found[:, 0] <= np.log(2)) & (np.log(2) <= found[:, 2])).mean()
+    assert held > 0.94 and (found[:, 1] == np.median(np.random.default_rng(n).exponential(size=(2000, n)), 1)).all()
+    assert ranks.median_interval(np.array([1.0, np.inf, 2.0]))[1:] == (2.0, np.inf)
