@@ -285,6 +285,10 @@ def _mine(table: pd.DataFrame, view: View) -> pd.DataFrame:
     return table[table.inner == inner].sort_values("level")
 
 
+def _count(inner: Any) -> str:
+    return f"{inner} step" + "s" * (inner != 1)
+
+
 def _log(figure: Any) -> Any:
     return figure.update_yaxes(type="log", exponentformat="power")
 
@@ -302,13 +306,17 @@ def error(table: pd.DataFrame, view: View) -> Any:
     for name, said in words.items():
         if mine[name].notna().all() and (mine[name] > 1e-12).all():
             curves.append(Line(said, at, mine[name], colour="" if name == "linear" else NULL_GREY))
-    return _log(lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400))
+    figure = _log(lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400))
+    for line in (c for c in curves if c.colour == NULL_GREY):  # all are grey: their names stand at their ends
+        figure.add_annotation(x=1, xref="paper", xanchor="left", y=float(np.log10(line.y.iloc[0])), text=line.name,
+                              showarrow=False, font={"size": 11, "color": NULL_GREY})  # fmt: skip
+    return figure.update_layout(margin={"r": 96})
 
 
 @exp010_annealing.figure("Error by the number of gradient steps after each jump")
 def steps(table: pd.DataFrame, view: View) -> Any:
     """What minimising the energy adds to the jumps; bands: 95 % over problems."""
-    curves = [Line(f"{inner} steps", rows.level, rows.mse, rows.mse_low, rows.mse_high)
+    curves = [Line(_count(inner), rows.level, rows.mse, rows.mse_low, rows.mse_high)
               for inner, rows in table.sort_values("level").groupby("inner")]  # fmt: skip
     return _log(lines(curves, x_title=LEVELS, y_title="squared error per entry"))
 
@@ -316,7 +324,7 @@ def steps(table: pd.DataFrame, view: View) -> Any:
 @exp010_annealing.figure("Steps that were kept")
 def accepted(table: pd.DataFrame, view: View) -> Any:
     """Share of gradient steps that did not raise the energy."""
-    curves = [Line(f"{inner} steps", rows.level, rows.accepted)
+    curves = [Line(_count(inner), rows.level, rows.accepted)
               for inner, rows in table[table.inner > 0].sort_values("level").groupby("inner")]  # fmt: skip
     return lines(curves, x_title=LEVELS, y_title="share of steps kept")
 
@@ -338,4 +346,5 @@ def emergence(table: pd.DataFrame, view: View) -> Any:
     curves = [Line("largest", at, mine.coarse), Line("smallest", at, mine.fine),
               Line("linear map, largest", at, mine.linear_coarse, colour=NULL_GREY),
               Line("linear map, smallest", at, mine.linear_fine, colour=NULL_GREY)]  # fmt: skip
-    return lines(curves, x_title=LEVELS, y_title="share of the singular direction")
+    figure = lines(curves, x_title=LEVELS, y_title="share of the singular direction")
+    return figure.update_yaxes(range=[-0.6, 1.6])  # the first guess is noise: it may be far outside

@@ -9,7 +9,9 @@ Source: Du, Mao and Tenenbaum (2024), Learning Iterative Reasoning through Energ
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +58,17 @@ class EnergyNet(nn.Module):
         two, three = self.t_map_fc2(told).chunk(2, -1), self.t_map_fc3(told).chunk(2, -1)
         return (two[0], two[1]), (three[0], three[1])
 
-    def run(self, x: Tensor, y: Tensor, level: Tensor) -> Pass:
-        """Return all of one forward on x [n, d_x], y [n, d_y], level [n]."""
+    def run(self, x: Tensor, y: Tensor, level: Tensor, kept: Sequence[Tensor] | None = None) -> Pass:
+        """Return all of one forward on x [n, d_x], y [n, d_y], level [n].
+
+        `kept` multiplies the hidden units of the three layers, each [n, width]: 0 takes a unit out.
+        """
         (g2, b2), (g3, b3) = self.film(level)
+        k1, k2, k3 = kept or (1.0, 1.0, 1.0)
         z1 = self.fc1(torch.cat([x, y], -1))
-        z2 = self.fc2(swish(z1)) * (g2 + 1) + b2
-        z3 = self.fc3(swish(z2)) * (g3 + 1) + b3
-        return Pass([z1, z2, z3], [g2 + 1, g3 + 1], self.fc4(swish(z3)))
+        z2 = self.fc2(swish(z1) * k1) * (g2 + 1) + b2
+        z3 = self.fc3(swish(z2) * k2) * (g3 + 1) + b3
+        return Pass([z1, z2, z3], [g2 + 1, g3 + 1], self.fc4(swish(z3) * k3))
 
     def forward(self, x: Tensor, y: Tensor, level: Tensor) -> Tensor:
         """Return the energies [n]."""
@@ -73,6 +79,12 @@ class EnergyNet(nn.Module):
         with torch.enable_grad():
             y = y if create_graph and y.requires_grad else y.detach().requires_grad_()
             return torch.autograd.grad(self(x, y, level).sum(), y, create_graph=create_graph)[0]
+
+    def joint(self) -> EnergyNet:
+        """Return the same energy as one of [x, y] alone, sharing its weights: its Hessian holds that by x and y."""
+        one = copy.copy(self)
+        one.d_x, one.d_y = 0, self.d_x + self.d_y
+        return one
 
     @torch.no_grad()
     def hessian(self, x: Tensor, y: Tensor, level: Tensor) -> dict[str, Tensor]:
