@@ -480,7 +480,8 @@ class Model(Protocol):
 class Energies(Protocol):
     """What an analysis of `Problems` may ask of an energy model. Level 0 is the sharpest, `schedule.levels` - 1 the
     smoothest. `net(x, y, level)` gives energies [n], `net.gradient` dE/dy [n, d_y], `net.hessian` the parts of d2E/dy2,
-    `net.run` all of a forward; `exact` is the net in float64."""
+    `net.run` all of a forward, with units taken out if asked, `net.layer_gradients` those by the weights; `net.joint()`
+    is the energy of [x, y] as one; `exact` is the net in float64."""
 
     card: ModelCard
     net: Any

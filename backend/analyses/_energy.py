@@ -81,17 +81,33 @@ def ideal_eigenvalues(model: Energies, task: str, k: int) -> np.ndarray | None:
     return np.sort(annealing.ideal_eigenvalue(abar, variance))
 
 
+def posterior_mean(problems: Matrices) -> Tensor | None:
+    """Return E[y0 | x] [n, d_y], which inference without noise gives at best; None where no closed form is known."""
+    from backend.maths import gaussian_task
+
+    if problems.task in DETERMINISTIC:
+        return problems.y
+    if problems.task == "rank1":  # u v' and -u v' are as likely, and there is no x
+        return 0 * problems.y
+    if problems.task != "gauss":
+        return None
+    prior = problems.y.new_tensor(gaussian_task.prior(problems.side))
+    return problems.x * prior / (prior + gaussian_task.NOISE**2)
+
+
 def work(
     card: ModelCard, energies: int = 0, gradients: int = 0, hessians: int = 0, held_numbers: float = 0.0,
-    solver_seconds: float = 0.0, operations: float = 0.0,
+    solver_seconds: float = 0.0, operations: float = 0.0, at_once: int = 0,
 ) -> Work:
-    """Price rows of energies and gradients (one call each), and exact Hessians at so many points.
+    """Price rows of energies and gradients (one call each, or `at_once` rows a call), and exact Hessians at so many
+    points.
 
     `held_numbers` in the model's dtype lie beside.
     """
     told = card.energy
     width, d = int(told["width"]), int(told["d_y"])
     each = MATRIX_OPERATIONS * (2 * width * width * d + 4 * width * d * d)  # two Jacobians, four products J'J
-    calls = [Calls(n, 1, gradients=kind) for n, kind in ((energies, False), (gradients, True)) if n]
+    asked = [(n, min(n, at_once or n), kind) for n, kind in ((energies, False), (gradients, True)) if n]
+    calls = [Calls(rows, 1, gradients=kind, n=-(-n // rows)) for n, rows, kind in asked]
     held = BYTES[card.dtype] * (held_numbers + min(hessians, AT_ONCE) * (4 * width * d + 5 * d * d))
     return Work(tuple(calls), held, hessians * each + operations, solver_seconds, FEWER)

@@ -8,7 +8,8 @@ learning kernels based on centered alignment, section 2; Cho and Saul (2009), Ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,23 @@ def kernel(rows: Tensor) -> Tensor:
     """Return J J' of a jacobian [k, P], in float64: [k, k]."""
     rows = rows.double()
     return rows @ rows.mT
+
+
+def of_layers(layers: Iterable[Any]) -> Tensor:
+    """Return the kernel [n, n] in float64 from the gradients of linear layers, without a row of P numbers per point.
+
+    Each layer has `out` and `into`, lists of [n, size]: d f_i / d W is the sum of their outer products, d f_i / d b the
+    first `out`. <a b', c d'> = (a.c)(b.d), so all is inner products of layers' sizes.
+    Source: Goodfellow (2015), Efficient per-example gradient computations.
+    """
+    found: Any = 0
+    for layer in layers:
+        out, into = [t.double() for t in layer.out], [t.double() for t in layer.into]
+        for a, b in zip(out, into, strict=True):
+            for c, d in zip(out, into, strict=True):
+                found = found + (a @ c.mT) * (b @ d.mT)
+        found = found + out[0] @ out[0].mT
+    return found
 
 
 def centred(k: Tensor) -> Tensor:

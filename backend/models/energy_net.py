@@ -9,7 +9,9 @@ Source: Du, Mao and Tenenbaum (2024), Learning Iterative Reasoning through Energ
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +40,14 @@ class Pass:
     output: Tensor
 
 
+@dataclass
+class LayerGradient:
+    """d f_i / d W = sum over terms of outer(out[i], into[i]); d f_i / d b = the first term's out. Each [n, size]."""
+
+    out: list[Tensor]
+    into: list[Tensor]
+
+
 class EnergyNet(nn.Module):
     """The energy; `d_x`, `d_y` entries of problem and solution, `width` of its three hidden layers."""
 
@@ -56,13 +66,17 @@ class EnergyNet(nn.Module):
         two, three = self.t_map_fc2(told).chunk(2, -1), self.t_map_fc3(told).chunk(2, -1)
         return (two[0], two[1]), (three[0], three[1])
 
-    def run(self, x: Tensor, y: Tensor, level: Tensor) -> Pass:
-        """Return all of one forward on x [n, d_x], y [n, d_y], level [n]."""
+    def run(self, x: Tensor, y: Tensor, level: Tensor, kept: Sequence[Tensor] | None = None) -> Pass:
+        """Return all of one forward on x [n, d_x], y [n, d_y], level [n].
+
+        `kept` multiplies the hidden units of the three layers, each [n, width]: 0 takes a unit out.
+        """
         (g2, b2), (g3, b3) = self.film(level)
+        k1, k2, k3 = kept or (1.0, 1.0, 1.0)
         z1 = self.fc1(torch.cat([x, y], -1))
-        z2 = self.fc2(swish(z1)) * (g2 + 1) + b2
-        z3 = self.fc3(swish(z2)) * (g3 + 1) + b3
-        return Pass([z1, z2, z3], [g2 + 1, g3 + 1], self.fc4(swish(z3)))
+        z2 = self.fc2(swish(z1) * k1) * (g2 + 1) + b2
+        z3 = self.fc3(swish(z2) * k2) * (g3 + 1) + b3
+        return Pass([z1, z2, z3], [g2 + 1, g3 + 1], self.fc4(swish(z3) * k3))
 
     def forward(self, x: Tensor, y: Tensor, level: Tensor) -> Tensor:
         """Return the energies [n]."""
@@ -73,6 +87,43 @@ class EnergyNet(nn.Module):
         with torch.enable_grad():
             y = y if create_graph and y.requires_grad else y.detach().requires_grad_()
             return torch.autograd.grad(self(x, y, level).sum(), y, create_graph=create_graph)[0]
+
+    def layer_gradients(self, x: Tensor, y: Tensor, level: Tensor, v: Tensor | None = None) -> list[LayerGradient]:
+        """Return d f_i / d W of every linear layer as outer products, for f = E, or f = v.dE/dy along v [d_y].
+
+        One forward along v (values and their derivatives by it side by side) and one backward, for all rows at once.
+        """
+        told = self.time_mlp[0](level.to(self.fc1.weight.dtype)).requires_grad_()
+        with torch.enable_grad():
+            at: list[tuple[Tensor, Tensor | None]] = [(told, None)]
+            hidden = self.time_mlp[1](told)
+            at.append((self.time_mlp[2](hidden), None))
+            embedded = self.time_mlp[3](at[-1][0])
+            films = [layer(embedded) for layer in (self.t_map_fc2, self.t_map_fc3)]
+            at += [(embedded, None), (embedded, None)]
+            outs: list[list[Tensor]] = [[hidden], [embedded], [films[0]], [films[1]]]
+            a = torch.cat([x, y], -1).detach().requires_grad_()
+            da = None if v is None else torch.cat([torch.zeros_like(x), v.expand_as(y)], -1).requires_grad_()
+            scales = [(1.0, 0.0), *((g + 1, b) for g, b in (f.chunk(2, -1) for f in films)), (1.0, 0.0)]
+            for name, (scale, shift) in zip(LAYERS, scales, strict=True):
+                layer = getattr(self, name)
+                p, dp = layer(a), None if da is None else da @ layer.weight.mT
+                at.append((a, da))
+                outs.append([p] if dp is None else [p, dp])
+                z, dz = p * scale + shift, None if dp is None else dp * scale
+                a, da = swish(z), None if dz is None else slope(z) * dz
+            value = p.square().sum() if dp is None else 2 * (p * dp).sum()
+            found = iter(torch.autograd.grad(value, [t for pair in outs for t in pair]))
+        return [
+            LayerGradient([next(found) for _ in pair], [t.detach() for t in (a, da)[: len(pair)] if t is not None])
+            for pair, (a, da) in zip(outs, at, strict=True)
+        ]
+
+    def joint(self) -> EnergyNet:
+        """Return the same energy as one of [x, y] alone, sharing its weights: its Hessian holds that by x and y."""
+        one = copy.copy(self)
+        one.d_x, one.d_y = 0, self.d_x + self.d_y
+        return one
 
     @torch.no_grad()
     def hessian(self, x: Tensor, y: Tensor, level: Tensor) -> dict[str, Tensor]:

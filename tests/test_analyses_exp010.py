@@ -1,0 +1,62 @@
+"""EXP-010 on an energy whose answers are known, on trained ones, and the trivial answers it is held against."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.analyses import exp010_annealing as code
+from backend.analyses import registry
+from backend.maths import trivial_answers
+from tests.energy_kit import problems, shipped_energy, tiny_energy
+from tests.test_annealed_inference import Ideal
+from tests.tiny_models import quiet
+
+EXP = registry()["exp010_annealing"]
+
+
+def ask(model, some, **more):
+    return EXP.compute(model, some, EXP.params(**{"starts": 3, **more}), quiet)
+
+
+def test_the_ideal_gaussian_energy_returns_the_posterior_mean(tmp_path):
+    model = tiny_energy(tmp_path, "float64", task="gauss", side=2)
+    model.net, model.level = Ideal(2), lambda k, n: torch.full((n,), k)
+    table = ask(model, problems(model, 200))
+    end = table[(table.level == 0) & (table.inner == 5)].iloc[0]
+    assert end.to_mean < 0.06 * end.mse and end.mse == pytest.approx(end.bayes, rel=0.05), "off by the cut to +-2 only"
+    assert end.bayes == pytest.approx(end.linear, rel=0.05) and end.mse_low < end.mse < end.mse_high
+    assert end.shuffled > 5 * end.mse and end.spread < 0.1 * end.rms
+    assert abs(table[table.level == 0].gain).max() < 0.05
+    assert table[table.inner == 0].accepted.isna().all() and table[table.inner == 0].spread.isna().all()
+
+
+def test_the_share_of_a_singular_direction_is_that_of_the_answer(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=3)
+    some = problems(model, 6)
+    u, s, vt = torch.linalg.svd(some.y.view(-1, 3, 3))
+    s[:, 2] *= 0.25
+    s[:, 0] *= 0.5
+    told = code._directions(((u * s[:, None]) @ vt).flatten(1), some)
+    assert told == pytest.approx({"coarse": 0.5, "fine": 0.25})
+    assert code._settled(np.array([1.0, 0.95, 0.8, 0.99])) == 1 and code._settled(np.ones(4)) == 3
+
+
+def test_a_trained_inverse_beats_a_linear_map_and_steps_add_little():
+    model = shipped_energy("inverse-3")
+    table = ask(model, problems(model, 32), starts=2)
+    end = table[table.level == 0].set_index("inner")
+    assert end.mse[5] < 0.02 * end.linear[5] and abs(end.gain[20]) < 0.1, "reference: 9e-5 with any number of steps"
+    assert table.accepted[table.inner == 1].mean() > 0.7 > 0.5 > table.accepted[table.inner == 20].mean()
+    verdicts = {c.criterion[:9]: c.verdict for c in EXP.judge(table, None)}
+    assert verdicts["the model"] == "holds" and verdicts["minimisin"] == "fails"
+
+
+def test_a_linear_map_of_repeated_entries_is_the_best_one(tmp_path):
+    """x is symmetric, so six of its nine columns say all: what the other three add is nothing."""
+    some = problems(tiny_energy(tmp_path, side=3), 4000)
+    upper = torch.triu_indices(3, 3)
+    told = some.x.view(-1, 3, 3)[:, upper[0], upper[1]]
+    whole, part = (trivial_answers.errors(x, some.y, x, some.y)["linear"].mean() for x in (some.x, told))
+    assert float(whole) == pytest.approx(float(part), rel=1e-9)
