@@ -58,17 +58,25 @@ def log_probs(logits: Any) -> Any:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def row_losses(model: Model, tokens: Any, told: Any) -> Any:
-    """Return the cross-entropy of every row [row] in nats, None where no right answer is known.
+def answers(model: Model, tokens: Any) -> tuple[slice, Any] | None:
+    """Return (positions that predict, the right answers there [row, pos]), None where no right answer is known.
 
-    The next token's, mean over positions; for a run of modular addition that of (a + b) mod p at the last position.
+    The next token at every position but the last; for a run of modular addition (a + b) mod p at the last one.
     """
     p = model.card.training.get("params", {}).get("p") if _adds(model) else None
     if p:
-        return -told[:, -1].gather(1, ((tokens[:, 0] + tokens[:, 1]) % p)[:, None])[:, 0]
+        return slice(-1, None), ((tokens[:, 0] + tokens[:, 1]) % p)[:, None]
     if "next_token" not in model.card.capabilities or tokens.shape[1] < 2:
         return None
-    return -told[:, :-1].gather(2, tokens[:, 1:, None])[..., 0].mean(1)
+    return slice(0, -1), tokens[:, 1:]
+
+
+def row_losses(model: Model, tokens: Any, told: Any) -> Any:
+    """Return the cross-entropy of every row [row] in nats, mean over its `answers`, None where there are none."""
+    if (known := answers(model, tokens)) is None:
+        return None
+    positions, right = known
+    return -told[:, positions].gather(2, right[..., None])[..., 0].mean(1)
 
 
 def row_kl(model: Model, intact: Any, told: Any) -> Any:

@@ -96,6 +96,14 @@ class Quadrature:
         squares = float(self.square_samples.mean())
         return float(self.trace_samples.mean()) ** 2 / squares if squares else float("nan")
 
+    def participation_ratio_error(self) -> float:
+        """Return the standard error of `participation_ratio` by the jackknife over probes; NaN for one probe."""
+        m, traces, squares = len(self.trace_samples), self.trace_samples, self.square_samples
+        if m < 2 or not squares.any():
+            return float("nan")
+        left = ((traces.sum() - traces) / (m - 1)) ** 2 / ((squares.sum() - squares) / (m - 1))
+        return float(np.sqrt((m - 1) / m * ((left - left.mean()) ** 2).sum()))
+
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Return (density on the grid, its standard error over probes), smoothed by a Gaussian of standard deviation
         `width`; the whole line integrates to 1. Units: one over that of H."""
@@ -211,8 +219,11 @@ def _as(vector: Tensor, like: Tensor | None) -> Tensor:
 
 
 def _residuals(space: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (theta, vectors, residuals): no residual is below the rounding of a product."""
     theta, vectors = space.ritz()
-    return theta, vectors, space.left * np.abs(vectors[-1])
+    rounding = torch.finfo(space.basis.dtype).eps * space.size
+    whole = space.steps == space.basis.shape[1]  # nothing is left but rounding
+    return theta, vectors, rounding + (0.0 if whole else space.left) * np.abs(vectors[-1])
 
 
 def _found(space: Krylov, k: int, tol: float) -> bool:
@@ -223,8 +234,6 @@ def _found(space: Krylov, k: int, tol: float) -> bool:
 
 def _ends(space: Krylov, k: int, tol: float) -> Ends:
     theta, vectors, residual = _residuals(space)
-    if space.steps == space.basis.shape[1]:  # the whole space: nothing is left but rounding
-        residual = np.zeros_like(residual)
     high, low = np.argsort(-theta)[:k], np.argsort(theta)[:k]
     chosen = torch.as_tensor(vectors[:, np.concatenate([high, low])]).to(space.basis)
     basis = space.basis[: space.steps]
