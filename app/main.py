@@ -39,6 +39,7 @@ for one in house.backend().analyses().values():
 features = auto.setdefault("Neurons & features", [])
 features.insert(0, _page("sae_features", "Features of an SAE", "auto_awesome"))
 features.append(_page("pca_directions", "Directions by PCA", "explore"))
+auto.setdefault("Spectra", []).insert(0, _page("spectra", "Spectra", "ssid_chart"))
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],

@@ -110,6 +110,8 @@ FIELDS: dict[str, Field] = {
     "corpus_seed": Field(_int),
     "sae": Field(str),
     "feature": Field(_int),
+    "block": Field(str, default="all"),
+    "span": Field(_choice("some", "all"), default="some"),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
@@ -122,6 +124,7 @@ OWN = {
                       "final_metric", "runs", "across", "up", "logs"),
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
+    "spectra": (*CARRIED, "params", "block", "span"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

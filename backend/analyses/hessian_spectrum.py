@@ -40,6 +40,13 @@ from backend.errors import BadInput, Unfit
 from backend.figures.spectrum import MARGIN, SMOOTHING, ends, spectrum
 
 POINTS = 301  # of the density
+INSTALL = "pip install --no-deps pyhessian==0.1"
+#: of PyHessian 0.1 on torch 2: its source and issues 17, 21 and 25, and what was measured (benchmarks/README.md)
+FAILURES = (
+    "its list goes by |eigenvalue| and comes from a power iteration that stops on a small change, so some are wrong or "
+    "missing and the small end is not seen; its trace stops early, at once where it is negative; its density raises on "
+    "torch 2 (torch.eig is gone)"
+)
 
 
 class HessianSpectrumParams(Params):
@@ -96,8 +103,10 @@ def hessian_spectrum(model: Model, subject: Rows, params: HessianSpectrumParams,
     kinds = ["", *([params.null] if params.null != "none" else [])]
     for turn, null in enumerate(kinds):
         surface = Surface(model, subject.tokens, names, params.matrix, null, params.seed)
-        told = _teller(progress, turn / len(kinds), 1 / len(kinds), _most(surface.like(names), names, surface, params))
-        found = _rows(surface, names, params, told)
+        n = sum(surface.parameters[name].numel() for name in names)
+        exact = not null and n <= params.exact_up_to
+        told = _teller(progress, turn / len(kinds), 1 / len(kinds), products_at_most(n, params, exact))
+        found = _rows(surface, names, params, exact, told)
         if not null and params.pyhessian == "yes":
             found = _beside(found, surface, names, params)
         frames.append(pd.DataFrame(found).assign(of="null" if null else "model"))
@@ -123,20 +132,18 @@ def _teller(progress: Progress, start: float, share: float, most: int) -> Callab
     return lambda done: progress(start + share * min(1.0, done / most), f"{done} of at most {most} products")
 
 
-def _most(like: Any, names: Sequence[str], surface: Surface, params: HessianSpectrumParams) -> int:
-    return products_at_most(sum(surface.parameters[n].numel() for n in names), params)
-
-
-def products_at_most(n: int, params: HessianSpectrumParams) -> int:
-    """Return how many products one spectrum takes at most."""
-    dense = n if n <= params.exact_up_to else 0
-    return min(n, params.products) + params.probes * min(n, params.steps) + params.trace_probes + dense
+def products_at_most(n: int, params: HessianSpectrumParams, exact: bool) -> int:
+    """Return how many products one spectrum takes at most, with the dense matrix where it is `exact`."""
+    estimates = min(n, params.products) + params.probes * min(n, params.steps) + params.trace_probes
+    return estimates + (n if exact else 0)
 
 
 # ---------------------------------------------------------------- one spectrum
 
 
-def _rows(surface: Surface, names: Sequence[str], params: HessianSpectrumParams, told: Callable[[int], None]) -> list:
+def _rows(
+    surface: Surface, names: Sequence[str], params: HessianSpectrumParams, dense: bool, told: Callable[[int], None]
+) -> list[dict[str, Any]]:  # fmt: skip
     """Return the rows of one surface as dicts."""
     from backend.maths import curvature
 
@@ -148,13 +155,13 @@ def _rows(surface: Surface, names: Sequence[str], params: HessianSpectrumParams,
     done += density.n_matvecs
     more = curvature.quadrature(product, n, params.trace_probes, 1, params.seed + 1, like, lambda d: told(done + d))
     done += more.n_matvecs
-    exact = dense(Operator(product, n, like, lambda d: told(done + d))) if n <= params.exact_up_to else None
+    exact = all_of(Operator(product, n, like, lambda d: told(done + d))) if dense else None
     done += n if exact is not None else 0
     return [*_ends(found, params.tolerance, exact), *_sums(found, density, more, exact), *_density(density, exact),
             _row("loss", surface.loss), _row("n_params", n), _row("n_matvecs", done)]  # fmt: skip
 
 
-def dense(operator: Operator) -> np.ndarray:
+def all_of(operator: Operator) -> np.ndarray:
     """Return all eigenvalues, ascending, of the matrix built column by column and made symmetric."""
     import torch
 
@@ -220,7 +227,7 @@ def _beside(rows: list[dict], surface: Surface, names: Sequence[str], params: He
 
     if not pyhessian_column.installed():
         raise Unfit("PyHessian beside the spectrum", "it is not installed where the workers run",
-                    f"Run `{pyhessian_column.INSTALL}` there, or choose pyhessian no")  # fmt: skip
+                    f"Run `{INSTALL}` there, or choose pyhessian no")  # fmt: skip
     if len(surface.chunks) > 1:
         raise Unfit("PyHessian on these rows", "it takes all rows at once", FEWER_ROWS)
 
@@ -229,9 +236,9 @@ def _beside(rows: list[dict], surface: Surface, names: Sequence[str], params: He
         return surface.model.logits_at(given, tokens)[:, surface.positions]
 
     tensors = [surface.parameters[name] for name in names]
-    values, trace = pyhessian_column.top_and_trace(
-        forward, cross_entropy, tensors, (surface.tokens, surface.right), params.k, params.seed)  # fmt: skip
-    told = {("trace", 0): trace} | {("high", i): float(v) for i, v in enumerate(values)}
+    asked = forward, cross_entropy, tensors, (surface.tokens, surface.right)
+    told = {("high", i): float(v) for i, v in enumerate(pyhessian_column.top(*asked, params.k, params.seed))}
+    told["trace", 0] = pyhessian_column.trace(*asked, params.seed)
     return [{**row, "pyhessian": told.get((row["quantity"], row["rank"]), np.nan)} for row in rows]
 
 
@@ -241,8 +248,9 @@ def work(card: ModelCard, subject: Corpus, params: HessianSpectrumParams) -> Wor
     _check(card, params)
     plan, length, n = Plan(card), min(subject.length, card.n_ctx), size_of(card, params.block)
     surfaces = 1 + (params.null != "none")
-    most, held, operations = products_at_most(n, params), 0.0, 0.0
-    for _ in range(surfaces):
+    held, operations = 0.0, 0.0
+    for turn in range(surfaces):
+        most = products_at_most(n, params, turn == 0 and n <= params.exact_up_to)
         held, more = plan_surface(plan, subject.rows, length, most)
         operations += more + 4 * n * min(n, params.products) ** 2
     vectors = max(min(n, params.products) + 4 * params.k, params.steps) + 6

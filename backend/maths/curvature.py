@@ -61,7 +61,7 @@ class Krylov:
 class Ends:
     """The eigenvalues at both ends: `low` ascending [k], `high` descending [k], with the residual of each.
 
-    `vectors` are those of `high`, then of `low`, [2 k, n]. `converged`: all residuals are within the tolerance.
+    `vectors` are those of `high`, then of `low`, [2 k, n]. `converged`: the residuals asked for are within tolerance.
     """
 
     high: np.ndarray
@@ -120,7 +120,7 @@ def _estimate(samples: np.ndarray) -> tuple[float, float]:
 
 def extreme(
     product: Product, n: int, k: int, tol: float = 1e-6, most: int = 0, seed: int = 0, like: Tensor | None = None,
-    said: Callable[[int], None] = lambda step: None,
+    said: Callable[[int], None] = lambda step: None, both: bool = True,
 ) -> Ends:  # fmt: skip
     """Return the k largest and the k smallest eigenvalues of H (algebraically), with residuals.
 
@@ -130,6 +130,7 @@ def extreme(
         most: products at most; 0: n, or 20 k + 100 where that is less. What is then not found keeps its residual.
         seed: of the start; like: a tensor whose dtype and device the vectors take (float64 on the CPU).
         said: hears the number of products, and may raise to stop.
+        both: wait for both ends; else for the largest only (the smallest are returned with what residual they have).
     Multiple eigenvalues are found where the invariant space of the start is exhausted (a fresh vector is drawn);
     where it is not, a multiple eigenvalue may be counted once: one start sees one vector of its space.
     """
@@ -140,8 +141,8 @@ def extreme(
         step(product, space, dice)
         said(space.steps)
         enough = space.steps >= min(n, 2 * k)
-        if space.steps >= most or (enough and space.steps % LOOK_EVERY == 0 and _found(space, k, tol)):
-            return _ends(space, k, tol)
+        if space.steps >= most or (enough and space.steps % LOOK_EVERY == 0 and _found(space, k, tol, both)):
+            return _ends(space, k, tol, both)
 
 
 def quadrature(
@@ -226,16 +227,16 @@ def _residuals(space: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return theta, vectors, rounding + (0.0 if whole else space.left) * np.abs(vectors[-1])
 
 
-def _found(space: Krylov, k: int, tol: float) -> bool:
+def _found(space: Krylov, k: int, tol: float, both: bool) -> bool:
     theta, _, residual = _residuals(space)
-    asked = np.concatenate([residual[:k], residual[-k:]])
+    asked = np.concatenate([residual[:k], residual[-k:]]) if both else residual[-k:]
     return bool(asked.max() <= tol * np.abs(theta).max())
 
 
-def _ends(space: Krylov, k: int, tol: float) -> Ends:
+def _ends(space: Krylov, k: int, tol: float, both: bool) -> Ends:
     theta, vectors, residual = _residuals(space)
     high, low = np.argsort(-theta)[:k], np.argsort(theta)[:k]
     chosen = torch.as_tensor(vectors[:, np.concatenate([high, low])]).to(space.basis)
     basis = space.basis[: space.steps]
-    within = np.concatenate([residual[high], residual[low]]).max() <= tol * np.abs(theta).max()
-    return Ends(theta[high], theta[low], residual[high], residual[low], chosen.T @ basis, space.steps, bool(within))
+    found = _found(space, k, tol, both)
+    return Ends(theta[high], theta[low], residual[high], residual[low], chosen.T @ basis, space.steps, found)
