@@ -118,7 +118,7 @@ def spread(steps: list[int], n: int) -> list[int]:
 def _along_training(house: Any, bar: Bar, params: dict[str, Any]) -> None:
     if len(bar.checkpoints) < 2:
         return
-    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    left, right = st.columns(2, vertical_alignment="bottom")
     left.markdown("##### Along training", help="The same spectrum, without its null, at the run's checkpoints; each is "
                   "computed once and kept. Dashed: transitions found in the run's metrics.")  # fmt: skip
     words = {"some": f"{min(SOME, len(bar.checkpoints))} checkpoints", "all": f"all {len(bar.checkpoints)}"}
@@ -171,8 +171,8 @@ def _by_block(house: Any, bar: Bar, params: dict[str, Any]) -> None:
     key = asking.answer(house, BLOCKS, bar.card, bar.subject, asked, start=False)
     if not key:
         return
-    for place, figure in zip(st.columns([3, 2], gap="medium"), ("traces", "largest"), strict=True):
-        place.plotly_chart(house.figure(key, figure), key=f"{key}:{figure}")
+    for figure in ("traces", "largest"):
+        st.plotly_chart(house.figure(key, figure), key=f"{key}:{figure}")
 
 
 def _others(house: Any) -> None:

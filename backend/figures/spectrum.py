@@ -117,7 +117,7 @@ def ridgeline(table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (),
     figure.update_layout(showlegend=False, xaxis={"title": {"text": UNIT}}, yaxis={
         "title": {"text": "step (height: logarithm of the density)"}, "tickvals": shown, "showgrid": False,
         "ticktext": [str(steps[i]) for i in shown]})  # fmt: skip
-    return finish(figure, int(220 + 26 * len(steps)))
+    return finish(figure, int(200 + 34 * len(steps)))
 
 
 def _ridge(mine: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
