@@ -38,7 +38,7 @@ GPTS: tuple[tuple[str, dict[str, Any], int, bool], ...] = (
     ("large", {"n_layers": 4, "d_model": 144, "d_head": 36, "n_heads": 4, "d_mlp": 576, "d_vocab": 600}, 8, False),
 )  # fmt: skip
 LENGTH, STEPS, K = 32, 150, 10
-TOL = 1e-4  # residual, relative to the largest; the same is told to eigsh
+TOL = 1e-3  # residual, relative to the largest eigenvalue; the same is told to eigsh, relative to each
 
 
 @dataclass
