@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from app import asking, house, over_checkpoints, theme, url, widgets
-from app.links import link
+from app.links import PAGES, link
 from app.parts import SLIDERS, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
@@ -67,10 +67,21 @@ def _name(one: Analysis, params: dict[str, Any]) -> None:
     url.put(params=widgets.params_to_query(one.params, params) or None)
 
 
-def form(one: Analysis, shared: bool = False, columns: int = 1) -> dict[str, Any] | None:
+def link_to(one: Analysis, query: dict[str, Any]) -> None:
+    """Draw a link to the page of an analysis, its own or the automatic one."""
+    if (PAGES / f"{one.name}.py").exists():
+        link(one.name, label=one.title, icon="insights", query=query)
+    else:
+        st.page_link(page(one), label=one.title, icon=":material/insights:", query_params=query)
+
+
+def form(
+    one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = ()
+) -> dict[str, Any] | None:
     """Draw the params form and return its values, None where one is wrong (which it says); they live in the URL.
 
-    `shared`: the URL holds the params of several analyses, each as `analysis.param`.
+    `shared`: the URL holds the params of several analyses, each as `analysis.param`. Fields `without` a widget are left
+    at their defaults.
     The widgets stay the same while the form itself writes the URL and are made anew where it changed otherwise (the
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
@@ -81,7 +92,7 @@ def form(one: Analysis, shared: bool = False, columns: int = 1) -> dict[str, Any
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
     given = widgets.params_from_query(one.params, told)
-    values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns)
+    values = widgets.form(one.params, f"params:{one.name}:{turn}", given, columns, without=without)
     changed = widgets.changed(one.params, values or {})
     others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
     url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)

@@ -40,6 +40,7 @@ features = auto.setdefault("Neurons & features", [])
 features.insert(0, _page("sae_features", "Features of an SAE", "auto_awesome"))
 features.append(_page("pca_directions", "Directions by PCA", "explore"))
 energies = auto.pop("Energy landscapes", [])
+auto.setdefault("Spectra", []).insert(0, _page("spectra", "Spectra", "ssid_chart"))
 chosen = st.navigation(
     {
         "": [st.Page(PAGES / "home.py", title="Home", icon=":material/home:", default=True)],

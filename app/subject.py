@@ -55,8 +55,11 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
     return bar
 
 
-def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
-    """Draw the bar and return its choice; where something is missing say so and stop the page."""
+def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = 64) -> Bar:
+    """Draw the bar and return its choice; where something is missing say so and stop the page.
+
+    `rows` of a corpus stand there where the URL names none.
+    """
     name, at = ("energy", "energy_step") if kind is Problems else ("model", "step")
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
     runs = {spec: r for spec, r in known_runs.items() if openable(r) and is_energy(r) == (kind is Problems)}
@@ -75,7 +78,7 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt) -> Bar:
                 _no_slider(spec)
         card = opened(house, spec, step)
         _other_family(card, kind, step)
-        subject = _subject(house, card, kind, right)
+        subject = _subject(house, card, kind, right, rows)
     labels = house.tokenizer(card).labels(list(subject.tokens)) if isinstance(subject, Prompt) else []
     if isinstance(subject, Pairs):
         subject_sets.shown_pair(house, card, subject)
@@ -103,14 +106,14 @@ def _other_family(card: Mapping[str, Any], kind: type[Subject], step: int | None
     st.stop()
 
 
-def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any) -> Subject:
+def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any, rows: int) -> Subject:
     if kind is Prompt:
         return _prompt_field(house, card, place)
     if kind is Pairs:
         return subject_sets.pairs_field(house, card, place)
     if kind is Problems:
         return subject_sets.problems_field(house, card, place)
-    return subject_sets.corpus_field(house, card, place) if kind is Corpus else Weights()
+    return subject_sets.corpus_field(house, card, place, rows=rows) if kind is Corpus else Weights()
 
 
 def trained_for(name: str, made_for: Mapping[str, Any]) -> None:

@@ -113,10 +113,12 @@ def _near(pair: Pair) -> list[int]:
     return sorted(i for i in near if 0 <= i < n)
 
 
-def corpus_field(house: Any, card: dict[str, Any], place: Any, other: dict[str, Any] | None = None) -> Corpus:
+def corpus_field(
+    house: Any, card: dict[str, Any], place: Any, other: dict[str, Any] | None = None, rows: int = 64
+) -> Corpus:
     """Draw source, rows, length and seed of a corpus; stops the page with the reason where it cannot be read.
 
-    With an `other` model only what both read is offered, in rows that fit both.
+    With an `other` model only what both read is offered, in rows that fit both. `rows`: where the URL names none.
     """
     reasons = house.sources(card)
     if other:
@@ -124,13 +126,13 @@ def corpus_field(house: Any, card: dict[str, Any], place: Any, other: dict[str, 
         card = min((card, other), key=lambda c: c["n_ctx"])
     fitting = [s for s, why in reasons.items() if not why and s != "file"]
     with place:
-        left, rows, length, seed = st.columns([5, 2, 2, 2], vertical_alignment="bottom", gap="small")
+        left, many, length, seed = st.columns([5, 2, 2, 2], vertical_alignment="bottom", gap="small")
         with left:
             source = url.bound(st.selectbox, "Corpus", "source", fallback=fitting[0], options=fitting,
                                format_func=lambda s: SOURCES[s].capitalize(),
                                help="\n\n".join(f"{SOURCES[s]}: {why}" for s, why in reasons.items() if why) or None)
-        with rows:
-            n = url.bound(st.number_input, "Rows", "n_rows", fallback=64, min_value=1, max_value=65_536, step=1)
+        with many:
+            n = url.bound(st.number_input, "Rows", "n_rows", fallback=rows, min_value=1, max_value=65_536, step=1)
         with length:
             most = url.bound(st.number_input, "Tokens a row", "row_length", fallback=min(64, card["n_ctx"]),
                              min_value=1, max_value=card["n_ctx"], step=1)  # fmt: skip

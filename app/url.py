@@ -119,6 +119,8 @@ FIELDS: dict[str, Field] = {
     "level": Field(_int, default=0),
     "experiment": Field(str),
     "models": Field(_names, _joined, default=[]),
+    "block": Field(str, default="all"),
+    "span": Field(_choice("some", "all"), default="some"),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
 CARRIED = ("model", "step", "text", "tokens", "layer", "head", "edits", "task", "n_pairs", "pairs_seed", "source",
@@ -133,6 +135,7 @@ OWN = {
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
     "experiment_queue": ("models", "n_problems", "problem_seed", "experiment"),
+    "spectra": (*CARRIED, "params", "block", "span"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

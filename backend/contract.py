@@ -239,8 +239,8 @@ NEEDS = {
     "named_weights": "weights known by name (native and GPT-2 models)",
     "separate_heads": "weights known by name, and keys and values of each head's own",
 }
-#: counts the changes of how capabilities are measured: a kept card of other rules does not hold
-CAPABILITY_RULES = 1
+#: counts the changes of what a card says and how it is measured: a kept card of other rules does not hold
+CAPABILITY_RULES = 2
 
 
 def analysis(
@@ -337,6 +337,9 @@ class ModelCard(BaseModel):
     d_vocab_out: int
     n_ctx: int
     n_params: int
+    parameters: dict[str, int] = Field(
+        default_factory=dict, description="numbers in each trained tensor, by the name that the module gives it"
+    )
     dtype: str
     device: str
     memory_bytes: int

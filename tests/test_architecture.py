@@ -112,8 +112,8 @@ DOORS = {
     "httpx": r"backend/(client|doctor)\.py|benchmarks/.*",
     "ripser": r"backend/maths/topology\.py",
     "persim": r"backend/maths/topology\.py",
-    "pyhessian": r"backend/maths/curvature\.py",
-    "geomstats": r"backend/maths/grassmann\.py",
+    "pyhessian": r"backend/maths/pyhessian_column\.py|benchmarks/.*",
+    "geomstats": r"benchmarks/.*",
     "ruptures": r"backend/maths/segmentation\.py",
     "tensorboard": r"backend/runs/tensorboard\.py",
 }

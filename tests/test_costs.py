@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from backend import Backend, costs
-from backend.analyses import _asking, _causal, _units, registry
+from backend.analyses import _asking, _causal, _curving, _units, registry
 from backend.analyses._work import parts
 from backend.contract import Corpus, Pairs, Prompt, Weights
 from backend.costs import Calls, Work
@@ -27,6 +27,7 @@ from tests.causal_kit import ask, swapped_keys
 from tests.lens_kit import lens_run
 from tests.sae_kit import sae_run
 
+FEW = {"products": 10, "k": 1, "probes": 2, "steps": 5, "trace_probes": 3}  # products of a Hessian
 ASKED: dict[str, list[dict[str, Any]]] = {
     "activation_patching": [{}, {"site": "resid_pre"}, {"site": "head_pos", "direction": "noising"}],
     "attribution_patching": [{}, {"method": "own path", "steps": 3}, {"method": "one step", "exact_top": 99},
@@ -46,6 +47,8 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "attention": [{}],
     "attention_max_flow": [{}, {"query": 9}],
     "pca_directions": [{}, {"point": "mlp_post", "layer": 1, "n": 3}],
+    "hessian_spectrum": [FEW, {**FEW, "null": "none", "matrix": "gauss-newton", "block": "layer 1"}],
+    "hessian_blocks": [{"probes": 2, "products": 5}, {"probes": 2, "products": 5, "by": "layer", "null": "none"}],
     "logit_lens": [{}],
     "jacobian_lens": [{}],
     "attention_flow": [{}],
@@ -110,6 +113,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_causal, "RUN_BYTES", 2**19)
     monkeypatch.setattr(_units, "BATCH_BYTES", 2**15)
     monkeypatch.setattr(_asking, "CAPTURE_BYTES", 2**13)
+    monkeypatch.setattr(_curving, "CHUNK_BYTES", 2**20)
     monkeypatch.setattr("backend.analyses.head_importance.CAPTURE_BYTES", 2**16)
     monkeypatch.setattr("backend.analyses.jacobian_lens.GRAPH_BYTES", 2**19)
 

@@ -48,6 +48,7 @@ def test_it_agrees_with_scipy_in_float32() -> None:
     theirs = eigsh(LinearOperator(matrix.shape, matvec=lambda v: matrix.numpy() @ v, dtype=np.float32), k=4, which="LA",
                    return_eigenvectors=False)  # fmt: skip
     np.testing.assert_allclose(found.high, np.sort(theirs)[::-1], rtol=2e-5)
+    assert found.high_residual.min() > 19 * torch.finfo(torch.float32).eps / 2, "no residual is below rounding"
 
 
 @pytest.mark.parametrize("values", [np.full(12, 2.0), np.zeros(6), np.array([3.0]), np.array([1.0] * 9 + [4.0] * 3)])
@@ -88,6 +89,14 @@ def test_quadrature_is_exact_for_moments_and_near_the_density() -> None:
     truth = np.exp(-(((grid[:, None] - SPECTRUM) / 0.5) ** 2) / 2).mean(1) / (0.5 * np.sqrt(2 * np.pi))
     assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-6)
     assert np.trapezoid(np.abs(density - truth), grid) < 0.15 and (spread >= 0).all()
+
+
+def test_the_jackknife_is_as_wide_as_the_estimates_scatter() -> None:
+    matrix = with_spectrum(SPECTRUM + 1)
+    each = [curvature.quadrature(lambda v: matrix @ v, len(matrix), probes=12, steps=4, seed=s) for s in range(60)]
+    scatter = np.std([q.participation_ratio() for q in each])
+    told = np.sqrt(np.mean([q.participation_ratio_error() ** 2 for q in each]))
+    assert 0.7 < told / scatter < 1.4
 
 
 def test_quadrature_of_few_values_ends_early_and_the_identity_has_no_error() -> None:

@@ -32,6 +32,17 @@ def test_angles_are_right_at_both_ends(angles: list[float]) -> None:
     assert grassmann.distance(first, second) == pytest.approx(float(np.linalg.norm(angles)), abs=1e-14)
 
 
+def test_distances_are_those_of_geomstats_but_for_its_root_of_two_and_its_cut_locus() -> None:
+    pytest.importorskip("geomstats", reason="no requirement: benchmarks/README.md says how it is installed")
+    from benchmarks.curvature_peers import geomstats_distance
+
+    first, second = grassmann.span(drawn(30, 9, 2)), grassmann.span(drawn(30, 9, 2, seed=3))
+    np.testing.assert_allclose(geomstats_distance(9, 2)(first, second), grassmann.distance(first, second), rtol=1e-10)
+    apart = [grassmann.span(planes([0.3, np.pi / 2])[i])[None] for i in (0, 1)]
+    assert grassmann.distance(*apart) == pytest.approx(np.hypot(0.3, np.pi / 2))
+    assert geomstats_distance(8, 2)(*apart) != pytest.approx(np.hypot(0.3, np.pi / 2), rel=0.1)  # its issue 2052
+
+
 def test_batches_and_bases_do_not_matter() -> None:
     many = grassmann.span(drawn(20, 9, 2))
     turned = many @ grassmann.span(drawn(20, 2, 2, seed=2))

@@ -47,7 +47,8 @@ def values(name: str, dice: random.Random) -> list[Any]:
 
 OPTIONS = {"harder": ("yes", "no"), 
     "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"),
-    "seeds": ("band", "lines"), "shade": ("delay", "phase", "final"), "tab": ("phases", "paths", "new"),
+    "seeds": ("band", "lines"), "span": ("some", "all"),
+    "shade": ("delay", "phase", "final"), "tab": ("phases", "paths", "new"),
     "point": ("resid_pre", "resid_mid", "resid_post"),
 }
 

@@ -1,4 +1,6 @@
-"""Shared plotly builders: numbers in, figure out. Deterministic; transparent; fonts come from backend.figures.histograms import Spectrum, spectra
+"""Shared plotly builders: numbers in, figure out. Deterministic; transparent; fonts come from the page."""
+
+from backend.figures.histograms import Spectrum, spectra
 from backend.figures.lines import Line, bars, level, lines, scatter, stacked_lines
 from backend.figures.maps import grid, pixels
 from backend.figures.panels import Panel, beside, panels
@@ -7,4 +9,6 @@ from backend.figures.slices import Slice, slices
 from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUENTIAL, label, rgba, tick_positions
 from backend.figures.surface import surface
 
-__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "Slice", "Spectrum", "bars", "beside", "grid", "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "slices", "spectra", "stacked_lines", "surface", "tick_positions"]
+__all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "Slice", "Spectrum", "bars",
+           "beside", "grid", "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "slices",
+           "spectra", "stacked_lines", "surface", "tick_positions"]

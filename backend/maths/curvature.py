@@ -61,7 +61,7 @@ class Krylov:
 class Ends:
     """The eigenvalues at both ends: `low` ascending [k], `high` descending [k], with the residual of each.
 
-    `vectors` are those of `high`, then of `low`, [2 k, n]. `converged`: all residuals are within the tolerance.
+    `vectors` are those of `high`, then of `low`, [2 k, n]. `converged`: the residuals asked for are within tolerance.
     """
 
     high: np.ndarray
@@ -96,6 +96,14 @@ class Quadrature:
         squares = float(self.square_samples.mean())
         return float(self.trace_samples.mean()) ** 2 / squares if squares else float("nan")
 
+    def participation_ratio_error(self) -> float:
+        """Return the standard error of `participation_ratio` by the jackknife over probes; NaN for one probe."""
+        m, traces, squares = len(self.trace_samples), self.trace_samples, self.square_samples
+        if m < 2 or not squares.any():
+            return float("nan")
+        left = ((traces.sum() - traces) / (m - 1)) ** 2 / ((squares.sum() - squares) / (m - 1))
+        return float(np.sqrt((m - 1) / m * ((left - left.mean()) ** 2).sum()))
+
     def density(self, grid: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Return (density on the grid, its standard error over probes), smoothed by a Gaussian of standard deviation
         `width`; the whole line integrates to 1. Units: one over that of H."""
@@ -112,7 +120,7 @@ def _estimate(samples: np.ndarray) -> tuple[float, float]:
 
 def extreme(
     product: Product, n: int, k: int, tol: float = 1e-6, most: int = 0, seed: int = 0, like: Tensor | None = None,
-    said: Callable[[int], None] = lambda step: None,
+    said: Callable[[int], None] = lambda step: None, both: bool = True,
 ) -> Ends:  # fmt: skip
     """Return the k largest and the k smallest eigenvalues of H (algebraically), with residuals.
 
@@ -122,6 +130,7 @@ def extreme(
         most: products at most; 0: n, or 20 k + 100 where that is less. What is then not found keeps its residual.
         seed: of the start; like: a tensor whose dtype and device the vectors take (float64 on the CPU).
         said: hears the number of products, and may raise to stop.
+        both: wait for both ends; else for the largest only (the smallest are returned with what residual they have).
     Multiple eigenvalues are found where the invariant space of the start is exhausted (a fresh vector is drawn);
     where it is not, a multiple eigenvalue may be counted once: one start sees one vector of its space.
     """
@@ -132,8 +141,8 @@ def extreme(
         step(product, space, dice)
         said(space.steps)
         enough = space.steps >= min(n, 2 * k)
-        if space.steps >= most or (enough and space.steps % LOOK_EVERY == 0 and _found(space, k, tol)):
-            return _ends(space, k, tol)
+        if space.steps >= most or (enough and space.steps % LOOK_EVERY == 0 and _found(space, k, tol, both)):
+            return _ends(space, k, tol, both)
 
 
 def quadrature(
@@ -211,22 +220,23 @@ def _as(vector: Tensor, like: Tensor | None) -> Tensor:
 
 
 def _residuals(space: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (theta, vectors, residuals): no residual is below the rounding of a product."""
     theta, vectors = space.ritz()
-    return theta, vectors, space.left * np.abs(vectors[-1])
+    rounding = torch.finfo(space.basis.dtype).eps * space.size
+    whole = space.steps == space.basis.shape[1]  # nothing is left but rounding
+    return theta, vectors, rounding + (0.0 if whole else space.left) * np.abs(vectors[-1])
 
 
-def _found(space: Krylov, k: int, tol: float) -> bool:
+def _found(space: Krylov, k: int, tol: float, both: bool) -> bool:
     theta, _, residual = _residuals(space)
-    asked = np.concatenate([residual[:k], residual[-k:]])
+    asked = np.concatenate([residual[:k], residual[-k:]]) if both else residual[-k:]
     return bool(asked.max() <= tol * np.abs(theta).max())
 
 
-def _ends(space: Krylov, k: int, tol: float) -> Ends:
+def _ends(space: Krylov, k: int, tol: float, both: bool) -> Ends:
     theta, vectors, residual = _residuals(space)
-    if space.steps == space.basis.shape[1]:  # the whole space: nothing is left but rounding
-        residual = np.zeros_like(residual)
     high, low = np.argsort(-theta)[:k], np.argsort(theta)[:k]
     chosen = torch.as_tensor(vectors[:, np.concatenate([high, low])]).to(space.basis)
     basis = space.basis[: space.steps]
-    within = np.concatenate([residual[high], residual[low]]).max() <= tol * np.abs(theta).max()
-    return Ends(theta[high], theta[low], residual[high], residual[low], chosen.T @ basis, space.steps, bool(within))
+    found = _found(space, k, tol, both)
+    return Ends(theta[high], theta[low], residual[high], residual[low], chosen.T @ basis, space.steps, found)

@@ -72,11 +72,13 @@ def device(settings: Settings) -> str:
 
 def _card(model: LoadedModel, located: Located, opened: Opened, began: float) -> ModelCard:
     measured, capabilities, notes = examine(model)
-    parameters = list(model.bare.parameters())
+    named = model.parameters()
+    parameters = list(named.values())
     sizes: dict[str, Any] = dict(model.sizes)
     return ModelCard(
         spec=str(located.spec), step=located.step, source=located.source, architecture=architecture(model.bare),
         **sizes, d_vocab_out=int(model.logits([[0]]).shape[-1]), n_params=sum(p.numel() for p in parameters),
+        parameters={name: p.numel() for name, p in named.items()},
         dtype=str(parameters[0].dtype).removeprefix("torch."), device=parameters[0].device.type,
         memory_bytes=model.memory_bytes(), fingerprint=opened.fingerprint, capabilities=capabilities,
         rules=CAPABILITY_RULES,
