@@ -16,6 +16,7 @@ from backend.settings import SHIPPED_RUNS
 
 #: written by `make experiments-energy`
 CLAIMS = SHIPPED_RUNS / "energy-claims.json"
+CANNOT = ("BadInput", "Unfit")  # errors that say that this cannot be asked
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,13 @@ class Queue(Work, Asking):
         except PhasescopeError as error:
             return Place(name, spec, "unfit", why=error.found)
         failed = last is not None and last["state"] in ("failed", "cancelled", "interrupted")
-        why = str((last.get("error") or {}).get("found") or last["state"]) if failed and last else ""
+        error = (last or {}).get("error") or {}
+        why = ": ".join(map(str, (error.get("asked"), error.get("found")))) if error else str(last and last["state"])
+        if failed and error.get("error") in CANNOT:  # said by the analysis itself: asking again would not help
+            return Place(name, spec, "unfit", key, (last or {}).get("id", ""), why=why)
         if told["refused"]:
             return Place(name, spec, "unfit", key, why=str(told["refused"]["found"]))
-        return Place(name, spec, "failed" if failed else "missing", key, (last or {}).get("id", ""), why=why,
+        return Place(name, spec, "failed" if failed else "missing", key, (last or {}).get("id", ""), why=why * failed,
                      seconds=told["seconds"])  # fmt: skip
 
     def shipped_claims(self) -> dict[str, Any]:
