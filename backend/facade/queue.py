@@ -96,9 +96,9 @@ class Queue(Work, Asking):
         except PhasescopeError as error:
             return Place(name, spec, "unfit", why=error.found)
         failed = last is not None and last["state"] in ("failed", "cancelled", "interrupted")
-        error = (last or {}).get("error") or {}
-        why = ": ".join(map(str, (error.get("asked"), error.get("found")))) if error else str(last and last["state"])
-        if failed and error.get("error") in CANNOT:  # said by the analysis itself: asking again would not help
+        told_why = (last or {}).get("error") or {}
+        why = f"{told_why['asked']}: {told_why['found']}" if told_why else str(last and last["state"])
+        if failed and told_why.get("error") in CANNOT:  # said by the analysis itself: asking again would not help
             return Place(name, spec, "unfit", key, (last or {}).get("id", ""), why=why)
         if told["refused"]:
             return Place(name, spec, "unfit", key, why=str(told["refused"]["found"]))
