@@ -12,7 +12,7 @@ from backend.contract import Energies, Matrices
 
 Tensor = Any  # torch's
 STEP = 1e-3  # of the second difference, in float64
-MARGIN = 1.15  # of a plane that has to hold the path
+MARGIN = 1.15  # around what a plane has to hold
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ class Spot:
     @property
     def noised(self) -> Tensor:
         return _energy.noised(self.model, self.problem, self.k)[0]
+
+    @property
+    def noised_and_solution(self) -> Tensor:
+        """Return both, scaled to this level: [2, d]."""
+        import torch
+
+        return torch.stack([self.noised, self.root * self.problem.y[0]])
 
     @property
     def answer(self) -> Tensor:
@@ -126,6 +133,6 @@ def projected(y: Tensor, centre: Tensor, plane: Tensor) -> tuple[np.ndarray, np.
     return inside.cpu().numpy(), (away - inside @ plane).norm(dim=1).cpu().numpy()
 
 
-def reach(half: float, coordinates: np.ndarray, hold: bool) -> float:
-    """Return half the side of the square: `half`, or more where it has to hold the path."""
-    return max(half, MARGIN * float(np.abs(coordinates).max())) if hold else half
+def reach(half: float, coordinates: np.ndarray) -> float:
+    """Return half the side of a square that has this half or more, and holds points with these coordinates [m, 2]."""
+    return max(half, MARGIN * float(np.abs(coordinates).max()))

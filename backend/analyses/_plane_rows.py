@@ -22,7 +22,10 @@ def level_rows(spot: _plane.Spot, params: Any) -> list[dict[str, Any]]:
     row = _Blank(spot, params.resolution)
     path = spot.root * spot.path
     inside, off = _plane.projected(path, centre, plane)
-    half = _plane.reach(params.reach * spot.sigma, inside, params.plane == "trajectory")
+    held, _ = _plane.projected(spot.noised_and_solution, centre, plane)
+    half = _plane.reach(
+        params.reach * spot.sigma, np.concatenate([held, inside if params.plane == "trajectory" else held])
+    )
     at = np.linspace(-half, half, params.resolution)
     return [
         *_grid(row, "plane", _plane.grid(spot, centre, plane, at), at),
@@ -70,7 +73,7 @@ def _path(row: _Blank, spot: _plane.Spot, path: Tensor, inside: np.ndarray, off:
 def _points(row: _Blank, spot: _plane.Spot, centre: Tensor, plane: Tensor) -> list[dict[str, Any]]:
     import torch
 
-    found = torch.stack([spot.noised, spot.root * spot.problem.y[0], spot.answer])
+    found = torch.cat([spot.noised_and_solution, spot.answer[None]])
     inside, off = _plane.projected(found, centre, plane)
     return [row("point", name, coordinates=c, off_plane=o) for name, c, o in zip(POINTS, inside, off, strict=True)]
 
@@ -80,8 +83,8 @@ def _matrices(row: _Blank, spot: _plane.Spot, centre: Tensor, plane: Tensor) -> 
     side, d = spot.problem.side, spot.problem.side**2
     given = spot.problem.x[0].split(d) if spot.problem.x.shape[1] else ()
     found = {f"x {i}" if len(given) > 1 else "x": x for i, x in enumerate(given, start=1)}
-    found |= {"y*": spot.problem.y[0], "y_t (noised)": spot.noised, "answer": spot.path[0],
-              "gradient at the centre": spot.gradient(centre), "direction 1": plane[0],
+    found |= {"y*": spot.problem.y[0], "y_t, noised": spot.noised, "answer": spot.path[0],
+              "gradient": spot.gradient(centre), "direction 1": plane[0],
               "direction 2": plane[1]}  # fmt: skip
     flat = {name: m.double().cpu().numpy() for name, m in found.items()}
     return [row("matrix", f"matrix {n}", matrix=m, singular=np.linalg.svd(m.reshape(side, side), compute_uv=False))

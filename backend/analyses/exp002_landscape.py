@@ -44,7 +44,13 @@ class LandscapeParams(_low_rank.RankParams):
         "noised", description="the point the plane goes through: the noised solution of each level, or the final answer"
     )
     problem: int = Field(0, ge=0, le=4095, description="which problem, 0-based")
-    reach: float = Field(3.0, ge=0.1, le=20, description="half the side of the square, in units of the level's sigma")
+    reach: float = Field(
+        3.0,
+        ge=0.1,
+        le=20,
+        description="half the side of the square in units of the level's "
+        "sigma; more where the solution lies outside, or a point of the trajectory in its own plane",
+    )
     resolution: int = Field(41, ge=11, le=101, description="points along each side")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random plane")
 
@@ -163,22 +169,35 @@ def _level(table: pd.DataFrame, view: View) -> pd.DataFrame:
     return table[table.level == int(view.chosen.get("level", table.level.min()))]
 
 
+def _kept(rows: pd.DataFrame, part: str, column: str) -> dict[str, np.ndarray]:
+    """Return {item without its part: array} of one part, by `at`."""
+    some = rows[rows.part == part].sort_values("at", kind="stable")
+    return {
+        str(i).removeprefix(f"{part} "): np.asarray(v, float) for i, v in zip(some["item"], some[column], strict=True)
+    }
+
+
 @exp002_landscape.figure("Energy on the plane, and on a random plane", choose=["level"])
 def planes(table: pd.DataFrame, view: View) -> Any:
     """Both through the same point on one scale; solution, answer and the path of inference projected onto the first."""
     rows = _level(table, view)
-    points = {r.item: tuple(map(float, r.coordinates)) for r in rows[rows.part == "point"].itertuples()}
-    path = [(*map(float, r.coordinates), f"after level {r.at:.0f}: energy {r.energy:.3g}, {r.off_plane:.2g} off it")
-            for r in rows[rows.part == "path"].sort_values("at", ascending=False).itertuples()]  # fmt: skip
-    names = NAMES[view.params.get("plane", "eigenvectors")]
+    points = {name: (float(a), float(b)) for name, (a, b) in _kept(rows, "point", "coordinates").items()}
+    some = rows[rows.part == "path"].sort_values("at")
+    words = [f"after level {k}: energy {e:.3g}, {o:.2g} off the plane" for k, (e, o) in
+             enumerate(zip(some.energy, some.off_plane, strict=True))]  # fmt: skip
+    path = [
+        (float(a), float(b), w) for (a, b), w in zip(_kept(rows, "path", "coordinates").values(), words, strict=True)
+    ]
     found = {}
-    for words, part, axes in (
-        ("the plane chosen", "plane", names),
-        ("a random plane (null)", "random plane", ("random direction 1", "random direction 2")),
+    for title, part, axes in (
+        ("the plane chosen", "plane", NAMES[view.params.get("plane", "eigenvectors")]),
+        ("a random plane (null)", "random plane", ("random directions 1 and 2", "")),
     ):
-        some = rows[rows.part == part].sort_values("at")
-        found[words] = Slice(np.stack(some.along.to_list()), some["at"].to_numpy(), *axes)
-    found["the plane chosen"].points, found["the plane chosen"].path = points, path
+        at = np.sort(rows[rows.part == part]["at"].to_numpy())
+        found[title] = Slice(np.stack(list(_kept(rows, part, "along").values())), at, *axes)
+    chosen = found["the plane chosen"]
+    inside = sum(max(abs(a), abs(b)) <= at[-1] for a, b, _ in path)
+    chosen.points, chosen.path, chosen.path_name = points, path[::-1], f"inference ({inside} of {len(path)} within)"
     return slices(found, value="energy")
 
 
@@ -188,7 +207,7 @@ def check(table: pd.DataFrame, view: View) -> Any:
     names = NAMES[view.params.get("plane", "eigenvectors")]
     curves = []
     for i, name in enumerate(names, start=1):
-        rows = table[table.item == f"direction {i}"].sort_values("level")
+        rows = table[table["item"] == f"direction {i}"].sort_values("level")
         curves.append(Line(name, rows.level.to_numpy(), rows.curvature.to_numpy()))
     chance = table[table.part == "random direction"].groupby("level").curvature.mean()
     curves.append(Line("random plane, mean", chance.index.to_numpy(), chance.to_numpy()))
@@ -196,8 +215,8 @@ def check(table: pd.DataFrame, view: View) -> Any:
     curves.append(Line("1/sigma", at, 1 / _sigma(view)[at], colour=NULL_GREY))
     figure = lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature of the energy")
     seen = table[table.part.isin(["direction", "random direction"])]
-    seen = seen.assign(line=np.where(seen.part == "direction", seen.item, "random")).groupby(["level", "line"])
-    second = seen.second_difference.mean().reset_index()
+    seen = seen.assign(line=np.where(seen.part == "direction", seen["item"], "random"))
+    second = seen.groupby(["level", "line"], as_index=False)[["second_difference"]].mean()
     return figure.add_scatter(x=second.level, y=second.second_difference, mode="markers", name="second difference",
                               marker={"symbol": "x-thin", "size": 11, "line": {"width": 2, "color": "#555555"}},
                               hovertemplate="second difference: %{y:.4g}<extra></extra>")  # fmt: skip
@@ -218,22 +237,16 @@ def descent(table: pd.DataFrame, view: View) -> Any:
 @exp002_landscape.figure("The matrices", choose=["level"])
 def matrices(table: pd.DataFrame, view: View) -> Any:
     """Problem, solution, noised solution, answer, gradient and the plane's directions; each on a scale of its own."""
-    rows = _level(table, view)
-    rows = rows[rows.part == "matrix"]
-    side = int(round(len(rows.matrix.iloc[0]) ** 0.5))
-    maps = {r.item.removeprefix("matrix "): Panel(np.asarray(r.matrix, float).reshape(side, side), diverging=True)
-            for r in rows.itertuples()}  # fmt: skip
-    return panels(maps, x_title="column", y_title="row")
+    found = _kept(_level(table, view), "matrix", "matrix")
+    side = int(round(len(next(iter(found.values()))) ** 0.5))
+    maps = {name: Panel(m.reshape(side, side), diverging=True) for name, m in found.items()}
+    return panels(maps, x_title="column", y_title="row", columns=3)
 
 
 @exp002_landscape.figure("Their singular values", choose=["level"])
 def singular(table: pd.DataFrame, view: View) -> Any:
     """Over the largest of each matrix: how many dimensions it has."""
-    rows = _level(table, view)
-    rows = rows[rows.part == "matrix"]
-    curves = []
-    for r in rows.itertuples():
-        s = np.asarray(r.singular, float)
-        curves.append(Line(r.item.removeprefix("matrix "), np.arange(1, len(s) + 1), s / (s[0] or 1.0)))
+    found = _kept(_level(table, view), "matrix", "singular")
+    curves = [Line(name, np.arange(1, len(s) + 1), s / (s[0] or 1.0)) for name, s in found.items()]
     return lines(curves, x_title="index, largest first", y_title="singular value / largest", height=320).update_xaxes(
         dtick=max(1, len(curves[0].x) // 10))  # fmt: skip

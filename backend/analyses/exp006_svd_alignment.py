@@ -184,12 +184,13 @@ SHORT = {"delta": "score, perturbation", "solution": "score, solution", "noise_s
 
 @exp006_svd_alignment.figure("Alignment above chance, (a - r/n) / (1 - r/n): 1 agrees, 0 is random")
 def maps(table: pd.DataFrame, view: View) -> Any:
-    """Levels down, leading singular vectors across; empty where the solutions have no such rank."""
+    """Levels down, leading singular vectors across; no column where the solutions have no such rank."""
     wide = {}
     for name, words in list(SHORT.items())[:3]:
-        above = (table[name] - table.random) / (1 - table.random)
-        wide[words] = Panel(table.assign(above=above).pivot(index="level", columns="rank", values="above").to_numpy(),
-                            (-1.0, 1.0), diverging=True)  # fmt: skip
+        above = table.assign(above=(table[name] - table.random) / (1 - table.random))
+        known = above.pivot(index="level", columns="rank", values="above").dropna(axis="columns", how="all")
+        if known.shape[1]:
+            wide[words] = Panel(known.to_numpy(), (-1.0, 1.0), diverging=True)
     figure = panels(wide, x_title="r, from 1", y_title="level (0 sharpest)", columns=3, value="above chance")
     ranks = sorted(table["rank"].unique())
     return figure.update_xaxes(ticktext=[str(r) for r in ranks], tickvals=list(range(len(ranks))))

@@ -20,7 +20,10 @@ SYMBOLS = ("cross", "star", "diamond", "square")
 
 @dataclass
 class Slice:
-    """Values z [row, column] at heights and abscissae `at`; named points {words: (x, y)}; a path of (x, y, words)."""
+    """Values z [row, column] at heights and abscissae `at`; named points {words: (x, y)}; a path of (x, y, words).
+
+    A plane beside another leaves `y_title` empty: there is no room for it.
+    """
 
     z: Any
     at: Any
@@ -28,9 +31,10 @@ class Slice:
     y_title: str
     points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     path: Sequence[tuple[float, float, str]] = ()
+    path_name: str = "path"
 
 
-def slices(planes: Mapping[str, Slice], *, value: str, height: int = 460) -> go.Figure:
+def slices(planes: Mapping[str, Slice], *, value: str, height: int = 420) -> go.Figure:
     """Draw the planes with equal scales on both axes. What lies outside of a plane's square is not drawn."""
     figure = make_subplots(1, len(planes), subplot_titles=list(planes), horizontal_spacing=0.12)
     low, high = (f([f(plain(p.z)) for p in planes.values()]) for f in (np.nanmin, np.nanmax))
@@ -40,8 +44,7 @@ def slices(planes: Mapping[str, Slice], *, value: str, height: int = 460) -> go.
         figure.add_trace(go.Contour(
             z=plain(plane.z), x=at, y=at, coloraxis="coloraxis", line={"width": 0.6, "color": "rgba(255,255,255,0.5)"},
             contours={"start": float(low), "end": float(high), "size": step, "coloring": "heatmap"}, name=value,
-            hovertemplate=f"{plane.x_title}: %{{x:.3g}}<br>{plane.y_title}: %{{y:.3g}}<br>{value}: %{{z:.4g}}"
-            "<extra></extra>"), 1, i)  # fmt: skip
+            hovertemplate=f"%{{x:.3g}}, %{{y:.3g}}<br>{value}: %{{z:.4g}}<extra></extra>"), 1, i)  # fmt: skip
         figure.add_traces([*_path(plane), *_points(plane, first=i == 1)], rows=1, cols=i)
         ends = [float(at[0]), float(at[-1])]
         square = {"range": ends, "constrain": "domain"}
@@ -59,7 +62,7 @@ def _path(plane: Slice) -> list[go.Scatter]:
     if not plane.path:
         return []
     x, y, words = zip(*plane.path, strict=True)
-    return [go.Scatter(x=list(x), y=list(y), text=list(words), mode="lines+markers", name="inference",
+    return [go.Scatter(x=list(x), y=list(y), text=list(words), mode="lines+markers", name=plane.path_name,
                        line={"color": PATH, "width": 2}, marker={"size": 6, "color": PATH},
                        hovertemplate="%{text}<extra></extra>")]  # fmt: skip
 
