@@ -27,11 +27,12 @@ SUBJECTS = {
                                for a, b in zip(ROWS[:3].tolist(), ROWS[3:].tolist(), strict=True))),
     "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
 }  # fmt: skip
-#: what has no default because it names something of the user's own
+#: what has no default because it names something of the user's own, and what would take long
 GIVEN = {"sae_features": {"sae": "sae-0"}, "feature_ablation": {"sae": "sae-0"},
          "feature_card": {"sae": "sae-0"}, "feature_drift": {"sae": "sae-0"},
          "sae_agreement": {"a": "sae-0", "b": "sae-1"},
-         "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"}}  # fmt: skip
+         "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"},
+         "exp007_implicit_bias": {"steps": 30}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
