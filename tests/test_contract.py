@@ -32,7 +32,7 @@ GIVEN = {"sae_features": {"sae": "sae-0"}, "feature_ablation": {"sae": "sae-0"},
          "feature_card": {"sae": "sae-0"}, "feature_drift": {"sae": "sae-0"},
          "sae_agreement": {"a": "sae-0", "b": "sae-1"},
          "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"},
-         "exp007_implicit_bias": {"steps": 30}}  # fmt: skip
+         "exp003_sparse_features": {"steps": 10, "samples": 128}, "exp007_implicit_bias": {"steps": 30}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
