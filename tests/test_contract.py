@@ -34,7 +34,8 @@ GIVEN = {"hessian_blocks": {"probes": 2, "products": 5}, "hessian_spectrum": {"p
          "sae_features": {"sae": "sae-0"}, "feature_ablation": {"sae": "sae-0"},
          "feature_card": {"sae": "sae-0"}, "feature_drift": {"sae": "sae-0"},
          "sae_agreement": {"a": "sae-0", "b": "sae-1"},
-         "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"}}  # fmt: skip
+         "tuned_lens": {"lens": "a-lens"}, "tuned_lens_quality": {"lens": "a-lens"},
+         "exp003_sparse_features": {"steps": 10, "samples": 128}, "exp007_implicit_bias": {"steps": 30}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

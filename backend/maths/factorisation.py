@@ -17,31 +17,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fit:
-    """What came out: the product [n, n], and by noted step its singular values [step, n] and errors [step]."""
+    """What came out: the products [.., n, n], and by noted step singular values [step, .., n] and errors [step, ..]."""
 
     product: Tensor
     steps: list[int]
     singular: Tensor
-    shown_error: list[float]
-    hidden_error: list[float]
+    shown_error: Tensor
+    hidden_error: Tensor
 
 
 def complete(
     target: Tensor, shown: Tensor, depth: int, size: float, steps: int, lr: float, seed: int = 0, note: int = 50,
     said: Callable[[int], None] = lambda step: None,
 ) -> Fit:  # fmt: skip
-    """Fit a product of `depth` square matrices to the shown entries [n, n] of bool of a target, by Adam.
+    """Fit a product of `depth` square matrices to the shown entries [.., n, n] of bool of targets, by Adam, each target
+    by itself.
 
     The start is `size` times a random orthogonal matrix for each factor. Errors are relative: |.| over that of the
     target on the same entries.
     """
-    n, dice = len(target), torch.Generator().manual_seed(seed)
-    factors = [
-        (size * torch.linalg.qr(torch.randn(n, n, generator=dice, dtype=torch.float64)).Q).to(target).requires_grad_()
-        for _ in range(depth)
-    ]
+    dice, counts = torch.Generator().manual_seed(seed), shown.sum((-1, -2))
+    drawn = (torch.randn(target.shape, generator=dice, dtype=torch.float64) for _ in range(depth))
+    factors = [(size * torch.linalg.qr(one).Q).to(target).requires_grad_() for one in drawn]
     optimizer = torch.optim.Adam(factors, lr=lr)
-    noted: tuple[list, list, list, list] = ([], [], [], [])
+    noted: tuple[list, ...] = ([], [], [], [])
     for step in range(steps + 1):
         product = _product(factors)
         if step % note == 0 or step == steps:
@@ -49,9 +48,9 @@ def complete(
                 kept.append(value)
         said(step)
         optimizer.zero_grad()
-        (product - target)[shown].square().mean().backward()
+        (((product - target) * shown).square().sum((-1, -2)) / counts).sum().backward()
         optimizer.step()
-    return Fit(product.detach(), noted[0], torch.stack(noted[1]), noted[2], noted[3])
+    return Fit(product.detach(), noted[0], *(torch.stack(one) for one in noted[1:]))
 
 
 def _product(factors: list[Tensor]) -> Tensor:
@@ -61,7 +60,7 @@ def _product(factors: list[Tensor]) -> Tensor:
     return found
 
 
-def _read(product: Tensor, target: Tensor, shown: Tensor, step: int) -> tuple[int, Tensor, float, float]:
+def _read(product: Tensor, target: Tensor, shown: Tensor, step: int) -> tuple[int, Tensor, Tensor, Tensor]:
     off = product - target
-    relative = [float(off[m].norm() / target[m].norm()) if m.any() else float("nan") for m in (shown, ~shown)]
-    return step, torch.linalg.svdvals(product), relative[0], relative[1]
+    shares = [(off * m).norm(dim=(-1, -2)) / (target * m).norm(dim=(-1, -2)) for m in (shown, ~shown)]
+    return step, torch.linalg.svdvals(product), shares[0], shares[1]

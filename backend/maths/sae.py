@@ -15,7 +15,7 @@ et al. (2024), BatchTopK Sparse Autoencoders; Bricken et al. (2023), Towards Mon
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -105,6 +105,50 @@ def objective(sae: Sae, x: Tensor, silent: Tensor, spread: float, l1: float) -> 
     if sae.kind == "l1":
         return loss + l1 * features.sum(1).mean() / spread, (features > 0).any(0)
     return loss + AUX_WEIGHT * _auxk(sae, pre, left.detach(), silent), (features > 0).any(0)
+
+
+def update(
+    sae: Sae, optimizer: torch.optim.Optimizer, x: Tensor, silent: Tensor, dead_after: int, spread: float, l1: float
+) -> tuple[Tensor, Tensor]:
+    """Make one update on a batch [sample, d_in]; `silent` [d_sae] counts updates without activity.
+
+    Returns (loss, the new counts).
+    """
+    optimizer.zero_grad()
+    loss, active = objective(sae, x, silent >= dead_after, spread, l1)
+    loss.backward()
+    sae.without_radial()
+    optimizer.step()
+    sae.to_unit()
+    return loss.detach(), torch.where(active, 0, silent + 1)
+
+
+def rate(lr: float, step: int, steps: int) -> float:
+    """Return the learning rate of update `step` (from 1): constant, then a line to nearly 0 over the last fifth."""
+    return lr * min(1.0, (steps - step + 1) / max(steps / 5, 1))
+
+
+def fit(
+    x: Tensor, d_sae: int, k: int, steps: int, seed: int, lr: float = 3e-3, batch: int = 256, dead_after: int = 100,
+    said: Callable[[int], None] = lambda step: None,
+) -> tuple[Sae, Tensor]:  # fmt: skip
+    """Train a TopK autoencoder on samples [sample, d_in] of spread near 1 per coordinate, as the recipe `sae` does.
+
+    Returns (the autoencoder, for how many updates each feature has been silent [d_sae]).
+    """
+    sae = Sae(x.shape[1], d_sae, k, "topk", seed, x.dtype).to(x.device)
+    spread = max(float((x - x.mean(0)).square().sum(1).double().mean()), 1e-30)
+    dice, silent = torch.Generator().manual_seed(seed), torch.zeros(d_sae, dtype=torch.long, device=x.device)
+    with torch.no_grad():
+        sae.b_dec.copy_(x.mean(0))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr)
+    with torch.enable_grad():
+        for step in range(1, steps + 1):
+            optimizer.param_groups[0]["lr"] = rate(lr, step, steps)
+            rows = torch.randint(len(x), (batch,), generator=dice).to(x.device)
+            silent = update(sae, optimizer, x[rows], silent, dead_after, spread, 0.0)[1]
+            said(step)
+    return sae.requires_grad_(False), silent
 
 
 def _training_features(sae: Sae, pre: Tensor) -> Tensor:

@@ -164,15 +164,9 @@ class SaeTraining(schedule.Scheduled):
 
     def _update(self) -> None:
         x = self.data.train[torch.randint(len(self.data.train), (self.params.batch_size,), generator=self.generator)]
-        self.optimizer.zero_grad()
-        long = self.silent >= self.params.dead_after
-        loss, active = maths.objective(self.net, x, long, self.data.spread, self.params.l1_weight)
-        loss.backward()
-        self.net.without_radial()
-        self.optimizer.step()
-        self.net.to_unit()
-        self.silent = torch.where(active, 0, self.silent + 1)
-        self.loss = loss.detach()
+        self.loss, self.silent = maths.update(
+            self.net, self.optimizer, x, self.silent, self.params.dead_after, self.data.spread, self.params.l1_weight
+        )
 
     def _measure(self) -> dict[str, float]:
         values = maths.measures(self.net, self.data.held_out)

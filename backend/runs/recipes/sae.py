@@ -134,5 +134,7 @@ def make_training(params: SaeParams, data: Data) -> Scheduled:
 
 
 def rate(params: SaeParams, step: int) -> float:
-    """Return the learning rate of update `step` (from 1): constant, then a line to nearly 0 over the last fifth."""
-    return params.lr * min(1.0, (params.steps - step + 1) / max(params.steps / 5, 1))
+    """Return the learning rate of update `step` (from 1): see maths/sae.py."""
+    from backend.maths import sae as maths
+
+    return maths.rate(params.lr, step, params.steps)

@@ -1,0 +1,299 @@
+"""EXP-007: are an energy's answers of low rank, and is it a bias of its own?
+
+Effective rank exp(H), H the entropy of the singular values as shares, of the answer as it stands after every level (0
+the sharpest), mean over problems with its 95 % bootstrap interval. Through training: the page computes the same at each
+checkpoint of a run. Beside it the simplest model with an implicit bias: products of 1, 2 or 3 matrices of the same size
+fitted by Adam to the shown half of `targets` matrices, from a start of `init_scale`; a small start finds the lowest
+rank that fits (depth 2 and 3), depth 1 leaves what is not shown. Two diagonals are always among the shown: without
+them no method could tell a matrix of rank 1.
+
+Targets: for completion the problems themselves with their own masks, for rank1 their solutions, else random matrices
+of rank `rank`. Null of the answers' rank: the solutions' own, and white noise of this size, from which inference
+starts. Trivial baseline: the best linear map of x. Ground truth: factorisation recovers a matrix of low rank (tests).
+Where several solutions fit (completion, rank1) inference without noise returns their average E[y | x]: a matrix of full
+rank, whatever the rank of each; it is no answer of low rank, and no bias towards one.
+Exact but for the intervals. Cost: inference once, 3 x `steps` steps of small products.
+Source: Arora et al. (2019), Implicit regularization in deep matrix factorization; Roy and Vetterli (2007), The
+effective rank; Du, Mao and Tenenbaum (2024), Learning Iterative Reasoning through Energy Diffusion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from backend.analyses import _energy
+from backend.analyses._units import bootstrap
+from backend.contract import (
+    Axis,
+    Claim,
+    Energies,
+    Matrices,
+    ModelCard,
+    Params,
+    Problems,
+    Progress,
+    Value,
+    View,
+    analysis,
+)
+from backend.costs import Work
+from backend.errors import BadInput
+from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines
+
+DEPTHS = (1, 2, 3)
+INNER, LR = 5, 0.02
+SHOWN = 0.5  # of the entries of a target
+STEP_SECONDS = 9e-4  # of a fit, on a CPU core, whatever the size up to 20 x 20
+AMBIGUOUS = ("completion", "rank1")
+#: relative difference of effective ranks that counts as none
+SAME = 0.05
+
+
+class ImplicitBiasParams(Params):
+    """The factorisations."""
+
+    init_scale: float = Field(1e-3, ge=1e-6, le=3.0, description="size of the factors' start; small: low rank")
+    rank: int = Field(1, ge=1, le=64, description="rank of the targets where the task has none; under its side")
+    targets: int = Field(4, ge=1, le=32, description="matrices that are completed")
+    steps: int = Field(1500, ge=10, le=20_000, description="steps of each fit")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of targets, masks, starts and the bootstrap")
+
+
+@analysis(
+    version=1, group="Energy landscapes",
+    title="EXP-007 Implicit bias", asks="Are an energy's answers of low rank, and is it a bias of its own?",
+    subject=Problems, params=ImplicitBiasParams,
+    axes=[_energy.LEVEL,
+          Axis("who", "model; truth, noise, linear: the same at every level; target and depth 1 to 3: factorisations, "
+               "the same at every level", kind="str")],
+    values=[
+        Value("effective_rank", "exp(entropy of the singular values), mean over matrices", "dimensions"),
+        Value("rank_low", "lower end of its 95 % interval over matrices", "dimensions"),
+        Value("rank_high", "upper end of its 95 % interval", "dimensions"),
+        Value("error", "|X - Y| / |Y| over all entries, mean over matrices"),
+        Value("hidden_error", "the same over the entries that are not shown; absent where all are"),
+        Value("matrices", "matrices of the mean", kind="int"),
+        Value("singular", "singular values over the largest, mean over matrices", kind="array", dtype="float32"),
+    ],
+)  # fmt: skip
+def exp007_implicit_bias(
+    model: Energies, problems: Matrices, params: ImplicitBiasParams, progress: Progress
+) -> pd.DataFrame:
+    """Return one row per (level, who)."""
+    from backend.maths import annealed_inference
+
+    if params.rank >= problems.side and problems.task not in AMBIGUOUS:
+        found = f"matrices of {problems.side} x {problems.side}"
+        raise BadInput(f"Targets of rank {params.rank}", found, f"Use a rank below {problems.side}")
+    fixed = _baselines(problems, params) | _factorised(problems, params, progress)
+    answers = annealed_inference.infer(model.net, problems.x, problems.noise, model.schedule, INNER).solutions
+    rows = []
+    for k, answer in enumerate(answers):
+        mine = _told(answer, problems.y, _hidden(problems), problems.side, params.seed)
+        rows += [{"level": k, "who": who, **told} for who, told in ({"model": mine} | fixed).items()]
+    progress(1.0, "answers")
+    return pd.DataFrame(rows)
+
+
+@exp007_implicit_bias.costs
+def work(card: ModelCard, subject: Problems, params: ImplicitBiasParams) -> Work:
+    """Inference once, the linear fit, and the factorisations, which no model is asked for."""
+    told = card.energy
+    rows = subject.n * int(told["levels"]) * (1 + INNER)
+    held = _energy.FIT_PROBLEMS * (int(told["d_x"]) + int(told["d_y"]))
+    return _energy.work(card, energies=rows, gradients=rows, held_numbers=held, at_once=subject.n,
+                        solver_seconds=STEP_SECONDS * sum(DEPTHS) / 2 * params.steps,
+                        operations=4.0 * _energy.FIT_PROBLEMS * (int(told["d_x"]) + 1) ** 2)  # fmt: skip
+
+
+def _hidden(problems: Matrices) -> Any:
+    """Return which entries of the solution x does not show [n, d], None where x shows none of them as they are."""
+    return problems.x == 0 if problems.task == "completion" else None
+
+
+def _told(found: Any, truth: Any, hidden: Any, side: int, seed: int) -> dict[str, Any]:
+    """Return what the table says of matrices [n, d] that should be `truth`."""
+    import torch
+
+    from backend.maths import random_matrix
+
+    values = torch.linalg.svdvals(found.double().reshape(-1, side, side)).cpu().numpy()
+    ranks = np.array([random_matrix.effective_rank(v) for v in values])
+    ranks = ranks[np.isfinite(ranks)]
+    low, high = bootstrap(ranks, seed) if len(ranks) else (float("nan"), float("nan"))
+    off = (found - truth).double()
+    kept = torch.ones_like(off) if hidden is None else hidden.to(off)
+    hidden_error = ((off * kept).norm(dim=1) / (truth * kept).double().norm(dim=1)).nanmean()
+    return {
+        "effective_rank": float(ranks.mean()) if len(ranks) else float("nan"), "rank_low": low, "rank_high": high,
+        "error": float((off.norm(dim=1) / truth.double().norm(dim=1)).mean()),
+        "hidden_error": float("nan") if hidden is None else float(hidden_error), "matrices": len(ranks),
+        "singular": (values / np.maximum(values[:, :1], 1e-300)).mean(0).astype(np.float32),
+    }  # fmt: skip
+
+
+def _baselines(problems: Matrices, params: ImplicitBiasParams) -> dict[str, dict[str, Any]]:
+    from backend.maths import trivial_answers
+
+    fit = problems.more(_energy.FIT_PROBLEMS, 0)
+    linear = trivial_answers.answers(fit.x, fit.y, problems.x)["linear"]
+    some = {"truth": problems.y, "noise": problems.noise, "linear": linear}
+    return {who: _told(one, problems.y, _hidden(problems), problems.side, params.seed) for who, one in some.items()}
+
+
+def _factorised(problems: Matrices, params: ImplicitBiasParams, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Complete the targets at every depth."""
+    from backend.maths import factorisation
+
+    target, shown = _targets(problems, params)
+    side, hidden, flat = problems.side, ~shown.flatten(1), target.flatten(1)
+    found = {"target": _told(flat, flat, hidden, side, params.seed)}
+    for depth in DEPTHS:
+
+        def said(step: int, depth: int = depth) -> None:
+            if step % 50 == 0:
+                progress(0.9 * (depth - 1 + step / params.steps) / len(DEPTHS), f"depth {depth}, step {step}")
+
+        fit = factorisation.complete(
+            target, shown, depth, params.init_scale, params.steps, LR, params.seed, params.steps, said
+        )
+        found[f"depth {depth}"] = _told(fit.product.flatten(1), flat, hidden, side, params.seed)
+    return found
+
+
+def _targets(problems: Matrices, params: ImplicitBiasParams) -> tuple[Any, Any]:
+    """Return (matrices [t, n, n] in float64, which of their entries are shown)."""
+    import torch
+
+    n, dice = problems.side, torch.Generator().manual_seed(params.seed + 1)
+    count = min(params.targets, len(problems.y)) if problems.task in AMBIGUOUS else params.targets
+    u, v = (torch.randn(count, n, params.rank, generator=dice, dtype=torch.float64) for _ in range(2))
+    drawn = u @ v.mT / params.rank**0.5
+    least = torch.eye(n, dtype=torch.bool) | torch.eye(n, dtype=torch.bool).roll(1, 1)  # these tell all of rank 1
+    rest = max(0.0, (SHOWN * n * n - 2 * n) / max(n * n - 2 * n, 1))
+    shown = (torch.rand(count, n, n, generator=dice) < rest) | least
+    if problems.task in AMBIGUOUS:
+        drawn = problems.y[:count].double().cpu().reshape(-1, n, n)
+    if problems.task == "completion":
+        shown = (problems.x[:count] != 0).cpu().reshape(-1, n, n)
+    return drawn, shown
+
+
+# ---------------------------------------------------------------- what it says of what was expected
+
+
+@exp007_implicit_bias.judges
+def judge(table: pd.DataFrame, view: View) -> list[Claim]:
+    """Is the answers' rank lower than the solutions', and does depth find what is hidden?"""
+    last = table[table.level == 0].set_index("who")
+    first = table[(table.level == table.level.max()) & (table.who == "model")].iloc[0]
+    return [_falls(last, first), *_average(last, view), _depth(last), *_completes(last)]
+
+
+def _words(row: Any) -> str:
+    interval = f" [{row.rank_low:.2f}, {row.rank_high:.2f}]" if np.isfinite(row.rank_low) else ""
+    return f"{row.effective_rank:.2f}{interval}"
+
+
+def _falls(last: pd.DataFrame, first: Any) -> Claim:
+    model, truth, noise = (_row(last, who) for who in ("model", "truth", "noise"))
+    ratio = model.effective_rank / truth.effective_rank
+    return Claim("annealing is biased towards low rank: the effective rank of the answer falls",
+                 f"white noise, the start, has {_words(noise)}; the solutions themselves {_words(truth)}",
+                 f"from {first.effective_rank:.2f} at the smoothest level to {_words(model)} at level 0",
+                 "holds" if ratio < 1 - SAME else "met by its null" if ratio < 1 + SAME else "fails")  # fmt: skip
+
+
+def _row(last: pd.DataFrame, who: str) -> Any:
+    return last.loc[who]
+
+
+def _average(last: pd.DataFrame, view: View) -> list[Claim]:
+    task = (view.card.get("energy") or {}).get("task") if view else None
+    if task not in AMBIGUOUS:
+        return []
+    model, truth = _row(last, "model"), _row(last, "truth")
+    low = model.effective_rank < truth.effective_rank * (1 + SAME)
+    return [Claim("the answer is a matrix of low rank that fits",
+                  "inference without noise returns the average of all that fit, a matrix of full rank",
+                  f"effective rank {_words(model)}, of the solutions {_words(truth)}; off by {model.error:.0%}",
+                  "holds" if low and model.error < 0.1 else "fails")]  # fmt: skip
+
+
+def _depth(last: pd.DataFrame) -> Claim:
+    rows = {who: _row(last, who) for who in ("target", *(f"depth {d}" for d in DEPTHS))}
+    words = "; ".join(f"{w} rank {r.effective_rank:.2f}, hidden entries off by {r.hidden_error:.1%}"
+                      for w, r in rows.items() if w != "target")  # fmt: skip
+    deep, target = rows["depth 3"], rows["target"]
+    found = deep.effective_rank < 1.1 * target.effective_rank and deep.hidden_error < 0.1
+    return Claim("a product of matrices finds low rank by itself (depth 3: hidden entries within 10 %)",
+                 "depth 1 has no such bias: it leaves hidden entries at its start",
+                 f"target rank {target.effective_rank:.2f}; {words}", "holds" if found else "fails")  # fmt: skip
+
+
+def _completes(last: pd.DataFrame) -> list[Claim]:
+    model = _row(last, "model")
+    if np.isnan(model.hidden_error):
+        return []
+    best = min((_row(last, f"depth {d}").hidden_error, d) for d in DEPTHS)
+    return [Claim("the energy completes matrices better than a factorisation of each by itself",
+                  f"depth {best[1]} is off by {best[0]:.1%} on hidden entries, the linear map by "
+                  f"{_row(last, 'linear').hidden_error:.1%}", f"off by {model.hidden_error:.1%}",
+                  "holds" if model.hidden_error < best[0] else "fails")]  # fmt: skip
+
+
+# ---------------------------------------------------------------- figures
+
+FLAT = {"truth": NULL_GREY, "noise": NULL_GREY, "linear": CATEGORIES[1], "depth 1": CATEGORIES[2],
+        "depth 2": CATEGORIES[3], "depth 3": CATEGORIES[5]}  # fmt: skip
+
+
+@exp007_implicit_bias.figure("Effective rank of the answer after each level")
+def over_levels(table: pd.DataFrame, view: View) -> Any:
+    """The model with its interval; grey: the solutions' own rank, and that of white noise of this size."""
+    curves = []
+    for who, colour in {"model": "", "linear": CATEGORIES[1], "truth": NULL_GREY, "noise": NULL_GREY}.items():
+        rows = table[(table.who == who) & table.effective_rank.notna()].sort_values("level")
+        if len(rows):
+            words = {"truth": "solutions", "noise": "white noise", "linear": "linear map"}.get(who, who)
+            curves.append(Line(words, rows.level, rows.effective_rank, rows.rank_low, rows.rank_high, colour))
+    return lines(curves, x_title="annealing level (0 sharpest, reached last)", y_title="effective rank (dimensions)")
+
+
+@exp007_implicit_bias.figure("Factorisations of the same size: rank found from this start")
+def depths(table: pd.DataFrame, view: View) -> Any:
+    """Effective rank by depth, with its interval over targets; grey: the targets' own."""
+    rows = table[table.level == table.level.min()].set_index("who")
+    names = [f"depth {d}" for d in DEPTHS]
+    mine = rows.loc[names]
+    hover = [f"{n}: rank {r.effective_rank:.2f}, all entries off by {r.error:.1%}, hidden {r.hidden_error:.1%}"
+             for n, r in zip(names, mine.itertuples(), strict=True)]  # fmt: skip
+    return bars(names, mine.effective_rank, errors=mine.rank_high - mine.effective_rank,
+                errors_below=mine.effective_rank - mine.rank_low, null=[rows.effective_rank["target"]] * len(names),
+                x_title=f"factors of the product, from a start of {view.params.get('init_scale', 1e-3):g}",
+                y_title="effective rank (dimensions)", hover=hover, names_of=("found", "target's own"))  # fmt: skip
+
+
+@exp007_implicit_bias.figure("Singular values of one level", choose=["level"])
+def singular(table: pd.DataFrame, view: View) -> Any:
+    """Over the largest, mean over matrices."""
+    rows = table[table.level == int(view.chosen.get("level", table.level.min()))]
+    curves = []
+    for _, row in rows[rows.who.isin(["model", "truth", "noise", "linear"])].iterrows():
+        values = np.asarray(row.singular, float)
+        words = {"truth": "solutions", "noise": "white noise", "linear": "linear map"}.get(row.who, row.who)
+        curves.append(Line(words, np.arange(1, len(values) + 1), values, colour=FLAT.get(row.who, "")))
+    return lines(curves, x_title="rank, largest first", y_title="singular value / largest")
+
+
+@exp007_implicit_bias.figure("Hidden entries: how far off")
+def hidden(table: pd.DataFrame, view: View) -> Any:
+    """Relative error on the entries that were not shown; 1 is leaving them at 0."""
+    rows = table[(table.level == table.level.min()) & table.hidden_error.notna() & (table.who != "target")]
+    rows = rows[~rows.who.isin(["truth", "noise"])]
+    return bars(list(rows.who), rows.hidden_error, x_title="factorisation (or answer, where x hides entries)",
+                y_title="relative error, hidden entries")  # fmt: skip

@@ -1,0 +1,62 @@
+"""EXP-003: Gaussian data reach their null, a sparse dictionary does not, and directions are derivatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.analyses import exp003_sparse_features as code
+from backend.analyses import registry
+from backend.errors import BadInput
+from tests.energy_kit import problems, tiny_energy
+from tests.tiny_models import quiet
+
+EXP = registry()["exp003_sparse_features"]
+PARAMS = EXP.params(d_sae=16, k=2, steps=180, samples=2048)
+
+
+def dice(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_gaussian_data_reach_their_null_and_a_sparse_dictionary_does_not():
+    wide = torch.randn(2048, 8, generator=dice(0)) @ torch.randn(8, 8, generator=dice(1))
+    told = code._source(wide, PARAMS, lambda done: None)["told"]
+    assert told["fvu"] == pytest.approx(told["null_fvu"], rel=0.1) and abs(told["kurtosis"]) < 0.3
+    words = torch.nn.functional.normalize(torch.randn(12, 8, generator=dice(2)), dim=1)
+    active = (torch.rand(2048, 12, generator=dice(3)) < 0.1) * (1 + torch.rand(2048, 12, generator=dice(4)))
+    sparse = code._source(active @ words, PARAMS, lambda done: None)["told"]
+    assert sparse["fvu_high"] < sparse["null_low"] and sparse["l0"] <= 2
+
+
+def test_kurtosis_is_that_of_known_distributions():
+    flat = torch.rand(200_000, 1, generator=dice(0), dtype=torch.float64)
+    assert code.kurtosis(flat) == pytest.approx(-1.2, abs=0.02)  # of a uniform distribution
+    constant = torch.cat([torch.randn(200_000, 1, generator=dice(1)), torch.ones(200_000, 1)], 1)
+    assert code.kurtosis(constant) == pytest.approx(0, abs=0.05)
+
+
+def test_a_hidden_direction_is_how_its_reading_moves_with_the_solution(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 3)
+    rows = torch.randn(2, 16, generator=dice(0), dtype=torch.float64)
+    found = code.directions(model, some, 1, "h2", rows)
+    push, root = 1e-6 * torch.eye(4).double(), float(model.schedule.abar[1]) ** 0.5
+    for j in range(4):
+        up, down = (code._hidden(model, some.x, root * some.y + s * push[j], model.level(1, 3), "h2") for s in (1, -1))
+        moved = ((up - down) @ rows.T / 2e-6).mean(0)
+        torch.testing.assert_close(found[:, j], moved, rtol=1e-6, atol=1e-9)
+
+
+def test_what_a_level_or_a_dictionary_has_not_is_refused_and_fields_bend_as_they_do(tmp_path):
+    model = tiny_energy(tmp_path)
+    some = problems(model, 4)
+    for wrong, words in (({"level": 10}, "levels 0 to 9"), ({"k": 9, "d_sae": 4}, "Lower k")):
+        with pytest.raises(BadInput, match=words):
+            EXP.compute(model, some, EXP.params(**wrong), quiet)
+    table = EXP.compute(model, some, EXP.params(steps=5, samples=64, d_sae=9, k=2), quiet)
+    bent = code._mean_hessian(model, some, 3).numpy()
+    for row in table[table.density > 0].iloc[::7].itertuples():
+        assert row.rayleigh == pytest.approx(row.direction @ bent @ row.direction, rel=1e-4)
+        assert np.linalg.eigvalsh(bent)[0] - 1e-6 <= row.rayleigh <= np.linalg.eigvalsh(bent)[-1] + 1e-6

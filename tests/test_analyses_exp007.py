@@ -1,0 +1,53 @@
+"""EXP-007: effective ranks that are known, matrices that depth recovers, and the average that is no answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from backend.analyses import exp007_implicit_bias as code
+from backend.analyses import registry
+from backend.errors import BadInput
+from backend.maths import factorisation
+from tests.energy_kit import problems, shipped_energy, tiny_energy
+from tests.tiny_models import quiet
+
+EXP = registry()["exp007_implicit_bias"]
+
+
+def test_effective_rank_and_errors_are_those_of_the_matrices():
+    two = torch.diag(torch.tensor([3.0, 3.0, 0.0, 0.0])).flatten()[None]
+    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    hidden[0, 0] = True
+    told = code._told(two.repeat(3, 1), 2 * two.repeat(3, 1), hidden.repeat(3, 1), 4, 0)
+    assert told["effective_rank"] == pytest.approx(2) == told["rank_low"] == told["rank_high"]
+    assert told["error"] == pytest.approx(0.5) == told["hidden_error"]
+    np.testing.assert_allclose(told["singular"], [1, 1, 0, 0], atol=1e-7)
+
+
+def test_depth_recovers_what_depth_one_leaves_and_many_are_fitted_as_one(tmp_path):
+    some = problems(tiny_energy(tmp_path, task="rank1", side=4), 3, seed=1)
+    params = EXP.params(targets=2, steps=350, init_scale=0.03, seed=1)
+    found = code._factorised(some, params, quiet)
+    assert found["depth 1"]["hidden_error"] == pytest.approx(1, abs=0.1) and found["target"]["error"] == 0
+    assert found["target"]["effective_rank"] == pytest.approx(1, abs=1e-6)
+    assert found["depth 3"]["effective_rank"] < found["depth 1"]["effective_rank"] - 0.5
+    target, shown = code._targets(some, params)
+    alone, both = (factorisation.complete(t, s, 1, 0.1, 30, 0.02) for t, s in ((target[0], shown[0]), (target, shown)))
+    torch.testing.assert_close(both.product[0][shown[0]], alone.product[shown[0]], atol=0.3, rtol=0)
+    assert both.singular.shape == (2, 2, 4) and both.hidden_error.shape == (2, 2)
+
+
+def test_the_average_of_all_solutions_is_no_matrix_of_low_rank():
+    model = shipped_energy("rank1-5")
+    table = EXP.compute(model, problems(model, 16), EXP.params(steps=10), quiet)
+    end = table[table.level == 0].set_index("who")
+    assert end.effective_rank["truth"] == pytest.approx(1, abs=1e-3) and end.effective_rank["model"] > 2
+    assert end.error["model"] == pytest.approx(1, abs=0.05), "it answers about 0, the mean"
+
+
+def test_a_rank_that_the_matrices_cannot_have_is_refused(tmp_path):
+    model = tiny_energy(tmp_path, side=3)
+    with pytest.raises(BadInput, match="Use a rank below 3"):
+        EXP.compute(model, problems(model, 2), EXP.params(rank=3), quiet)
