@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import learning_coefficient as llc_room
 from backend.analyses import loss_slices as slices_room
 from backend.analyses import mode_connectivity as path_room
 from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
 from backend.errors import BadInput, PhasescopeError, Unfit
+from backend.maths import learning_coefficient as llc_maths
 from backend.maths import matching
 from backend.maths.matching import Group
 from backend.models.open import open_model
@@ -243,3 +245,35 @@ def test_alignment_is_told_from_chance():
     chance = [ntk_room._shuffled(f @ f.T, right, params)["p"]
               for f in (torch.as_tensor(dice.normal(size=(30, 200))) for _ in range(12))]  # fmt: skip
     assert 0.2 < np.mean(chance) < 0.8
+
+
+# ---------------------------------------------------------------- learning coefficients
+
+
+def test_chains_begin_at_the_model_and_are_told_one_by_one(tiny):
+    """Held firmly they stay where the loss is the model's own; an estimate is n / log n times its mean rise."""
+    table, n = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=1e7), 6 * 7
+    row, each = table.iloc[0], table.groupby("chain")["rise"].mean() * n / np.log(n)
+    np.testing.assert_allclose(each, table.groupby("chain")["chain_estimate"].first())
+    assert 0 < table["rise"].abs().max() < 0.02 and abs(row["free"]) < 0.1
+    assert row["tokens"] == n and len(table) == 20 and (row["trouble"] == "") == (row["estimate"] == row["estimate"])
+
+
+def test_what_is_refused_says_which_knob():
+    flat = torch.rand(4, 20, generator=torch.Generator().manual_seed(0))
+
+    def found(trouble):
+        return llc_room._table(llc_maths.Coefficient(1.0, 0.1, 0.6, 1.0, 0.1, flat, trouble), 1000, 5.0).iloc[0]
+
+    assert found("")["trouble"] == "" and found("")["estimate"] == 1.0
+    assert found("")["high"] - 1 == pytest.approx(0.1 * 3.1824463), "the t interval of 4 chains"
+    knobs = {"not mixed: R-hat 1.90": "more draws", "negative: the start is no minimum": "later checkpoint",
+             "acceptance 0.02": "more burn-in", "the chains left for infinity": "larger localisation"}  # fmt: skip
+    for trouble, words in knobs.items():
+        row = found(trouble)
+        assert words in row["trouble"] and trouble in row["trouble"] and np.isnan(row["estimate"]), trouble
+
+
+def test_a_model_that_is_no_minimum_is_refused(tiny):
+    row = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=100.0).iloc[0]
+    assert row["trouble"].startswith("Refused: ") and np.isnan(row["estimate"])

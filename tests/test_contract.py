@@ -28,6 +28,7 @@ SUBJECTS = {
 }  # fmt: skip
 #: what has no default because it names something of the user's own, or takes long
 GIVEN = {"loss_slices": {"directions": 2, "points": 5, "grid": 3},
+         "learning_coefficient": {"chains": 2, "draws": 10, "burn": 10},
          "mode_connectivity": {"points": 3, "bend_steps": 2},
          "sae_features": {"sae": "sae-0"}, "feature_ablation": {"sae": "sae-0"},
          "feature_card": {"sae": "sae-0"}, "feature_drift": {"sae": "sae-0"},
