@@ -74,6 +74,7 @@ def _scalar(name: str, words: str) -> list[Value]:
         Value("alignment_null_sd", "its standard deviation over shuffles"),
         Value("p", "share of shuffles that align as well"),
         *_scalar("alignment_first", "alignment of the kernel at first_step; NULL where there is none"),
+        Value("alignment_first_null", "that kernel's with right answers shuffled, mean"),
         *_scalar("drift", "|K - K_0| / |K_0|; NULL where there is no first checkpoint"),
         *_scalar("likeness", "centred alignment of K and K_0, 0 to 1; NULL likewise"),
         Value("samples", "samples (the same in every row)", kind="int"),
@@ -88,6 +89,7 @@ def ntk(model: Model, subject: Rows, params: NtkParams, progress: Progress) -> p
         first, _ = kernel_of(losses, model.sibling(*siblings[0]), params, progress, 0.5)
     row_of = np.repeat(np.arange(len(losses.tokens)), len(right) // len(losses.tokens))
     columns = _measured(now, first, right, row_of) | _shuffled(now, right, params)
+    columns["alignment_first_null"] = _shuffled(first, right, params)["alignment_null"] if siblings else np.nan
     table = pd.DataFrame({"rank": range(len(now)), **_spectra(now, first), **columns, "samples": len(now)})
     declared: Any = ntk
     return table[[c.name for c in (*declared.axes, *declared.values)]]
@@ -190,7 +192,7 @@ def work(card: ModelCard, subject: Corpus, params: NtkParams) -> Work:
     samples = rows * min(params.positions, max(1, length - 1))
     plan.call(1, length, kernels * rows, gradients=True)
     backwards = kernels * samples * 4 * card.n_params * length
-    products = kernels * 2 * samples**2 * card.n_params + params.shuffles * 20 * samples**2
+    products = kernels * 2 * samples**2 * card.n_params + kernels * params.shuffles * 20 * samples**2
     held = samples * card.n_params * (2 * BYTES.get(card.dtype, 4) + 8)
     return plan.total(held, backwards + products, "Use fewer rows (rows_used) or positions, or a block of parameters")
 
@@ -206,7 +208,7 @@ def spectrum(table: pd.DataFrame, view: View) -> Any:
         curves.append(_line("at the first checkpoint", table["eigenvalue_first"], NULL_GREY))
     curves.append(_line("here", table["eigenvalue"], CATEGORIES[0]))
     curves.append(_line("here, centred", table["eigenvalue_centred"], CATEGORIES[1]))
-    said = (f"rank (of {row['samples']} samples; effective rank {row['effective_rank']:.3g} ± "
+    said = (f"rank (of {int(row['samples'])} samples; effective rank {row['effective_rank']:.3g} ± "
             f"{row['effective_rank_se']:.1g}, centred {row['effective_rank_centred']:.3g})")  # fmt: skip
     figure = lines(curves, x_title=said, y_title="eigenvalue", log_x=True, height=380)
     return figure.update_yaxes(type="log", exponentformat="power", dtick=1)
@@ -223,7 +225,7 @@ def alignment(table: pd.DataFrame, view: View) -> Any:
     row = table.iloc[0]
     shown = {"alignment": "alignment, here", "alignment_first": "alignment, first checkpoint", "likeness": "likeness"}
     known = [name for name in shown if pd.notna(row[name])]
-    null = [row["alignment_null"] if name != "likeness" else np.nan for name in known]
+    null = [row.get(f"{name}_null", np.nan) for name in known]
     hover = [f"{shown[name]}: {row[name]:.3g} ± {row[f'{name}_se']:.2g}" for name in known]
     drift = f"; drift {row['drift']:.3g} ± {row['drift_se']:.2g}" if pd.notna(row["drift"]) else ""
     return bars([shown[name] for name in known], [row[name] for name in known], null=null, hover=hover,
