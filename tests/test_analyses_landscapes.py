@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import learning_coefficient as llc_room
 from backend.analyses import loss_slices as slices_room
 from backend.analyses import mode_connectivity as path_room
+from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
 from backend.errors import BadInput, PhasescopeError, Unfit
+from backend.maths import learning_coefficient as llc_maths
 from backend.maths import matching
 from backend.maths.matching import Group
 from backend.models.open import open_model
@@ -177,3 +180,100 @@ def test_models_that_cannot_be_joined_say_why(tiny, tmp_path):
     assert set(path_room._ends(neox, neox.parameters(), neox.parameters(), 0)) == {"straight"}
     with pytest.raises(Unfit, match="Use a native or GPT-2 model"):
         neox.exchangeable()
+
+
+# ---------------------------------------------------------------- tangent kernels
+
+
+def kernel(model, **params):
+    params = ntk_room.NtkParams(**params)
+    losses = _at_weights.Losses(model, _at_weights.used(rows(model), params.rows_used))
+    return ntk_room.kernel_of(losses, losses.own, params, quiet, 0.0)
+
+
+def test_by_the_unembedding_alone_a_model_is_linear_and_its_kernel_exact(tiny):
+    """Logits are linear in W_U: K_ij = [same answer] <h_i, h_j>, h what the unembedding reads."""
+    model = tiny["native"]
+    found, right = kernel(model, output="logit", block="head.weight", positions=3)
+    streams = model.capture(torch.as_tensor(rows(model).tokens), ["resid_post"], [1])["resid_post", 1]
+    h = model.bare.ln_out(streams).detach()[:, [0, 3, 6]].flatten(0, 1)
+    same = torch.as_tensor(right[:, None] == right[None]).double()
+    torch.testing.assert_close(found, (h @ h.T) * same)
+    np.testing.assert_array_equal(right, rows(model).tokens[:, [1, 4, 7]].ravel())
+    summed, _ = kernel(model, output="sum of logits", block="head.weight", positions=3)
+    torch.testing.assert_close(summed, 50 * h @ h.T)
+
+
+def test_a_kernel_is_what_a_step_on_one_sample_does_to_the_others(tiny):
+    """f_i(w + e g_j) - f_i(w - e g_j) = 2 e K_ij, g_j the gradient of f_j."""
+    model, params = tiny["gpt2"], ntk_room.NtkParams(positions=2)
+    found, _ = kernel(model, positions=2)
+    losses = _at_weights.Losses(model, rows(model).tokens)
+
+    def told(at):
+        return torch.cat([ntk_room.outputs(model, at, row[None], params)[0] for row in losses.tokens])
+
+    at = {name: t.clone().requires_grad_() for name, t in losses.own.items()}
+    step = torch.autograd.grad(told(at)[5], list(at.values()))
+    ends = []
+    for size in (1e-5, -1e-5):
+        with torch.no_grad():
+            ends.append(told({name: t + size * g for (name, t), g in zip(losses.own.items(), step, strict=True)}))
+    torch.testing.assert_close((ends[0] - ends[1]) / 2e-5, found[5], rtol=1e-4, atol=1e-4 * float(found.max()))
+
+
+def test_at_its_first_checkpoint_nothing_has_drifted_and_later_it_has(tiny, demo):
+    row = ask("ntk", tiny["native"], positions=3, shuffles=20).iloc[0]
+    assert row["drift"] == 0 and row["likeness"] == pytest.approx(1) and row["alignment"] == row["alignment_first"]
+    assert row["samples"] == 18 and 1 <= row["effective_rank"] <= 18
+    later = ask("ntk", demo, TRAINING, positions=2, shuffles=20).iloc[0]
+    assert later["drift"] > 0.3 and later["likeness"] < 0.9 and later["drift_se"] > 0
+    alone = ask("ntk", demo, TRAINING, positions=2, first_step=-1, shuffles=20)
+    assert alone[["drift", "eigenvalue_first", "alignment_first"]].isna().all(axis=None)
+    assert alone["eigenvalue"].iloc[0] == pytest.approx(later["eigenvalue"])
+    with pytest.raises(BadInput, match="Parameters named 'nothing'"):
+        ask("ntk", demo, TRAINING, block="nothing")
+
+
+def test_alignment_is_told_from_chance():
+    """A kernel of equal answers has p = 1 / (1 + shuffles); a random one is no more than its null."""
+    dice, params = np.random.default_rng(0), ntk_room.NtkParams(shuffles=99)
+    right = dice.integers(4, size=30)
+    features = torch.as_tensor(dice.normal(size=(30, 200)))
+    planted = features @ features.T / 200 + 0.5 * ntk_room._same(right)
+    assert ntk_room._shuffled(planted, right, params)["p"] == pytest.approx(0.01)
+    chance = [ntk_room._shuffled(f @ f.T, right, params)["p"]
+              for f in (torch.as_tensor(dice.normal(size=(30, 200))) for _ in range(12))]  # fmt: skip
+    assert 0.2 < np.mean(chance) < 0.8
+
+
+# ---------------------------------------------------------------- learning coefficients
+
+
+def test_chains_begin_at_the_model_and_are_told_one_by_one(tiny):
+    """Held firmly they stay where the loss is the model's own; an estimate is n / log n times its mean rise."""
+    table, n = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=1e7), 6 * 7
+    row, each = table.iloc[0], table.groupby("chain")["rise"].mean() * n / np.log(n)
+    np.testing.assert_allclose(each, table.groupby("chain")["chain_estimate"].first())
+    assert 0 < table["rise"].abs().max() < 0.02 and abs(row["free"]) < 0.1
+    assert row["tokens"] == n and len(table) == 20 and (row["trouble"] == "") == (row["estimate"] == row["estimate"])
+
+
+def test_what_is_refused_says_which_knob():
+    flat = torch.rand(4, 20, generator=torch.Generator().manual_seed(0))
+
+    def found(trouble):
+        return llc_room._table(llc_maths.Coefficient(1.0, 0.1, 0.6, 1.0, 0.1, flat, trouble), 1000, 5.0).iloc[0]
+
+    assert found("")["trouble"] == "" and found("")["estimate"] == 1.0
+    assert found("")["high"] - 1 == pytest.approx(0.1 * 3.1824463), "the t interval of 4 chains"
+    knobs = {"not mixed: R-hat 1.90": "more draws", "negative: the start is no minimum": "later checkpoint",
+             "acceptance 0.02": "more burn-in", "the chains left for infinity": "larger localisation"}  # fmt: skip
+    for trouble, words in knobs.items():
+        row = found(trouble)
+        assert words in row["trouble"] and trouble in row["trouble"] and np.isnan(row["estimate"]), trouble
+
+
+def test_a_model_that_is_no_minimum_is_refused(tiny):
+    row = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=100.0).iloc[0]
+    assert row["trouble"].startswith("Refused: ") and np.isnan(row["estimate"])

@@ -160,6 +160,18 @@ def test_coefficients_of_known_singularities(loss: Callable, dims: int, expected
     assert found.trouble == "" and 0.4 < found.acceptance < 0.8 and found.losses.shape == (100, 400)
 
 
+@pytest.mark.parametrize(("curved", "gamma"), [
+    (torch.logspace(-3, 1, 2000).double(), 500.0), (torch.ones(10).double(), 145.0),
+])  # fmt: skip
+def test_a_localiser_takes_its_part_in_many_dimensions_and_still_mixes(curved: torch.Tensor, gamma: float) -> None:
+    """Half the sum of n beta h / (n beta h + gamma) for curvatures h, 300 steps in 2000 dimensions."""
+    start, n = torch.zeros_like(curved), 1000
+    heat = n / math.log(n)
+    found = learning_coefficient.estimate(lambda w: (curved * w.square()).sum(1) / 2, start, n, 12, 200, 100, gamma)
+    expected = float((heat * curved / (heat * curved + gamma)).sum() / 2)
+    assert found.trouble == "" and found.value == pytest.approx(expected, rel=0.04)
+
+
 def test_what_is_no_minimum_or_has_not_mixed_is_not_believed() -> None:
     slope = learning_coefficient.estimate(lambda w: w.sum(1), torch.zeros(1).double(), 1000, chains=4, draws=50)
     assert "no minimum" in slope.trouble

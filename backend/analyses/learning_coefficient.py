@@ -1,0 +1,185 @@
+"""How degenerate is the minimum that training found: the local learning coefficient of the weights?
+
+lambda = n beta (E[L] - L(w*)), beta = 1 / log n, n predicted tokens, the mean over w ~ exp(-n beta L(w) - gamma / 2
+|w - w*|^2) around the model's weights w*: half the number of parameters where the loss is regular, less where
+directions do not matter. Sampled by `chains` chains of Metropolis-adjusted Langevin steps (exact at any step size);
+[low, high] is the 95 % t interval over chains. It is of these rows, and of gamma (`localisation`): of a quadratic loss
+with curvatures h it is the sum of n beta h / (2 (n beta h + gamma)), so compare at one gamma only, and scan it.
+
+An estimate is refused (NULL, with the reason and the knob in `trouble`) where chains have not mixed (R-hat of the loss
+above 1.2), acceptance is out of hand, or it is negative: then w* is no minimum. The trace plot shows every chain.
+The null: `free`, n beta (L - L(w*)) of draws from the localiser alone, which the loss did not hold back: an estimate
+near it says nothing of the loss but at random places.
+Cost: a forward and a backward of all rows per chain, draw and step of burn-in.
+Source: Watanabe (2013), A widely applicable Bayesian information criterion; Lau et al. (2023), The local learning
+coefficient; Hoogland et al. (2024), The developmental landscape of in-context learning; Cotter et al. (2013).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from backend.analyses import _at_weights
+from backend.analyses._units import answers
+from backend.analyses._work import BYTES, Plan
+from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
+from backend.costs import Work
+from backend.errors import BadInput
+from backend.figures import CATEGORIES, NULL_GREY, Line, bars, level, lines
+
+FREE = 12  # draws from the localiser alone
+KNOBS = {
+    "not mixed": "Give more draws and burn-in, or a larger localisation",
+    "acceptance": "Give more burn-in, in which the step size is tuned, or a larger localisation",
+    "negative": "Choose a later checkpoint, or rows like those it was trained on",
+    "the chains": "Give a larger localisation",
+}
+
+
+class LearningCoefficientParams(Params):
+    """The sampling."""
+
+    localisation: float = Field(1000.0, ge=1.0, le=1e7, description="gamma: how firmly chains are held at the weights")
+    chains: int = Field(4, ge=2, le=64, description="chains, each from the model's weights; the interval is over them")
+    draws: int = Field(60, ge=10, le=100_000, description="draws of each chain that are kept")
+    burn: int = Field(40, ge=10, le=100_000, description="steps before, in which the step size is tuned")
+    rows_used: int = Field(8, ge=1, le=1024, description="rows of the corpus that the loss is the mean over, at most")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the chains")
+
+
+@analysis(
+    version=1, group="Spectra",
+    title="Learning coefficient", asks="How degenerate is the minimum that training found?",
+    subject=Corpus, params=LearningCoefficientParams, needs=["gradients"],
+    axes=[Axis("chain", "chain"), Axis("draw", "draw after burn-in")],
+    values=[
+        Value("rise", "L(w) - L(w*) at this draw", "nats"),
+        Value("chain_estimate", "lambda from this chain alone (the same in all its rows)"),
+        Value("estimate", "lambda, mean of chains (the same in every row); NULL where refused"),
+        Value("estimate_se", "its standard error over chains; NULL where refused"),
+        Value("low", "lower end of the 95 % interval over chains; NULL where refused"),
+        Value("high", "upper end"),
+        Value("free", "the same of draws from the localiser alone"),
+        Value("acceptance", "share of steps that were accepted, 0 to 1"),
+        Value("r_hat", "R-hat of the loss: 1 where chains have mixed"),
+        Value("step", "step size of the chains"),
+        Value("tokens", "n, the predicted tokens", kind="int"),
+        Value("trouble", "why the estimate is refused, and what to turn; empty where it is not", kind="str"),
+    ],
+)  # fmt: skip
+def learning_coefficient(
+    model: Model, subject: Rows, params: LearningCoefficientParams, progress: Progress
+) -> pd.DataFrame:
+    """Return one row per (chain, draw)."""
+    import torch
+
+    from backend.maths import learning_coefficient as maths
+    from backend.maths.products import flat, shaped
+
+    losses = _at_weights.Losses(model, _at_weights.used(subject, params.rows_used))
+    n, names, like = _tokens(losses), list(losses.own), list(losses.own.values())
+    start, turns = flat(like, like), params.burn + params.draws
+
+    def loss(points: Any) -> Any:
+        at = (dict(zip(names, shaped(point, like), strict=True)) for point in points)
+        return torch.stack([losses.graph(one).mean() for one in at])
+
+    def said(turn: int) -> None:
+        progress(0.95 * turn / turns, f"Step {turn} of {turns}, {params.chains} chains")
+
+    found = maths.estimate(loss, start, n, params.chains, params.draws, params.burn, params.localisation, params.seed,
+                           said)  # fmt: skip
+    free = _free(losses, start, params, lambda point: dict(zip(names, shaped(point, like), strict=True)))
+    return _table(found, n, n / np.log(n) * free)
+
+
+def _tokens(losses: Any) -> int:
+    """Return n. Raises BadInput for fewer than 3 tokens, where log n is no temperature."""
+    known = answers(losses.model, losses.tokens)
+    n = int(known[1].numel()) if known else 0
+    if n < 3:
+        raise BadInput("The learning coefficient", f"{n} predicted tokens, at least 3 are needed", "Use more rows")
+    return n
+
+
+def _free(losses: Any, start: Any, params: LearningCoefficientParams, named: Any) -> float:
+    """Return the mean of L - L(w*) over draws from the localiser."""
+    import torch
+
+    dice, middle = torch.Generator().manual_seed(params.seed + 1), losses.rows(losses.own).mean()
+    found = []
+    for _ in range(FREE):
+        drawn = torch.randn(start.shape, generator=dice, dtype=torch.float64).to(start)
+        found.append(losses.rows(named(start + drawn / params.localisation**0.5)).mean() - middle)
+    return float(np.mean(found))
+
+
+def _table(found: Any, n: int, free: float) -> pd.DataFrame:
+    """Return the rows of a Coefficient."""
+    rises = found.losses.double().cpu().numpy()
+    chains, draws = rises.shape
+    told = (found.value, found.error, *found.interval())
+    value, error, low, high = told if not found.trouble else (np.nan,) * 4
+    table = pd.DataFrame({
+        "chain": np.repeat(np.arange(chains), draws), "draw": np.tile(np.arange(draws), chains),
+        "rise": rises.ravel(), "chain_estimate": np.repeat(n / np.log(n) * rises.mean(1), draws), "estimate": value,
+        "estimate_se": error, "low": low, "high": high, "free": free, "acceptance": found.acceptance,
+        "r_hat": found.r_hat, "step": found.step, "tokens": n, "trouble": in_words(found),
+    })  # fmt: skip
+    return table.replace([np.inf, -np.inf], np.nan)
+
+
+def in_words(found: Any) -> str:
+    """Return why an estimate is refused and which knob helps, '' where it is not."""
+    if not found.trouble:
+        return ""
+    knob = next((todo for start, todo in KNOBS.items() if found.trouble.startswith(start)), "Ask again")
+    return f"Refused: {found.trouble}. {knob}."
+
+
+@learning_coefficient.costs
+def work(card: ModelCard, subject: Corpus, params: LearningCoefficientParams) -> Work:
+    """A gradient of all rows per chain and step; all chains' graphs are held at once."""
+    plan, rows = Plan(card), min(params.rows_used, subject.rows)
+    length = min(subject.length, card.n_ctx)
+    plan.call(rows, length, 1, gradients=True)  # L(w*)
+    plan.call(rows, length, params.chains * (1 + params.burn + params.draws), gradients=True)
+    _at_weights.plan_rows(plan, subject, rows, FREE + 1)
+    width = BYTES.get(card.dtype, 4)
+    graphs = params.chains * rows * length * (card.n_layers * 12 * card.d_model + 4 * card.d_vocab_out) * width
+    return plan.total(10 * params.chains * card.n_params * width + graphs, 0.0,
+                      "Use fewer chains, draws or rows (rows_used)")  # fmt: skip
+
+
+# ---------------------------------------------------------------- figures
+
+
+@learning_coefficient.figure("Estimate of every chain")
+def chains(table: pd.DataFrame, view: View) -> Any:
+    """Lambda from each chain, their mean with its interval; dotted: the localiser alone, which no loss holds."""
+    row, each = table.iloc[0], table.groupby("chain")["chain_estimate"].first()
+    names, values, errors = [f"chain {i}" for i in each.index], list(each), [0.0] * len(each)
+    said = row["trouble"] or f"{row['estimate']:.3g}, 95 % [{row['low']:.3g}, {row['high']:.3g}]"
+    if not row["trouble"]:
+        names, values, errors = [*names, "all"], [*values, row["estimate"]], [*errors, row["high"] - row["estimate"]]
+    colours = [CATEGORIES[7] if row["trouble"] else CATEGORIES[0]] * len(names)
+    figure = bars(names, values, errors=errors, colours=colours, x_title=said, y_title="learning coefficient")
+    level(figure, names, row["free"], f"localiser alone: {row['free']:.3g}")
+    return figure.update_layout(showlegend=False)
+
+
+@learning_coefficient.figure("Traces")
+def traces(table: pd.DataFrame, view: View) -> Any:
+    """The loss above that of the model, draw by draw: chains that have mixed cannot be told apart."""
+    row = table.iloc[0]
+    curves = [Line(f"chain {i}", rows["draw"], rows["rise"], colour=CATEGORIES[int(str(i)) % len(CATEGORIES)])
+              for i, rows in table.groupby("chain")]  # fmt: skip
+    mean = row["free"] * np.log(row["tokens"]) / row["tokens"]
+    ends = [table["draw"].min(), table["draw"].max()]
+    curves.append(Line("localiser alone", ends, [mean, mean], colour=NULL_GREY))
+    said = f"draw (R-hat {row['r_hat']:.2f}, acceptance {row['acceptance']:.2f}, step {row['step']:.2g})"
+    return lines(curves, x_title=said, y_title="L - L(w*) (nats)", height=360)
