@@ -80,8 +80,7 @@ def _sums(table: pd.DataFrame, params: dict[str, Any]) -> None:
     odd = table[(table["converged"] == 0) & (table["of"] == "model")]
     if len(odd):
         which = ", ".join(f"{q} {r}" for q, r in zip(odd["quantity"], odd["rank"], strict=True))
-        said += f" Not converged within {params['products']} products: {which}; allow more "
-                 "products, or open the model in float64."
+        said += f" Not converged within {params['products']} products: {which}; allow more, or open it in float64."
     if table["exact"].notna().any():
         ends = table[(table["of"] == "model") & table["quantity"].isin(["high", "low"])]
         off = (ends["value"] - ends["exact"]).abs().max() / ends["exact"].abs().max()
