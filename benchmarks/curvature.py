@@ -173,7 +173,7 @@ def gpt(told: Told, name: str, config: dict[str, Any], rows: int, dense: bool, r
     else:
         criterion = torch.nn.functional.cross_entropy
         took, values = spent(lambda: pyhessian_column.top(forward, criterion, tensors, data, K), 1)
-        say(f"PyHessian: top {K}", took, np.sort(values)[::-1], "its defaults")
+        say(f"PyHessian: top {K}", took, np.sort(values)[::-1], "its defaults; its list goes by |eigenvalue|")
     if peers.missing("curvlinops"):
         return told.row(part, "curvlinops: not installed here", None, None, "")
     took, values = spent(lambda: peers.curvlinops_top(forward, tensors, data, K, TOL), repeats)
