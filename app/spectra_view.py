@@ -74,13 +74,14 @@ def _params(one: Any, bar: Bar) -> dict[str, Any] | None:
 def _sums(table: pd.DataFrame, params: dict[str, Any]) -> None:
     """Draw the table of single numbers, of the model, its null and the dense matrix."""
     rows = [row for quantity, words in SUMS.items() if (row := _sum(table, quantity, words))]
-    shown = pd.DataFrame(rows).dropna(axis=1, how="all")
+    shown = pd.DataFrame(rows)
+    shown = shown[[c for c in shown if (shown[c] != "").any()]].fillna("")
     st.dataframe(shown, hide_index=True)
     said = "± are standard errors, of the gap the residuals that bound its error."
     odd = table[(table["converged"] == 0) & (table["of"] == "model")]
     if len(odd):
         which = ", ".join(f"{q} {r}" for q, r in zip(odd["quantity"], odd["rank"], strict=True))
-        said += f" Not converged within {params['products']} products: {which}; allow more products."
+        said += f" Not converged within {params['products']} products: {which}; allow more, or open it in float64."
     if table["exact"].notna().any():
         ends = table[(table["of"] == "model") & table["quantity"].isin(["high", "low"])]
         off = (ends["value"] - ends["exact"]).abs().max() / ends["exact"].abs().max()
@@ -103,7 +104,7 @@ def _sum(table: pd.DataFrame, quantity: str, words: str) -> dict[str, Any] | Non
         row[of] = said(one["value"]) + ("" if pd.isna(one["error"]) else f" ± {theme.number(one['error'])}")
     for column, name in (("exact", "dense matrix"), ("pyhessian", "PyHessian")):
         value = found["model"][column]
-        row[name] = None if pd.isna(value) else theme.number(value)
+        row[name] = "" if pd.isna(value) else theme.number(value)
     return row
 
 

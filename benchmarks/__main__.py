@@ -13,6 +13,7 @@ ALL = {"overhead": "What readings cost, recipe by recipe",
        "head_sweep": "The exact sweep over heads beside a loop",
        "library": "transformer-lens' tools beside a direct computation and ours",
        "detection": "Detection of transitions",
+       "curvature": "Curvature beside its peers, where they are installed",
        "recipes": "Modular addition beside the reference loop"}  # fmt: skip
 
 

@@ -51,6 +51,15 @@ def test_it_agrees_with_scipy_in_float32() -> None:
     assert found.high_residual.min() > 19 * torch.finfo(torch.float32).eps / 2, "no residual is below rounding"
 
 
+def test_an_error_of_the_products_is_heard_though_the_residuals_vanish() -> None:
+    matrix, dice = with_spectrum(SPECTRUM), torch.Generator().manual_seed(1)
+    rough = matrix + 1e-5 * torch.randn(len(matrix), len(matrix), generator=dice, dtype=torch.float64)
+    found = curvature.extreme(lambda v: rough @ v, len(matrix), 2, tol=1e-9)
+    off = np.abs(found.high - [19, 11])
+    assert (off > 1e-7).all() and (off <= found.high_residual).all() and found.high_residual.max() < 1e-3
+    assert curvature.extreme(lambda v: matrix @ v, len(matrix), 2, tol=1e-9).high_residual.max() < 1e-8
+
+
 @pytest.mark.parametrize("values", [np.full(12, 2.0), np.zeros(6), np.array([3.0]), np.array([1.0] * 9 + [4.0] * 3)])
 def test_few_distinct_eigenvalues_with_their_multiplicity(values: np.ndarray) -> None:
     matrix = with_spectrum(values)

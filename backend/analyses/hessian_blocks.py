@@ -183,7 +183,8 @@ def largest(table: pd.DataFrame, view: View) -> Any:
     hover = [[f"largest {a:.4g}, smallest {b:.4g}" for a, b in zip(*rows, strict=True)]
              for rows in zip(grid.to_numpy(), low.to_numpy(), strict=True)]  # fmt: skip
     text = [[f"{a:.2g}" for a in row] for row in grid.to_numpy()]
-    return pixels(grid.to_numpy(float), x=list(grid.columns), y=[str(n) for n in grid.index], x_title="matrix",
-                  y_title="layer", value="largest eigenvalue", text=text, hover=hover, numbered_y=False,
+    names = [name.removesuffix(".weight").replace(".bias", " b") for name in grid.columns]  # a label has 14 letters
+    return pixels(grid.to_numpy(float), x=names, y=[str(n) for n in grid.index], x_title="matrix (b: its bias)",
+                  y_title="layer", value="largest", text=text, hover=hover, numbered_y=False,
                   limits=(0.0, max(float(np.nanmax(grid.to_numpy(float))), 1e-9)),
-                  height=160 + 60 * min(len(grid), 12)).update_xaxes(tickangle=-60, title={"standoff": 8})  # fmt: skip
+                  height=220 + 40 * min(len(grid), 12)).update_xaxes(tickangle=-60, title={"standoff": 8})  # fmt: skip

@@ -3,10 +3,11 @@
 H = d2 L / dw2 of the mean cross-entropy L over the corpus' rows (the next token; the task's own answer for a run that
 adds modulo p), over all parameters or one block of them; or its Gauss-Newton part G = J'(d2 L / d logits^2) J, which
 has no negative eigenvalue. Everything from products H v on kept graphs, attention computed by the MATH kernel.
-`high`, `low`: the largest and smallest eigenvalues by Lanczos with double reorthogonalisation; `error` is the Ritz
-residual, which bounds what the value is off. `density`: stochastic Lanczos quadrature, smoothed by a Gaussian
-(`error`: standard error over probes). `trace`: Hutchinson, with standard error. `participation_ratio`
-(tr H)^2 / tr H^2: how many equal eigenvalues would have these two moments (error: jackknife over probes).
+`high`, `low`: the largest and smallest eigenvalues by Lanczos with double reorthogonalisation; `error` bounds what the
+value is off: the Ritz residual, and how far the products are off (in float32, of a model that errs little, far more
+than rounding). `density`: stochastic Lanczos quadrature, smoothed by a Gaussian (`error`: standard error over probes).
+`trace`: Hutchinson, with standard error. `participation_ratio` (tr H)^2 / tr H^2: how many equal eigenvalues would have
+these two moments (error: jackknife over probes).
 `spectral_gap`: largest minus second. `exact`: the dense matrix' own, where the block is small enough.
 
 The null: the same at weights whose entries are permuted within each tensor (norms and histograms kept, what was learned

@@ -3,7 +3,9 @@
 `extreme`: eigenvalues at both ends by the Lanczos method. Every new vector is made orthogonal to all before, twice:
 without that, converged eigenvalues come again and again (ghosts) and no list of eigenvalues can be believed. It stops
 where the Ritz residuals |H y - theta y| = beta_m |s_m| of all that is asked for are small; a residual bounds the error
-of its eigenvalue from above (and its square over the gap does, too).
+of its eigenvalue from above (and its square over the gap does, too). To it is added by how much the products
+themselves are off, seen in what an exactly symmetric H leaves at zero: in float32 that can be far more than rounding of
+the result, as where a gradient is a small difference of large numbers.
 `quadrature`: the spectral density by stochastic Lanczos quadrature. From a random unit vector v, m steps give nodes
 theta_i and weights s_1i^2 with sum_i w_i f(theta_i) = v'f(H)v exactly for polynomials up to degree 2 m - 1; the mean
 over probes v estimates tr f(H) / n.
@@ -35,7 +37,8 @@ BREAKDOWN = 64  # times the rounding of H's size: what is shorter is rounding, s
 class Krylov:
     """m steps of the Lanczos method: basis [m, n], T's diagonal `alpha` [m] and side `beta` [m - 1], and what is left.
 
-    `rest` is the vector orthogonal to the basis that the next step begins with, `left` its length.
+    `rest` is the vector orthogonal to the basis that the next step begins with, `left` its length. `noise` is the
+    largest part of a product along basis vectors where an exactly symmetric H has none: the rounding of the products.
     """
 
     basis: Tensor
@@ -44,6 +47,7 @@ class Krylov:
     rest: Tensor = field(default_factory=lambda: torch.empty(0))
     left: float = 0.0
     size: float = 0.0
+    noise: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -194,7 +198,9 @@ def step(product: Product, space: Krylov, dice: torch.Generator | None) -> None:
     out = product(vector)
     space.alpha.append(float(out @ vector))
     space.size = max(space.size, float(out.norm()))
-    space.rest = _orthogonal(out, space.basis[: m + 1])
+    along = space.basis[: m + 1] @ out
+    space.noise = max(space.noise, float(along[: max(m - 1, 0)].norm()))
+    space.rest = _orthogonal(out, space.basis[: m + 1], along)
     space.left = float(space.rest.norm())
 
 
@@ -203,11 +209,13 @@ def _exhausted(space: Krylov) -> bool:
     return space.steps > 0 and space.left <= rounding * max(space.size, 1e-300)
 
 
-def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """Take from a vector what lies in the basis, twice: the first time leaves rounding of the vector's own size."""
-    for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
-    return vector
+def _orthogonal(vector: Tensor, basis: Tensor, along: Tensor | None = None) -> Tensor:
+    """Take from a vector what lies in the basis, twice: the first time leaves rounding of the vector's own size.
+
+    `along`: basis @ vector, where it is known.
+    """
+    vector = vector - basis.T @ (basis @ vector if along is None else along)
+    return vector - basis.T @ (basis @ vector)
 
 
 def _random(n: int, dice: torch.Generator, like: Tensor | None) -> Tensor:
@@ -220,11 +228,14 @@ def _as(vector: Tensor, like: Tensor | None) -> Tensor:
 
 
 def _residuals(space: Krylov) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (theta, vectors, residuals): no residual is below the rounding of a product."""
     theta, vectors = space.ritz()
-    rounding = torch.finfo(space.basis.dtype).eps * space.size
     whole = space.steps == space.basis.shape[1]  # nothing is left but rounding
-    return theta, vectors, rounding + (0.0 if whole else space.left) * np.abs(vectors[-1])
+    return theta, vectors, (0.0 if whole else space.left) * np.abs(vectors[-1])
+
+
+def _rounding(space: Krylov) -> float:
+    """Return how far products may be off: no eigenvalue is known better, whatever its residual."""
+    return float(torch.finfo(space.basis.dtype).eps * space.size + space.noise)
 
 
 def _found(space: Krylov, k: int, tol: float, both: bool) -> bool:
@@ -239,4 +250,5 @@ def _ends(space: Krylov, k: int, tol: float, both: bool) -> Ends:
     chosen = torch.as_tensor(vectors[:, np.concatenate([high, low])]).to(space.basis)
     basis = space.basis[: space.steps]
     found = _found(space, k, tol, both)
+    residual = residual + _rounding(space)
     return Ends(theta[high], theta[low], residual[high], residual[low], chosen.T @ basis, space.steps, found)
