@@ -193,6 +193,16 @@ def test_attention_that_does_more_after_z_is_computed_whole(native):
     native.view.__dict__["phasescope_form"] = form
 
 
+@torch.no_grad()
+def test_attention_is_looked_at_for_what_it_does_after_its_projection(native):
+    view = bridge.hook_view(native.bare)
+    assert shorter.form_of(view).projected
+    more = bridge.hook_view(native.bare)
+    more.blocks[0].attn.register_forward_hook(lambda m, args, out: (2 * out[0], *out[1:]) if isinstance(out, tuple)
+                                              else 2 * out)  # fmt: skip
+    assert not shorter.form_of(more).projected
+
+
 @pytest.mark.parametrize(("known", "edits", "said"), [
     ([("z", 1)], {}, "Give resid_pre"), ([("resid_pre", 0), ("z", 1)], {}, "Give resid_pre"),
     ([("resid_pre", 1)], {("z", 0): torch.zeros_like}, "z of layer 0 is edited"),
