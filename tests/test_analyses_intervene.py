@@ -114,10 +114,10 @@ def test_other_rows_take_the_place_of_each_by_the_seed(wired: Any) -> None:
     told = []
     for seed in (0, 1, 2):
         def moved(t: torch.Tensor, seed: int = seed) -> torch.Tensor:
-            t[:, :, 1] = z[cycle(7, seed)][:, :, 1]
+            t[:, :, 0] = z[cycle(7, seed)][:, :, 0]
             return t
 
-        told.append(run(wired, tokens, f"resample L0H1 seed {seed}"))
+        told.append(run(wired, tokens, f"resample L0H0 seed {seed}"))
         assert torch.equal(told[-1], wired.run_with(tokens, {("z", 0): moved}))
 
 

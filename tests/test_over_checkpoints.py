@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import house
+from app.auto_page import unused
 from backend import Backend
 from backend.figures.over_steps import SHOWN, by_change, effect_over_steps, over_steps, part_names
 from tests.page_kit import numbers, said, settle, settled_house
@@ -120,6 +121,22 @@ def test_what_is_missing_is_what_is_asked_and_not_kept(backend: Backend) -> None
     assert [b.label for b in at.button if b.label.startswith("Compute at all")] == [
         "Compute at all 4 checkpoints (1 missing)"]
     assert "3 of 4 checkpoints are computed" in said(at)
+
+
+def test_a_form_shows_what_its_search_reads(backend: Backend) -> None:
+    one = backend.analysis("circuit_nodes")
+    assert unused(one, {}) == ("threshold",) and unused(one, {"search": "greedy exact"}) == ("least",)
+    assert unused(backend.analysis("ablation"), {"search": "greedy exact"}) == ()
+    source = """
+from app import auto_page, house
+auto_page.form(house.backend().analysis("circuit_nodes"))
+"""
+    at = AppTest.from_string(source, default_timeout=60).run()
+    labels = {w.label for w in (*at.number_input, *at.selectbox, *at.slider)}
+    assert {"Least", "Held out", "Seed of the computation"} <= labels and "Threshold" not in labels
+    next(s for s in at.selectbox if s.label == "Search").set_value("greedy exact").run()
+    labels = {w.label for w in at.number_input}
+    assert "Threshold" in labels and "Least" not in labels and not at.exception
 
 
 def test_every_edit_of_a_form_is_taken_and_a_link_moves_it(backend: Backend) -> None:
