@@ -15,6 +15,19 @@ from app.parts import SLIDERS, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
+#: the subject bar has a seed of its own
+TITLES = {"seed": "Seed of the computation"}
+#: of a form with `search`: what the other search alone reads
+SEARCHES = {"greedy exact": ("least",), "by score": ("threshold",)}
+
+
+def unused(one: Analysis, given: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fields that mean nothing with what is given: they are not drawn."""
+    fields = one.params.model_fields
+    if "search" not in fields:
+        return ()
+    return tuple(n for n in SEARCHES.get(given.get("search", fields["search"].default), ()) if n in fields)
+
 
 def page(one: Analysis) -> Any:
     """Return the st.Page of an analysis."""
@@ -92,7 +105,10 @@ def form(
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
     given = widgets.params_from_query(one.params, told)
-    values = widgets.form(one.params, f"params:{one.name}:{turn}", given, columns, without=without)
+    drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
+    now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given
+    values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns,
+                          titles=TITLES, without={*without, *unused(one, now)})
     changed = widgets.changed(one.params, values or {})
     others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
     url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)

@@ -132,7 +132,8 @@ def _answer(house: Any, bar: Bar, edits: str, pairs: Any) -> None:
         other = written["token_after" if column == "token_before" else "token_before"]
         chips = "".join(subject_sets.chip(words.label(int(a)), a != b)
                         for a, b in zip(written[column], other, strict=True))  # fmt: skip
-        st.html(f'<div class="ps-pair"><span class="ps-what">{title}</span>{chips}</div>')
+        st.html(f'<div class="ps-pair"><span class="ps-what">{title}</span>'
+                f'<span class="ps-chips">{chips}</span></div>')
     st.caption("How it goes on, greedily; tokens that differ are marked.")
     asking.provenance(house, key)
 

@@ -80,8 +80,13 @@ def _keys(house: Any, over: Over) -> dict[int, str]:
 
 
 def _waiting(house: Any, keys: list[str]) -> list[dict[str, Any]]:
+    return mine(house.jobs(states=["queued", "running"]), keys)
+
+
+def mine(jobs: list[dict[str, Any]], keys: list[str]) -> list[dict[str, Any]]:
+    """Return the jobs that compute one of these keys."""
     wanted = set(keys)
-    return [j for j in house.jobs(states=["queued", "running"]) if j["key"] in wanted]
+    return [j for j in jobs if j["key"] in wanted]
 
 
 def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:

@@ -69,8 +69,8 @@ def numbers(table: pd.DataFrame, known: Mapping[str, Any]) -> None:
     st.dataframe(
         shown, hide_index=True, height=min(38 + 35 * len(shown), 460), key=f"numbers:{known['name']}",
         column_config={
-            "quantity": st.column_config.TextColumn(width="large"),
-            **{n: number(format="%.5g", width=100) for n in ("published", "ours")},
+            "quantity": st.column_config.TextColumn(width=190),
+            **{n: number(format="%.5g", width=75) for n in ("published", "ours")},
             **{n: number(format="%.1e", width="small") for n in ("difference", "tolerance")},
             "agrees": st.column_config.TextColumn(width="small"),
         },
@@ -79,9 +79,9 @@ def numbers(table: pd.DataFrame, known: Mapping[str, Any]) -> None:
 
 def _more(house: Any, key: str, spec: str) -> None:
     made = house.record(key)
-    left, right = st.columns([3, 2])
+    left, right = st.columns([1, 1])
     left.caption(
         f"Computed {theme.ago(made['created'])} in {theme.seconds(made['seconds'])} · {made['dtype']} · `{key[:8]}`"
     )
     with right:
-        link("results", label="Numbers, provenance, export", query={"key": key})
+        link("results", label="Numbers and export", query={"key": key})

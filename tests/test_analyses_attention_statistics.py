@@ -83,6 +83,9 @@ def test_the_z_of_attention_without_preferences_is_that_of_chance():
 def test_the_best_of_many_offsets_is_set_against_the_best_of_as_many():
     frame = ask(RandomRows(3, 8), rows(40), max_offset=8)
     assert frame["offset_mass_z"].abs().mean() < 2
+    many = ask(RandomRows(8, 8), rows(10), max_offset=8)
+    more = many["offset_mass"] - many["offset_mass_null"]  # at the score's own offset the null would be lower each time
+    assert abs(more.mean()) < 3 * more.std() / 64**0.5
 
 
 def test_numbers_equal_the_definition_on_a_real_model(tmp_path):

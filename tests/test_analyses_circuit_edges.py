@@ -184,6 +184,23 @@ def test_the_wired_circuit_is_a_few_edges_and_holds_on_fresh_pairs(search, tmp_p
     assert table["n"].eq(4).all() and table["n_held_out"].eq(4).all()
 
 
+def mirrored(pairs):
+    """Each pair twice, and once with answer and distractor exchanged: effects and whole are a third in the mean."""
+    back = [p.model_copy(update={"answer": p.distractor, "distractor": p.answer}) for p in pairs.pairs]
+    return pairs.model_copy(update={"pairs": (*pairs.pairs, *pairs.pairs, *back)})
+
+
+@pytest.mark.parametrize("threshold", [0.03, 0.1, 0.3])
+def test_what_may_be_lost_is_a_share_of_the_mean_difference(threshold, tmp_path):
+    """A mirror image takes as much from the whole as from every loss, so the search keeps the same edges."""
+    model = native(tmp_path, n_heads=2)
+    w_o, edges = _edges.output_weights(model), _edges.edges_of(model)
+    subject = pairs_for(model, 3)
+    once, thrice = (greedy(model, _causal.batches(model, s), edges, w_o, threshold, lambda f: None)[0]
+                    for s in (subject, mirrored(subject)))  # fmt: skip
+    assert (once == thrice).all() and 0 < once.sum() < len(edges)
+
+
 @pytest.mark.parametrize("threshold", [0, 1e6])
 def test_the_search_tries_edges_from_the_logits_back(threshold, tmp_path):
     """Nothing may be lost: every loss is the exact effect alone. Everything may: one cut after the other, by hand."""

@@ -220,6 +220,19 @@ def test_integrated_gradients_agree_with_exact_scores_and_have_them_beside(tmp_p
         ask(circuit_nodes, model, subject, score="integrated gradients")
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.3])
+def test_the_greedy_threshold_is_a_share_of_the_mean_difference(threshold, tmp_path):
+    """A pair with answer and distractor exchanged takes as much from the whole as from every loss."""
+    model = opened("native", tmp_path)
+    subject = pairs_for(model, 4)
+    back = [p.model_copy(update={"answer": p.distractor, "distractor": p.answer}) for p in subject.pairs]
+    asked = {"search": "greedy exact", "threshold": threshold, "random": 2, "held_out": 0, "exact_top": 0,
+             "exact_others": 0, "ablate": "corrupted"}  # fmt: skip
+    once, thrice = (ask(circuit_nodes, model, subject.model_copy(update={"pairs": tuple(pairs)}), **asked) for pairs in
+                    (subject.pairs, (*subject.pairs, *subject.pairs, *back)))  # fmt: skip
+    assert once["in_circuit"].tolist() == thrice["in_circuit"].tolist() and 0 < once["in_circuit"].sum() < len(once)
+
+
 def test_nothing_to_explain_is_null_and_drawn(tmp_path):
     """A pair whose prompts are equal, ablated by its own values: no share is defined and no circuit chosen."""
     model = opened("native", tmp_path)

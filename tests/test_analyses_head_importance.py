@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from backend.analyses import _causal, registry
 from backend.analyses import head_importance as room
-from backend.analyses import registry
 from backend.analyses.induction_ablation import ablated_logits
 from backend.contract import Pair, Pairs, View
 from backend.errors import BadInput
@@ -126,7 +126,8 @@ def test_batches_change_nothing_but_the_order_of_sums(models, monkeypatch):
     model = models["gpt2"]
     pairs = made(model, 5)
     whole = ask(model, pairs)
-    monkeypatch.setattr("backend.analyses.head_importance.CAPTURE_BYTES", 7 * 4 * pairs.length * 128)  # 7 rows
+    row = _causal.RUN_BYTES // _causal.rows_at_once(model, pairs.length)
+    monkeypatch.setattr(_causal, "RUN_BYTES", 7 * row)
     np.testing.assert_allclose(ask(model, pairs), whole, atol=1e-9)
 
 

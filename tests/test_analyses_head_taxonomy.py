@@ -115,6 +115,14 @@ def test_pieces_of_a_vocabulary_are_told_apart():
     assert kinds_of({"kind": "ids"}, 13) == {}
 
 
+@pytest.mark.parametrize("newline", ["Ċ", "<0x0A>", "\n", "čĊ", "\r\n", "ĠĊ"])
+def test_a_newline_is_one_however_it_is_spelt(newline):
+    """Byte-level, by byte fallback, as itself; with a carriage return before it, or a space."""
+    vocab = [[piece, 0.0] for piece in [*"abcdefgh", newline, "<0x0D>", "č"]]
+    found = kinds_of({"kind": "hf", "json": json.dumps({"model": {"vocab": vocab}})}, 11)
+    assert found == {"delimiter": [8], "newline": [8], "other": [*range(8), 9, 10]}
+
+
 def test_a_head_may_earn_two_labels():
     frame = ask(Placed(lambda t: (offset(0, t) + offset(1, t)) / 2))
     assert earned(frame) == {(0, 0, "self"), (0, 0, "previous-token")}

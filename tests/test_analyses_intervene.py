@@ -108,6 +108,19 @@ def test_a_pair_alone_in_its_length_is_not_mixed_with_means_over_prompts(wired: 
     assert len(intervention_effect.compute(wired, mixed, intervention_effect.params(edits="zero L0H0"), quiet)) == 5
 
 
+def test_other_rows_take_the_place_of_each_by_the_seed(wired: Any) -> None:
+    tokens = torch.stack([torch.arange(6) + i for i in range(7)])
+    z = wired.capture(tokens, ["z"], [0])["z", 0]
+    told = []
+    for seed in (0, 1, 2):
+        def moved(t: torch.Tensor, seed: int = seed) -> torch.Tensor:
+            t[:, :, 0] = z[cycle(7, seed)][:, :, 0]
+            return t
+
+        told.append(run(wired, tokens, f"resample L0H0 seed {seed}"))
+        assert torch.equal(told[-1], wired.run_with(tokens, {("z", 0): moved}))
+
+
 def test_a_token_less_another_raises_their_difference_by_its_length(wired: Any) -> None:
     """Without a final norm W_U reads it linearly: the difference moves by amount x |difference of the columns|."""
     tokens, last = torch.tensor([[3, 1, 4]]), wired.card.n_layers - 1
@@ -182,7 +195,8 @@ def test_the_answer_before_and_after(wired: Any) -> None:
 
 @pytest.mark.parametrize(("edits", "words"), [
     ("zero L9H0", "Layer 9"), ("zero L0H9", "head 9"), ("zero L0.attn_out at 99", "position 99"),
-    ("add L0.resid_pre 1 token 4000", "40 tokens"), ("patch L0H0", "no corrupted prompt"),
+    ("add L0.resid_pre 1 token 4000", "40 tokens"),
+    ("add L0.resid_pre 1 token 5 minus 4000", "40 tokens"), ("patch L0H0", "no corrupted prompt"),
     ("set L0N3 1", "no such part")])
 def test_a_place_that_the_model_lacks_is_said(wired: Any, edits: str, words: str) -> None:
     from backend.errors import PhasescopeError

@@ -127,5 +127,5 @@ def test_both_sides_are_asked_the_same_corpus_and_params(backend: Backend) -> No
         "run:induction-demo", "run:induction-1layer"}  # fmt: skip
     edited = [r["params"]["edits"] for r in kept if r["analysis"] == "intervention_effect"]
     assert edited == ["zero L0H0"] * 2 and not said(at).count('role="alert"')
-    next(n for n in at.number_input if n.label == "max_offset").set_value(4).run()
+    next(n for n in at.number_input if n.label == "Max offset").set_value(4).run()
     assert "max_offset=4" in str(at.query_params["params"]) and "edits" in str(at.query_params["params"])

@@ -116,7 +116,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_units, "BATCH_BYTES", 2**15)
     monkeypatch.setattr(_asking, "CAPTURE_BYTES", 2**13)
     monkeypatch.setattr(_curving, "CHUNK_BYTES", 2**20)
-    monkeypatch.setattr("backend.analyses.head_importance.CAPTURE_BYTES", 2**16)
     monkeypatch.setattr("backend.analyses.jacobian_lens.GRAPH_BYTES", 2**19)
 
 

@@ -168,6 +168,20 @@ def test_what_is_known_is_left_out_and_changes_nothing(kind, point, tmp_path):
     assert torch.equal(model.run_with(TOKENS, edits), whole)  # nothing of it stays
 
 
+@pytest.mark.parametrize(("place", "read"), [(("z", 1), 1), (("mlp_out", 0), 1), (("mlp_post", 1), 12)])
+def test_where_the_last_position_alone_is_read_the_last_mlp_reads_it_alone(native, place, read):
+    """But where something in that MLP is edited; the logits are the same."""
+    edits = {place: lambda t: t.flip(0)}
+    whole, last, seen = native.run_with(TOKENS, edits), native.view.blocks[-1].mlp, []
+    with contextlib.ExitStack() as hooks:
+        for module in last.modules():
+            if isinstance(module, torch.nn.Linear):
+                hooks.enter_context(module.register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[1])))
+        same(native.run_with(TOKENS, edits, last=True), whole[:, -1:])
+    assert seen and set(seen) == {read}
+    assert torch.equal(native.run_with(TOKENS, edits), whole)  # nothing of it stays
+
+
 def test_attention_that_does_more_after_z_is_computed_whole(native):
     known = native.capture(TOKENS, ["resid_pre", "z"], [1])
     whole = native.run_with(TOKENS, {})
@@ -177,6 +191,16 @@ def test_attention_that_does_more_after_z_is_computed_whole(native):
     native.view.__dict__["phasescope_form"] = dataclasses.replace(form, projected=False)
     same(native.run_with(TOKENS, {}, spoilt), whole)
     native.view.__dict__["phasescope_form"] = form
+
+
+@torch.no_grad()
+def test_attention_is_looked_at_for_what_it_does_after_its_projection(native):
+    view = bridge.hook_view(native.bare)
+    assert shorter.form_of(view).projected
+    more = bridge.hook_view(native.bare)
+    more.blocks[0].attn.register_forward_hook(lambda m, args, out: (2 * out[0], *out[1:]) if isinstance(out, tuple)
+                                              else 2 * out)  # fmt: skip
+    assert not shorter.form_of(more).projected
 
 
 @pytest.mark.parametrize(("known", "edits", "said"), [

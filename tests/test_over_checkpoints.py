@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import house
+from app.auto_page import unused
 from backend import Backend
 from backend.figures.over_steps import SHOWN, by_change, effect_over_steps, over_steps, part_names
 from tests.page_kit import numbers, said, settle, settled_house
@@ -72,13 +73,13 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
         yield one
 
 
-def page() -> AppTest:
-    source = """
+def page(last: int = 3) -> AppTest:
+    source = f"""
 from app import house, over_checkpoints
 from app.subject import begin
 one = house.backend().analysis("head_scores")
 bar = begin(house.backend(), one.name, "")
-asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints[-3:], bar.subject)
+asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints[-{last}:], bar.subject)
 over_checkpoints.section(house.backend(), one, asked, bar.step)
 """
     at = AppTest.from_string(source, default_timeout=90)
@@ -102,12 +103,40 @@ def test_all_checkpoints_are_computed_when_asked_and_drawn(backend: Backend) -> 
 
 
 def test_only_its_own_jobs_count_as_under_way(backend: Backend) -> None:
-    from app.over_checkpoints import Over, _keys, _waiting
+    from app.over_checkpoints import Over, _keys, _waiting, mine
     from backend.contract import Weights
 
     over = Over("head_scores", "run:induction-1layer", [0], Weights())
     keys = list(_keys(house.backend(), over).values())
     assert len(keys) == 1 and _waiting(house.backend(), keys) == []
+    jobs = [{"id": i, "key": key} for i, key in enumerate(["another's", keys[0], None])]
+    assert [job["id"] for job in mine(jobs, keys)] == [1]
+
+
+def test_what_is_missing_is_what_is_asked_and_not_kept(backend: Backend) -> None:
+    """One more checkpoint than the page of three: it alone is missing where those are kept."""
+    kept = {r["step"] for r in backend.results(analysis="head_scores").to_dict("records")}
+    assert len(kept) == 3
+    at = page(4)
+    assert [b.label for b in at.button if b.label.startswith("Compute at all")] == [
+        "Compute at all 4 checkpoints (1 missing)"]
+    assert "3 of 4 checkpoints are computed" in said(at)
+
+
+def test_a_form_shows_what_its_search_reads(backend: Backend) -> None:
+    one = backend.analysis("circuit_nodes")
+    assert unused(one, {}) == ("threshold",) and unused(one, {"search": "greedy exact"}) == ("least",)
+    assert unused(backend.analysis("ablation"), {"search": "greedy exact"}) == ()
+    source = """
+from app import auto_page, house
+auto_page.form(house.backend().analysis("circuit_nodes"))
+"""
+    at = AppTest.from_string(source, default_timeout=60).run()
+    labels = {w.label for w in (*at.number_input, *at.selectbox, *at.slider)}
+    assert {"Least", "Held out", "Seed of the computation"} <= labels and "Threshold" not in labels
+    next(s for s in at.selectbox if s.label == "Search").set_value("greedy exact").run()
+    labels = {w.label for w in at.number_input}
+    assert "Threshold" in labels and "Least" not in labels and not at.exception
 
 
 def test_every_edit_of_a_form_is_taken_and_a_link_moves_it(backend: Backend) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 DELIMITERS, BRACKETS = set(".,;:!?|\n"), set("()[]{}<>")
 #: how byte-level and sentence-piece vocabularies spell spaces and the newline
-SPELT = {"Ġ": " ", "▁": " ", "Ċ": "\n", "<0x0A>": "\n"}
+SPELT = {"Ġ": " ", "▁": " ", "Ċ": "\n", "<0x0A>": "\n", "č": "\r", "<0x0D>": "\r"}
 SHARE = 0.1  # of a row's tokens, for each kind sown
 LEAST = 8  # ordinary tokens that a vocabulary must have beside
 
@@ -16,12 +16,12 @@ LEAST = 8  # ordinary tokens that a vocabulary must have beside
 def kinds_of(tokenizer: Mapping[str, Any], d_vocab: int) -> dict[str, list[int]]:
     """Return {delimiter, bracket, newline, other: token ids} of a card's tokenizer, kinds without tokens left out.
 
-    A delimiter or bracket is a token of nothing else, spaces aside; a newline is a delimiter, too. Empty where the
-    model has no tokenizer, or no other tokens to sow among.
+    A delimiter or bracket is a token of nothing else, spaces and carriage returns aside; a newline is a delimiter, too.
+    Empty where the model has no tokenizer, or no other tokens to sow among.
     """
     found: dict[str, list[int]] = {"delimiter": [], "bracket": [], "newline": [], "other": []}
     for token, text in _texts(tokenizer).items():
-        core = set(text.replace(" ", ""))
+        core = set(text) - {" ", "\r"}
         kind = "delimiter" if core and core <= DELIMITERS else "bracket" if core and core <= BRACKETS else "other"
         if token < d_vocab:
             found[kind] += [token]

@@ -252,7 +252,7 @@ def drawing(table: pd.DataFrame, view: View) -> Any:
     kind = _kind(table, view)
     nodes = [Node(name_of(r.layer, r.head), r.layer, r.head, r.score, bool(r.in_circuit), _words(r, kind))
              for r in records(table)]  # fmt: skip
-    return diagram(nodes, value=f"{kind}: what logit_diff loses (logits)",
+    return diagram(nodes, value=f"{kind} (logits)",
                    told=f"ring: in the circuit ({int(table['in_circuit'].sum())} of {len(table)})")  # fmt: skip
 
 

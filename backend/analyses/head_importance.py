@@ -13,23 +13,24 @@ this size does whatever its direction. `low` and `high` are 95 % bootstrap inter
 
 Exact but for the two `gradient` columns. Mean-ablation keeps what a head does on average over these prompts; where
 another head steps in, an effect understates what the head did.
-Cost: 2 forwards per head and prompt, one backward; heads go in batches.
+Cost: 2 forwards per head and prompt from its layer on, one backward; heads go in batches.
 Source: Michel, Levy and Neubig (2019), Are Sixteen Heads Really Better than One?, section 2.2 and 4 (gradient proxy);
 Wang et al. (2022), Interpretability in the Wild, section 2 (mean ablation).
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._asking import CAPTURE_BYTES
+from backend.analyses._causal import rows_at_once
 from backend.analyses._scores import names, places
 from backend.analyses._work import Plan, parts
-from backend.contract import Axis, Described, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
+from backend.contract import Axis, Model, ModelCard, Pairs, Params, Progress, Value, View, analysis
 from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, bars, paired
@@ -126,11 +127,6 @@ def _captured(model: Model, tokens: Any) -> list[Any]:
     return [found["z", layer] for layer in range(model.card.n_layers)]
 
 
-def rows_at_once(model: Described, length: int) -> int:
-    """Return how many rows one forward may hold."""
-    return max(1, CAPTURE_BYTES // (4 * length * max(model.card.d_vocab_out, 4 * model.card.d_model)))
-
-
 class _Group:
     """Clean prompts of one length with their metric, the heads' z and what replaces it."""
 
@@ -140,11 +136,13 @@ class _Group:
         self.model, self.dice, self.tokens = model, dice, _clean(model, pairs)
         self.right, self.wrong = (torch.tensor([getattr(p, n) for p in pairs], device=self.tokens.device)
                                   for n in ("answer", "distractor"))  # fmt: skip
-        self.most = rows_at_once(model, self.tokens.shape[1])
-        self.z = _captured(model, self.tokens)
+        length = self.tokens.shape[1]
+        self.most, self.graphs = (rows_at_once(model, length, gradients) for gradients in (False, True))
+        found = model.capture(self.tokens, ["z", "resid_pre"])
+        self.z, self.resid = ([found[p, n] for n in range(model.card.n_layers)] for p in ("z", "resid_pre"))
         self.mean = overall or [z.mean(0) for z in self.z]
         everyone = torch.arange(len(pairs)).split(self.most)
-        self.intact = torch.cat([self.metric(p)(model.run_with(self.tokens[p], {})) for p in everyone])
+        self.intact = torch.cat([self.metric(p)(model.run_with(self.tokens[p], {}, last=True)) for p in everyone])
 
     def metric(self, prompts: Any) -> Any:
         """Return the function from logits of these prompts to the logit_diff of each."""
@@ -161,8 +159,8 @@ class _Group:
         import torch
 
         points, found = [("z", layer) for layer in range(self.model.card.n_layers)], []
-        for prompts in torch.arange(len(self.tokens)).split(self.most):
-            _, z, grad = self.model.gradients(self.tokens[prompts], self.metric(prompts), points)
+        for prompts in torch.arange(len(self.tokens)).split(self.graphs):
+            _, z, grad = self.model.gradients(self.tokens[prompts], self.metric(prompts), points, last=True)
             found.append(torch.stack([((z[p] - self.mean[p[1]]) * grad[p]).sum((1, 3)) for p in points], 1))
         return {"gradient": torch.cat(found).double().cpu().numpy(),
                 "logit_diff": self.intact.double().cpu().numpy()}  # fmt: skip
@@ -184,7 +182,9 @@ class _Group:
         found = []
         for rows in torch.arange(n * n_heads).split(self.most):  # every prompt with every head
             prompts, heads = rows // n_heads, rows % n_heads
-            logits = self.model.run_with(self.tokens[prompts], {("z", layer): _added(change, prompts, heads)})
+            known = {("resid_pre", layer): self.resid[layer][prompts], ("z", layer): self.z[layer][prompts]}
+            edit = {("z", layer): _added(change, prompts, heads)}
+            logits = self.model.run_with(self.tokens[prompts], edit, known, last=True)
             found.append(self.intact[prompts] - self.metric(prompts)(logits))
         return torch.cat(found).unflatten(0, (n, n_heads)).double().cpu().numpy()
 
@@ -226,11 +226,13 @@ def work(card: ModelCard, subject: Pairs, params: HeadImportanceParams) -> Work:
         n, most = len(which), rows_at_once(plan, length)
         plan.call(n, length, 1 + (params.mean_over == "all"))
         for rows in parts(n, most):
-            plan.call(rows, length)
-            plan.call(rows, length, gradients=True)
-        for rows in parts(n * card.n_heads, most):
-            plan.call(rows, length, 2 * card.n_layers)
-        held = max(held, 2 * plan.bytes(n * length, ["z"]))
+            plan.call(rows, length, last=True)
+        for rows in parts(n, rows_at_once(plan, length, gradients=True)):
+            plan.call(rows, length, gradients=True, last=True)
+        for rows, layer in product(parts(n * card.n_heads, most), range(card.n_layers)):
+            plan.call(rows, length, 2, share=(card.n_layers - layer) / card.n_layers, last=True)
+        copied = plan.bytes(min(most, n * card.n_heads) * length, ["z", "resid_pre"], layers=1)
+        held = max(held, 2 * plan.bytes(n * length, ["z", "resid_pre"]) + copied)
     return plan.total(held)
 
 

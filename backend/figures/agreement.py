@@ -35,7 +35,9 @@ def agreement(
             textfont={"size": 11}, marker={"color": colour or CATEGORIES[0], "size": 8},
             customdata=list(hover), hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
-    figure.update_layout(xaxis={"title": {"text": x_title}}, yaxis={"title": {"text": y_title}}, legend=LEGEND)
+    room = 0.12 * ((high - low) or 1.0)  # a name stands to the right of its point: the rightmost has to fit, too
+    figure.update_layout(xaxis={"title": {"text": x_title}, "range": [low - room / 3, high + room]},
+                         yaxis={"title": {"text": y_title}}, legend=LEGEND)  # fmt: skip
     figure = finish(figure, height, title)
     return figure.update_layout(margin={"t": 72}, title={"y": 0.98}) if title else figure
 

@@ -106,6 +106,8 @@ class LoadedModel:
                 within.enter_context(leave_out(self.view, layer, tensor))
             if last:
                 within.enter_context(shorter.last_only(self.view))
+                if not any(n == self.sizes["n_layers"] - 1 and p in shorter.BEHIND_MLP for p, n in edits):
+                    within.enter_context(shorter.last_mlp(self.view))
             return bridge.run_edited(self.view, ids, hooks)
 
     def _known(self, known: Mapping[tuple[str, int], torch.Tensor], ids: torch.Tensor, edits: Any) -> Any:

@@ -55,6 +55,30 @@ def last_only(view: Any) -> Iterator[None]:
         yield
 
 
+#: what in a block stands behind its MLP or inside it
+BEHIND_MLP = ("mlp_pre", "mlp_post", "mlp_out", "resid_mid", "resid_post")
+
+
+@contextlib.contextmanager
+def last_mlp(view: Any) -> Iterator[None]:
+    """Within it, the last block's MLP reads the last position alone and writes 0 elsewhere: logits of the last position
+    stay as they are, because an MLP sees one position at a time and nothing behind it sees another."""
+    mlp = getattr(view.blocks[-1], "mlp", None)
+    if mlp is None:
+        yield
+        return
+    whole = mlp.forward
+
+    def one(x: torch.Tensor, *args: Any, **more: Any) -> Any:
+        found = whole(x[:, -1:], *args, **more)
+        if not isinstance(found, torch.Tensor):  # a mixture of experts says more than its output
+            return whole(x, *args, **more)
+        return nn.functional.pad(found, (0, 0, x.shape[1] - 1, 0))
+
+    with _instead(mlp, one):
+        yield
+
+
 def form_of(view: Any) -> Form:
     """Return the form of a view's modules, from a run of two tokens the first time."""
     kept: Form | None = view.__dict__.get("phasescope_form")
