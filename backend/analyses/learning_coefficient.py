@@ -43,9 +43,9 @@ KNOBS = {
 class LearningCoefficientParams(Params):
     """The sampling."""
 
-    localisation: float = Field(1000.0, ge=1.0, le=1e7, description="gamma: how firmly chains are held at the weights")
+    localisation: float = Field(3000.0, ge=1.0, le=1e7, description="gamma: how firmly chains are held at the weights")
     chains: int = Field(4, ge=2, le=64, description="chains, each from the model's weights; the interval is over them")
-    draws: int = Field(60, ge=10, le=100_000, description="draws of each chain that are kept")
+    draws: int = Field(100, ge=10, le=100_000, description="draws of each chain that are kept")
     burn: int = Field(40, ge=10, le=100_000, description="steps before, in which the step size is tuned")
     rows_used: int = Field(8, ge=1, le=1024, description="rows of the corpus that the loss is the mean over, at most")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the chains")
@@ -163,7 +163,7 @@ def chains(table: pd.DataFrame, view: View) -> Any:
     """Lambda from each chain, their mean with its interval; dotted: the localiser alone, which no loss holds."""
     row, each = table.iloc[0], table.groupby("chain")["chain_estimate"].first()
     names, values, errors = [f"chain {i}" for i in each.index], list(each), [0.0] * len(each)
-    said = row["trouble"] or f"{row['estimate']:.3g}, 95 % [{row['low']:.3g}, {row['high']:.3g}]"
+    said = row["trouble"].replace(". ", ".<br>") or f"{row['estimate']:.3g}, 95 % [{row['low']:.3g}, {row['high']:.3g}]"
     if not row["trouble"]:
         names, values, errors = [*names, "all"], [*values, row["estimate"]], [*errors, row["high"] - row["estimate"]]
     colours = [CATEGORIES[7] if row["trouble"] else CATEGORIES[0]] * len(names)
