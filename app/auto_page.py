@@ -10,13 +10,12 @@ import pandas as pd
 import streamlit as st
 
 from app import asking, house, over_checkpoints, theme, url, widgets
+from app.fields import in_words, label_of
 from app.links import PAGES, link
 from app.parts import SLIDERS, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
-#: the subject bar has a seed of its own
-TITLES = {"seed": "Seed of the computation"}
 #: of a form with `search`: what the other search alone reads
 SEARCHES = {"greedy exact": ("least",), "by score": ("threshold",)}
 
@@ -106,9 +105,10 @@ def form(
     turn += told != written
     given = widgets.params_from_query(one.params, told)
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
+    titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given
     values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns,
-                          titles=TITLES, without={*without, *unused(one, now)})
+                          titles=titles, without={*without, *unused(one, now)})
     changed = widgets.changed(one.params, values or {})
     others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
     url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)

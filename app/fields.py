@@ -12,8 +12,8 @@ from pydantic import BaseModel
 #: an integer range of at most this many steps is a slider, a larger one a number field
 SLIDER_STEPS = 64
 #: names of fields that are no words
-SPELT_OUT = {"pos": "position", "lr": "learning rate", "l2": "L2 penalty", "n": "how many", "n_layers": "layers",
-             "n_heads": "heads", "n_ctx": "row length (n_ctx)", "d_model": "width (d_model)"}  # fmt: skip
+SPELT_OUT = {"pos": "position", "lr": "learning rate", "l2": "L2 penalty", "n": "how many",
+             "seed": "seed of the computation"}  # the subject bar has a seed, too
 
 
 def resolve(prop: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,11 +55,17 @@ def label_of(params_model: type[BaseModel], name: str) -> str:
 
 
 def _label(name: str, field: Mapping[str, Any]) -> str:
-    """Return the title somebody wrote, else the field's own name as words (the glossary's)."""
+    """Return the title somebody wrote, else the field's own name: the glossary's word, and a recipe's flag."""
+    if field.get("label"):  # what the page calls it
+        return str(field["label"])
     title = field.get("title", "")
-    own = title and title.replace(" ", "_").lower() != name.lower()
+    return name if title.replace(" ", "_").lower() == name.lower() else title or name
+
+
+def in_words(name: str) -> str:
+    """Return a field's name as a reader's words: held_out -> Held out."""
     words = SPELT_OUT.get(name, name.replace("_", " "))
-    return title if own else words[:1].upper() + words[1:]
+    return words[:1].upper() + words[1:]
 
 
 def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:

@@ -63,7 +63,8 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = 64) -> Bar
     name, at = ("energy", "energy_step") if kind is Problems else ("model", "step")
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
     runs = {spec: r for spec, r in known_runs.items() if openable(r) and is_energy(r) == (kind is Problems)}
-    spec = url.get(name) or default_model(runs, house, FIRST_ENERGY if kind is Problems else FIRST_MODEL)
+    linked = url.get("model") if url.get("model") in runs else ""  # a link may name an energy model like any other
+    spec = url.get(name) or linked or default_model(runs, house, FIRST_ENERGY if kind is Problems else FIRST_MODEL)
     if made_for := (known_runs.get(spec) or {}).get("companion"):
         trained_for(known_runs[spec]["name"], made_for)
         st.stop()

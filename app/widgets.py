@@ -40,7 +40,7 @@ def form(
         for place, (name, prop) in zip(st.columns(columns, vertical_alignment="bottom"), props[first:first + columns],
                                        strict=False):
             field = resolve(prop, schema.get("$defs", {}))
-            field |= {"title": title} if (title := (titles or {}).get(name)) else {}
+            field |= {"label": title} if (title := (titles or {}).get(name)) else {}
             default = _default(params_model, name)
             with place:
                 given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default), bounded)

@@ -149,7 +149,7 @@ for _ in range(30):  # a rerun waits some seconds for the job: AppTest does not 
         break
     at.run()
 assert not at.exception, at.exception
-assert [n.label for n in at.number_input] == ["temperature"], at.number_input
+assert [n.label for n in at.number_input] == ["Temperature"], at.number_input
 assert at.get("plotly_chart"), "no figure"
 navigation = AppTest.from_file("app/main.py", default_timeout=90).run()
 assert not navigation.exception, navigation.exception

@@ -404,7 +404,7 @@ def test_nine_runs_are_eight(backend: Backend) -> None:
 
 def test_a_value_that_does_not_fit_is_said_at_the_button(backend: Backend) -> None:
     at = visit(recipe="induction", runs="empty")
-    next(n for n in at.number_input if n.label == "Learning rate").set_value(-1.0)
+    next(n for n in at.number_input if n.label == "lr").set_value(-1.0)
     next(b for b in at.button if b.label == "Start training").click()
     at.run()
     assert "lr: Input should be greater than 0" in pages_html(at) and "Not started" in pages_html(at)
@@ -496,7 +496,7 @@ st.session_state["told"] = training_start._shared(recipe, five)
     assert at.session_state["told"] == {}
     labels = [n.label for n in at.number_input]
     assert "steps" in labels and "seed" not in labels, "what the runs vary is not offered"
-    next(n for n in at.number_input if n.label == "Steps").set_value(77).run()
+    next(n for n in at.number_input if n.label == "steps").set_value(77).run()
     assert at.session_state["told"] == {"steps": 77}
 
 

@@ -115,7 +115,7 @@ def test_a_scrubbed_step_is_computed_once_and_then_kept(backend: Backend) -> Non
 
 def test_training_starts_from_the_form_and_its_run_is_shown(backend: Backend) -> None:
     at = visit("training")
-    steps: Any = next(n for n in at.number_input if n.label == "Steps")
+    steps: Any = next(n for n in at.number_input if n.label == "steps")
     steps.set_value(30)
     next(b for b in at.button if b.label == "Start training").click().run()
     check(at, "start")
