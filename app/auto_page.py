@@ -124,8 +124,7 @@ def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
     for figure in one.figures.values():
         chosen |= part_pickers(backend, key, [axis for axis in figure.choose if axis not in chosen])
         part = {axis: chosen[axis] for axis in figure.choose}
-        if sliders:
-            st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in part else ""))
+        st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in part else ""))
         st.plotly_chart(backend.figure(key, figure.name, part), key=f"{key}:{figure.name}")
     claims(backend.claims(key))
 

@@ -43,6 +43,9 @@ def ideal(tmp_path):
 
 
 COSTED = {
+    "exp001_hessian": [{}],
+    "exp007_implicit_bias": [{"steps": 20}],
+    "exp010_annealing": [{}, {"inner": 2, "starts": 2}],
     "exp002_landscape": [{"resolution": 11}, {"plane": "trajectory", "resolution": 11}],
     "exp004_grassmann": [{}],
     "exp005_tangent_normal": [{}],

@@ -519,3 +519,15 @@ def test_run_the_queue_until_every_verdict_is_there(house: Any, page: Any) -> No
         browser.widen(opened, width)
         browser.screenshot(opened, f"experiment-queue-{width}", full=True)
         clean(opened)
+
+
+def test_the_curvature_of_a_small_block(house: Any, page: Any) -> None:
+    few = "products%3D10%26k%3D2%26probes%3D2%26steps%3D5%26trace_probes%3D2"
+    opened = rest(page, f"{house.url}/spectra?model=run:grokking-demo&n_rows=4&block=layers.0.attn.v.bias&params={few}")
+    opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    opened.get_by_text("dense matrix").first.wait_for(timeout=120_000)
+    browser.wait_ready(opened, 60)
+    for width in (1440, 800):
+        browser.widen(opened, width)
+        browser.screenshot(opened, f"spectra-{width}", full=True)
+        clean(opened)
