@@ -48,7 +48,7 @@ def main(place: Path, out: Path, models: Sequence[str] = MODELS, claims: Path = 
 
 
 def trained(name: str, place: Path) -> dict[str, Any]:
-    """Train a preset where its run is missing; return {what, model, seconds}: from its first logged line to its last."""
+    """Train a preset where its run is missing; return {what, model, seconds from its first logged line to the last}."""
     if not layout.steps_in(place / name):
         zoo.make(name, place)
     log = place / name / layout.METRICS
