@@ -61,7 +61,9 @@ def test_layers_come_in_order():
 def test_figures_say_what_is_ignored(tmp_path):
     frame, one = ask(opened("native", tmp_path)), registry()["attention_flow"]
     figure = one.figures["tokens"].build(frame, View(chosen={"layer": 1}))
-    np.testing.assert_array_equal(np.asarray(figure.data[0].z, np.float16), blocks(frame)[1].astype(np.float16))
+    shown = blocks(frame)[1].astype(np.float16)
+    seen = np.where(np.tril(np.ones(shown.shape, bool)), shown, np.float16("nan"))  # a later token is not seen
+    np.testing.assert_array_equal(np.asarray(figure.data[0].z, np.float16), seen)
     assert "ignores OV and MLPs" in one.figures["tokens"].title and "attention only" in str(figure.data[0].colorbar)
     greys = [t for t in one.figures["spread"].build(frame, View()).data if "uniform" in t.name]
     assert len(greys) == 2
