@@ -14,7 +14,8 @@ from backend.contract import Analysis, Problems
 ERRORS = {"mse": "this model", "mse_linear": "best linear map", "mse_mean": "mean solution", "mse_zero": "answering 0"}
 CAPTION = (
     "An energy model E(x, y, k) answers a matrix problem x by walking y downhill from noise, from the smoothest "
-    "annealing level to level 0, the sharpest. Pick an experiment; one slider moves all its pictures."
+    "annealing level to level 0, the sharpest. Pick an experiment; where pictures are "
+    "of one level, one slider moves them all."
 )
 
 

@@ -28,6 +28,7 @@ def page(house: Any) -> None:
     st.markdown("### Experiment queue")
     st.caption(CAPTION)
     runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and is_energy(r)}
+    runs |= {r.spec: {} for r in house.models().itertuples() if r.energy and not r.spec.startswith("run:")}
     if not runs:
         widgets.empty_state("No energy model yet", "Train one on the Training page: recipe energy model.")
         link("training", "Train an energy model", icon="monitoring", query={"recipe": "energy"})
@@ -48,7 +49,7 @@ def page(house: Any) -> None:
 def _chosen(runs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Draw the pickers of models and problems."""
     shipped = [s for s, r in runs.items() if r.get("shipped")] or list(runs)
-    left, n_at, seed_at = st.columns([8, 2, 2], vertical_alignment="bottom")
+    left, n_at, seed_at, harder_at = st.columns([7, 2, 2, 3], vertical_alignment="bottom")
     with left:
         specs = url.bound(st.multiselect, "Energy models", "models", fallback=shipped, options=list(runs),
                           format_func=short_name,
@@ -57,11 +58,15 @@ def _chosen(runs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         n = url.bound(st.number_input, "Problems each", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
     with seed_at:
         seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
+    with harder_at:
+        words = {"no": "as in training", "yes": "harder"}
+        harder = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(words),
+                           format_func=lambda o: words[o])  # fmt: skip
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.button("All models", key="queue-all", on_click=lambda: url.put(models=list(runs)))
         st.button("Shipped ones", key="queue-shipped", on_click=lambda: url.put(models=None))
         link("training", "Train a family", icon="monitoring", query={"recipe": "energy", "preset": "sizes"})
-    return [s for s in specs if s in runs], {"n": int(n), "seed": int(seed)}
+    return [s for s in specs if s in runs], {"n": int(n), "seed": int(seed), "harder": harder == "yes"}
 
 
 # ---------------------------------------------------------------- how each stands
@@ -165,7 +170,7 @@ def _cancel(house: Any, jobs: Sequence[str]) -> None:
 
 def _claims(house: Any, places: Sequence[Any]) -> None:
     """Draw the claims of all that is computed, and those that ship."""
-    rows = [{"model": short_name(p.spec).removesuffix(" (run)"), "experiment": p.analysis[:6].upper(), **claim}
+    rows = [{"model": short_name(p.spec).removesuffix(" (run)"), "experiment": f"EXP-{p.analysis[3:6]}", **claim}
             for p in places if p.state == "kept" for claim in house.claims(p.key)]  # fmt: skip
     st.markdown("##### What was expected, and what was found")
     if not rows:

@@ -86,7 +86,7 @@ def _words(name: str, run: Mapping[str, Any] | None, state: str, colour: str, jo
     found = [f"{dot} {pulse}<b>{html.escape(name)}</b>", theme.badge(state, KINDS.get(state, "neutral"))]
     if run:
         found += [theme.badge(f"step {theme.count(run['last_step'])}")]
-        found += [theme.badge(f"{len(run['checkpoints'])} checkpoints")]
+        found += [theme.badge(f"{len(run['checkpoints'])} checkpoint" + "s" * (len(run["checkpoints"]) != 1))]
         found += [theme.badge("shipped example")] if run.get("shipped") else []
     return found + ([theme.badge(f"{job['progress']:.0%}")] if job and job["state"] == "running" else [])
 

@@ -134,7 +134,7 @@ OWN = {
                       "final_metric", "runs", "across", "up", "logs"),
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
-    "experiment_queue": ("models", "n_problems", "problem_seed", "experiment"),
+    "experiment_queue": ("models", "n_problems", "problem_seed", "harder", "experiment"),
     "spectra": (*CARRIED, "params", "block", "span"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip

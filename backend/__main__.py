@@ -293,7 +293,7 @@ def do_run(args: argparse.Namespace) -> Any:
 def _job_script(args: argparse.Namespace) -> str:
     """Write a SLURM script of this command as it was typed, with a file for its table."""
     typed = [w for w in args.typed if w not in ("--json", "--dry-run")]
-    at = next(i for i, w in enumerate(typed) if w.partition("=")[0] == "--sbatch")
+    at = next(i for i, w in enumerate(typed) if w.startswith("--sb") and "--sbatch".startswith(w.partition("=")[0]))
     del typed[at : at + (1 if "=" in typed[at] else 2)]
     out = [] if args.out else ["--out", f"{args.analysis}.parquet"]
     text = slurm.script([[*slurm.PYTHON, *typed, *out]], args.analysis)

@@ -15,7 +15,7 @@ from typing import Any
 from backend.errors import BadInput
 
 TEMPLATE = Path(__file__).with_name("slurm.sbatch")
-PYTHON = ("python", "-m", "backend")
+PYTHON = (".venv/bin/python", "-m", "backend")
 MOST_HOURS = 24 * 14
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 def command(
     analysis: str, spec: str, step: int | None, about: Mapping[str, Any], params: Mapping[str, Any], out: str = ""
 ) -> list[str]:
-    """Return `python -m backend run ANALYSIS ...`: the words that ask for this result.
+    """Return `.venv/bin/python -m backend run ANALYSIS ...`: the words that ask for this result.
 
     `about` are the subject's flags {"n-problems": 64, "harder": True, ...}: True is a flag alone, False and None are
     left out.
@@ -65,10 +65,10 @@ def _clock(hours: float) -> str:
 
 
 def _run(line: Sequence[str]) -> str:
-    """Return a command as the script has it: the checkout's Python, and what it writes below $PHASESCOPE_OUT."""
-    words = [".venv/bin/python" if i == 0 and w == "python" else w for i, w in enumerate(line)]
-    quoted = [shlex.quote(w) for w in words]
-    if "--out" in words:
-        at = words.index("--out") + 1
-        quoted[at] = '"$PHASESCOPE_OUT"/' + shlex.quote(Path(words[at]).name)
-    return " ".join(quoted)
+    """Return a command as the script has it: what it writes lies below $PHASESCOPE_OUT, and one that fails keeps none
+    that follow from running."""
+    quoted = [shlex.quote(w) for w in line]
+    if "--out" in line:
+        at = list(line).index("--out") + 1
+        quoted[at] = '"$PHASESCOPE_OUT"/' + shlex.quote(Path(line[at]).name)
+    return " ".join(quoted) + " || failed=1"

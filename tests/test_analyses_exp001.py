@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -83,3 +84,39 @@ def test_a_trained_inverse_bends_as_the_schedule_and_knows_its_error():
     assert np.median(spectra) * model.schedule.sigma[3] == pytest.approx(1, abs=0.02)
     claims = EXP.judge(table, None)
     assert claims[0].verdict == "met by its null"
+
+
+def table_of(raw, sigma, implied, true):
+    """A table of two levels, one row a problem, that says these numbers."""
+    rows = [{"level": k, "problem": i, "lambda_max": raw[k], "scaled_max": raw[k] * sigma[k], "implied_mse": a,
+             "true_mse": b} for k in (0, 1) for i, (a, b) in enumerate(zip(implied, true, strict=True))]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("raw", "verdict"), [
+    ((6.0, 1.0), "met by its null"), ((9.0, 1.0), "holds"), ((1.0, 1.0), "fails"), ((0.5, 1.0), "fails"),
+])  # fmt: skip
+def test_sharpening_is_what_the_schedule_does_not_give(raw, verdict):
+    table = table_of(raw, (1 / 6, 1.0), [0.01] * 4, [0.01] * 4)
+    assert EXP.judge(table, None)[0].verdict == verdict
+
+
+TRUE = np.linspace(0.5, 1.5, 40) * 1e-3
+
+
+@pytest.mark.parametrize(("implied", "true", "mean", "order"), [
+    (TRUE, TRUE, "holds", "holds"), (1.5 * TRUE, TRUE, "fails", "holds"), (0 * TRUE + 1e-3, TRUE, "holds", "fails"),
+    (TRUE[::-1], TRUE, "holds", "fails"), (20 * TRUE, 20 * TRUE, "met by its null", "holds"),
+    (np.where(np.arange(40) < 3, 2e-2, -3e-4), TRUE, "cannot be tested here", "fails"),
+])  # fmt: skip
+def test_the_trace_is_judged_by_its_interval_and_its_order(implied, true, mean, order):
+    _, level0, ranked = EXP.judge(table_of((6.0, 1.0), (1 / 6, 1.0), implied, true), None)
+    assert (level0.verdict, ranked.verdict) == (mean, order)
+    assert f"{(np.asarray(implied) < 0).mean():.0%}" in level0.value
+
+
+def test_the_condition_number_is_largest_over_smallest(tmp_path):
+    table = ask(tiny_energy(tmp_path), problems(tiny_energy(tmp_path), 3))
+    known = table.condition.notna()
+    assert ((table.lambda_min > 0) == known).all()
+    np.testing.assert_allclose(table.condition[known], (table.lambda_max / table.lambda_min)[known])

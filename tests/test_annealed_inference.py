@@ -105,3 +105,10 @@ def test_harder_problems_are_harder() -> None:
     easy, hard = (tasks.draw("inverse", 4, 400, dice, harder=h) for h in (False, True))
     assert hard.y.std() > 1.5 * easy.y.std()
     np.testing.assert_allclose(tasks.draw("addition", 4, 4000, dice, harder=True).x.abs().max(), 2.5, rtol=1e-2)
+
+
+def test_the_official_completion_is_as_hard_as_published() -> None:
+    """At 20 x 20 and rank 10, copying what is shown is off by half of the entries' variance: .0175, harder .205."""
+    for harder, want in ((False, 0.0175), (True, 0.205)):
+        drawn = tasks.draw("completion", 20, 2000, torch.Generator().manual_seed(0), 10, harder)
+        assert float((drawn.x - drawn.y).square().mean()) == pytest.approx(want, rel=0.02)

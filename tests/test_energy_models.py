@@ -83,6 +83,17 @@ def test_sizes_that_do_not_fit_are_named(tmp_path: Path) -> None:
             opened(tmp_path / "broken.safetensors")
 
 
+@pytest.mark.parametrize(("told", "said"), [
+    ({"task": "foo"}, "inverse, completion, gauss"), ({"task": "addition"}, "sizes"), ({"levels": 0}, "levels"),
+    ({"levels": "abc"}, "levels"), ({"levels": True}, "levels"), ({"task": "completion", "rank": 99}, "rank"),
+])  # fmt: skip
+def test_what_stands_beside_a_checkpoint_must_fit_it(tmp_path: Path, told: dict, said: str) -> None:
+    save_file(EnergyNet(9, 9, 16).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "net.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=said):
+        opened(tmp_path)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (eval, ("1 + 1",))
@@ -166,7 +177,7 @@ def test_an_experiment_is_asked_kept_and_judged(house: Backend) -> None:
     house.wait(answer["job"]["id"], 60)
     table = house.table(answer["key"])
     assert table.groupby("level").size().tolist() == [3] * 10 and len(table.spectrum[0]) == 9
-    assert {c["verdict"] for c in house.claims(answer["key"])} <= {"holds", "fails", "met by its null"}
+    assert {c["verdict"] for c in house.claims(answer["key"])} <= {"holds", "fails", "met by its null", "cannot be tested here"}
     assert house.figure(answer["key"], "implied", {"level": 3}).data[0].x.size == 3
     assert asked(house, "exp001_hessian", about={"n": 3, "seed": 1})["state"] == "kept"
     assert asked(house, "exp001_hessian", about={"n": 3, "seed": 2})["key"] != answer["key"]

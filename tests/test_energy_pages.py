@@ -108,7 +108,7 @@ def test_the_command_line_asks_the_same(house: Backend) -> None:
     assert card is not None
     subject = house.problems(card.model_dump(), n=3, seed=1, harder=True)
     line = house.command("exp001_hessian", card, subject, out="t.parquet")
-    assert line == ["python", "-m", "backend", "run", "exp001_hessian", "--model", "run:tiny", "--step", "10",
+    assert line == [".venv/bin/python", "-m", "backend", "run", "exp001_hessian", "--model", "run:tiny", "--step", "10",
                     "--n-problems", "3", "--problem-seed", "1", "--harder", "--out", "t.parquet"]  # fmt: skip
     from backend.__main__ import _about_of, parser
 

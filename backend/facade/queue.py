@@ -95,7 +95,7 @@ class Queue(Work, Asking):
             last = self.last_job(key)
         except PhasescopeError as error:
             return Place(name, spec, "unfit", why=error.found)
-        failed = last is not None and last["state"] in ("failed", "cancelled", "interrupted")
+        failed = last is not None and last["state"] in ("failed", "interrupted")
         told_why = (last or {}).get("error") or {}
         why = f"{told_why['asked']}: {told_why['found']}" if told_why else str(last and last["state"])
         if failed and told_why.get("error") in CANNOT:  # said by the analysis itself: asking again would not help

@@ -20,7 +20,9 @@ from backend.maths import annealing
 from backend.models import fingerprints, registry, weights
 from backend.models.energy_net import FOURIER, TIME, EnergyNet
 from backend.models.registry import Located
+from backend.subjects import TASKS, entries
 
+LEVELS, MOST_LEVELS = 10, 1000  # of the official code; more would be no schedule of its kind
 MANY = 256  # rows of the probe's larger calls
 #: sizes of a config; `task` and `rank` say what the problems are
 SIZES = ("side", "d_x", "d_y", "width", "levels")
@@ -124,13 +126,28 @@ def official(
                        "Give a checkpoint of IRED's class EBM with the squared-norm head") from None  # fmt: skip
     side, d_x = math.isqrt(d_y), read - d_y
     _fits(state, width, side, d_x, d_y, asked)
+    _beside(told, side, d_x, d_y, asked)
     task = str(told.get("task") or {0: "rank1", 2 * d_y: "addition"}.get(d_x, "inverse"))
     if d_x == d_y and not told.get("task"):
         notes.append(f"The weights do not say whether they were trained on inverse, completion or gauss: inverse is "
                      f"assumed. Say so in {file.with_suffix('.json').name}: {{\"task\": \"completion\"}}")  # fmt: skip
-    config = {"task": task, "side": side, "rank": int(told.get("rank", 10 if task == "completion" else 1)),
-              "d_x": d_x, "d_y": d_y, "width": width, "levels": int(told.get("levels", 10))}  # fmt: skip
+    rank = int(told.get("rank", max(1, side // 2) if task == "completion" else 1))  # of 20 x 20 the official 10
+    config = {"task": task, "side": side, "rank": rank,
+              "d_x": d_x, "d_y": d_y, "width": width, "levels": int(told.get("levels", LEVELS))}  # fmt: skip
     return config, state, notes
+
+
+def _beside(told: Mapping[str, Any], side: int, d_x: int, d_y: int, asked: str) -> None:
+    """Refuse a JSON whose task, rank or levels are not those of such a model."""
+    task, asked = told.get("task", ""), f"The JSON beside {asked}"
+    if task and (task not in TASKS or entries(task, side) != (d_x, d_y)):
+        fit = [t for t in TASKS if entries(t, side) == (d_x, d_y)]
+        found = f"its task {str(task)[:40]!r} is none of a model with these sizes"
+        raise BadInput(asked, found, f"Use {', '.join(fit)}")
+    for name, most in (("rank", side - 1), ("levels", MOST_LEVELS)):
+        value = told.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise BadInput(asked, f"its {name} {str(value)[:40]!r} is no whole number from 1 to {most}", "Correct it")
 
 
 def _state(file: Path, asked: str) -> tuple[dict[str, Tensor], list[str]]:

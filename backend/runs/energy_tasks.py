@@ -3,7 +3,7 @@
 - inverse: R ~ U(-1, 1), A = 2 R R' + c 1, y = A^-1. c = .5; harder: c = .1.
 - addition: x = two matrices U(-s, s), y their sum; s = 1; harder: 2.5.
 - completion: U V' / n + .1 noise, U and V [n, rank] Gaussian; about half of the entries are shown, the others are 0
-  in x (which ones is not told); harder: a fifth of n divides it.
+  in x (which ones is not told); harder: n / 4 divides it (at 20 x 20 the official 20 and 5).
 - gauss: y ~ N(0, v_i) with v log-spaced from .25 to 1, x = y + N(0, NOISE^2): every answer is known in closed form.
 - rank1: y = u v' with Gaussian u, v, no x at all: the solutions are a manifold.
 Source: Du, Mao and Tenenbaum (2024), the official `dataset.py` (inverse, addition, lowrank).
@@ -85,7 +85,7 @@ def _addition(side: int, n: int, dice: torch.Generator, rank: int, harder: bool)
 
 def _completion(side: int, n: int, dice: torch.Generator, rank: int, harder: bool) -> tuple[Tensor, Tensor]:
     u, v = (torch.randn(n, side, rank, generator=dice) for _ in range(2))
-    y = u @ v.mT / (side / 5 if harder else side) + 0.1 * torch.randn(n, side, side, generator=dice)
+    y = u @ v.mT / (side / 4 if harder else side) + 0.1 * torch.randn(n, side, side, generator=dice)
     shown = torch.rand(n, side, side, generator=dice).round()
     return (y * shown).flatten(1), y.flatten(1)
 

@@ -68,7 +68,7 @@ def asked(house: Backend, models: Sequence[str]) -> tuple[list[dict[str, Any]], 
             place = _computed(house, name, f"run:{model}")
             times.append({"what": name, "model": model, "seconds": time.monotonic() - began})
             if place.state == "kept":
-                claims += [{"model": model, "experiment": name[:6].upper(), **c} for c in house.claims(place.key)]
+                claims += [{"model": model, "experiment": f"EXP-{name[3:6]}", **c} for c in house.claims(place.key)]
             elif place.state == "unfit":
                 print(f"{name} of {model}: not possible, {place.why}")
             else:
