@@ -27,7 +27,7 @@ def series(metric):
 
 
 def test_it_is_whole_and_says_where_it_comes_from():
-    assert [r.name for r in find_runs([settings.SHIPPED_RUNS])] == list(zoo.ZOO)
+    assert [r.name for r in find_runs([settings.SHIPPED_RUNS])] == sorted(zoo.ZOO)
     info, chunk = RUN.info(), RUN.read()
     assert info["shipped"] is True and info["command"] == zoo.COMMAND and info["name"] == "induction-demo"
     assert RUN.state() == "finished" and chunk.bad == 0 and not (RUN.path / layout.LOCK).exists()
