@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from backend.analyses import exp003_sparse_features as code
 from backend.analyses import registry
+from backend.contract import View
 from backend.errors import BadInput
 from tests.energy_kit import problems, tiny_energy
 from tests.tiny_models import quiet
@@ -44,7 +46,9 @@ def test_a_hidden_direction_is_how_its_reading_moves_with_the_solution(tmp_path)
     found = code.directions(model, some, 1, "h2", rows)
     push, root = 1e-6 * torch.eye(4).double(), float(model.schedule.abar[1]) ** 0.5
     for j in range(4):
-        up, down = (code._hidden(model, some.x, root * some.y + s * push[j], model.level(1, 3), "h2") for s in (1, -1))
+        up, down = (
+            code._hidden(model.net, some.x, root * some.y + s * push[j], model.level(1, 3), "h2") for s in (1, -1)
+        )
         moved = ((up - down) @ rows.T / 2e-6).mean(0)
         torch.testing.assert_close(found[:, j], moved, rtol=1e-6, atol=1e-9)
 
@@ -60,3 +64,37 @@ def test_what_a_level_or_a_dictionary_has_not_is_refused_and_fields_bend_as_they
     for row in table[table.density > 0].iloc[::7].itertuples():
         assert row.rayleigh == pytest.approx(row.direction @ bent @ row.direction, rel=1e-4)
         assert np.linalg.eigvalsh(bent)[0] - 1e-6 <= row.rayleigh <= np.linalg.eigvalsh(bent)[-1] + 1e-6
+
+
+# ---------------------------------------------------------------- what may be called learnt
+
+
+def verdicts(**changed):
+    """The verdicts on a source of which everything speaks for learnt features, but for what is changed."""
+    row = {"what": "h1", "fvu": 0.2, "fvu_low": 0.19, "fvu_high": 0.21, "null_fvu": 0.5, "null_low": 0.48,
+           "null_high": 0.52, "ratio": 0.4, "ratio_low": 0.38, "ratio_high": 0.42, "untrained": 0.7,
+           "untrained_low": 0.65, "untrained_high": 0.75, "mcc": 0.9, "mcc_null": 0.3, "kurtosis": 2.0}  # fmt: skip
+    return [c.verdict for c in EXP.judge(pd.DataFrame([row | changed]), View())]
+
+
+def test_features_are_learnt_only_where_intervals_part_from_the_gaussian_and_from_untrained_weights():
+    assert verdicts() == ["holds", "holds"]
+    assert verdicts(fvu=0.45, fvu_high=0.49)[0] == "met by its null", "intervals of data and Gaussian meet"
+    assert verdicts(ratio_high=0.66)[0] == "met by its null", "those of trained and untrained weights meet"
+    assert verdicts(untrained=0.3, untrained_low=0.2)[0] == "met by its null", "an untrained net does better"
+    assert verdicts(mcc_null=0.85)[1] == "fails", "the Gaussian's autoencoder finds these directions as well"
+    assert verdicts(mcc=0.7)[1] == "fails"
+
+
+def test_untrained_weights_of_these_sizes_meet_their_own_null(tmp_path):
+    model = tiny_energy(tmp_path)
+    one, other, again = (code.untrained(model.net, seed) for seed in (0, 1, 0))
+    assert [p.shape for p in one.parameters()] == [p.shape for p in model.net.parameters()]
+    assert torch.equal(one.fc2.weight, again.fc2.weight) and not torch.equal(one.fc2.weight, other.fc2.weight)
+    drawn = problems(model, 4).more(1024, 0)
+    params = EXP.params(d_sae=16, k=2, steps=120)
+    mine = code._source(code._read(model, drawn, 3, "h2"), params, lambda done: None)["told"]  # untrained as well
+    null = code._beside(code._read(model, drawn, 3, "h2", other), params, lambda done: None)
+    assert mine["ratio_high"] < 1, "it lies below its Gaussian without any training"
+    assert mine["ratio"] == pytest.approx(null["untrained"], rel=0.3)
+    assert mine["ratio"] == pytest.approx(mine["fvu"] / mine["null_fvu"])

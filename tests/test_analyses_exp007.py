@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -51,3 +52,23 @@ def test_a_rank_that_the_matrices_cannot_have_is_refused(tmp_path):
     model = tiny_energy(tmp_path, side=3)
     with pytest.raises(BadInput, match="Use a rank below 3"):
         EXP.compute(model, problems(model, 2), EXP.params(rank=3), quiet)
+
+
+def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them():
+    rows = {who: {"effective_rank": 4.0, "rank_low": 3.9, "rank_high": 4.1, "hidden_error": 0.2}
+            for who in ("model", "truth", "noise", "linear", "depth 1", "depth 2", "depth 3")}  # fmt: skip
+    last = pd.DataFrame(rows).T
+
+    def falls(rank):
+        last.loc["model", "effective_rank"] = rank
+        return code._falls(last, last.loc["model"]).verdict
+
+    assert [falls(r) for r in (3.7, 3.9, 4.1, 4.3)] == ["holds", "met by its null", "met by its null", "fails"]
+
+    def completes(error, best):
+        last.loc[["model", "depth 2"], "hidden_error"] = [error, best]
+        return code._completes(last)
+
+    assert completes(0.1, 0.15)[0].verdict == "holds" and "depth 2" in completes(0.1, 0.15)[0].null
+    assert completes(0.16, 0.15)[0].verdict == completes(0.3, 0.15)[0].verdict == "fails"
+    assert completes(float("nan"), 0.15) == [], "nothing is hidden"

@@ -60,3 +60,10 @@ def test_a_linear_map_of_repeated_entries_is_the_best_one(tmp_path):
     told = some.x.view(-1, 3, 3)[:, upper[0], upper[1]]
     whole, part = (trivial_answers.errors(x, some.y, x, some.y)["linear"].mean() for x in (some.x, told))
     assert float(whole) == pytest.approx(float(part), rel=1e-9)
+
+
+def test_the_cut_solution_is_off_by_what_lies_beyond_two():
+    y = torch.tensor([[1.5, -1.9], [3.0, -4.0]])
+    found = trivial_answers.errors(torch.zeros(4, 2), torch.zeros(4, 2), y, y)
+    np.testing.assert_allclose(found["clamp"], [0, (1 + 4) / 2])
+    np.testing.assert_allclose(found["zero"], [(1.5**2 + 1.9**2) / 2, 12.5], rtol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -119,6 +120,22 @@ def test_a_trained_rank_1_energy_is_stiff_across_and_an_inverse_is_not(rank1):
     table = ask("exp005_tangent_normal", other, problems(other, 32))
     assert abs(table.groupby("level").rho.median() - 1).max() < 0.1 and table.rank_tail.median() > 0.2
     assert "holds" not in verdicts("exp005_tangent_normal", other, table)
+
+
+def across(rho, other, hidden=0):
+    """The second claim of 40 points of these ratios, `hidden` more without a positive tangent curvature."""
+    n = 40 + hidden
+    rows = {"level": 0, "rho": [rho] * 40 + [np.nan] * hidden, "rho_other": other, "normal_curvature": np.ones(n),
+            "tangent_curvature": 1.0, "gradient_ratio": 1.0, "noise_ratio": 1.0, "noise_line": 1.0, "rank_tail": 0.0}
+    return registry()["exp005_tangent_normal"].judge(pd.DataFrame(rows), View(params={"rank": 1}))[1]
+
+
+def test_stiffness_across_is_judged_beside_another_solutions_spaces_and_says_what_is_ranked_as_infinite():
+    assert [across(*given).verdict for given in ((2, 1), (2, 2), (2, 3), (1.2, 1))] == [
+        "holds", "met by its null", "met by its null", "fails"]  # fmt: skip
+    told = across(2.0, 1.0, hidden=60)
+    assert "rho unbounded [2, unbounded]" in told.value and "60% of points" in told.value
+    assert "the median without them is 2 [2, 2]" in told.value and "0% of points" in across(2, 1).value
 
 
 # ---------------------------------------------------------------- EXP-006
@@ -297,6 +314,18 @@ def test_the_solution_lies_in_the_tangent_normal_plane_and_the_path_in_its_own(r
     )
     energies = table[(table.part == "path") & (table.level == 0)].sort_values("at").energy
     assert energies.iloc[0] < energies.iloc[-1]
+
+
+def test_inference_runs_downhill_only_where_it_falls_at_every_step_and_a_straight_line_does_not():
+    from backend.analyses.exp002_landscape import _downhill
+
+    def verdict(path, straight):
+        rows = [{"part": part, "at": 9 - i, "energy": e} for part, along in (("path", path), ("straight", straight))
+                for i, e in enumerate(along)]  # fmt: skip
+        return _downhill(pd.DataFrame(rows)).verdict
+
+    assert verdict([3, 2, 1], [3, 4, 1]) == "holds" and verdict([3, 2, 1], [3, 2, 1]) == "met by its null"
+    assert verdict([3, 4, 1], [3, 4, 1]) == verdict([1, 2, 3], [1, 2, 3]) == verdict([3, 4, 1], [3, 2, 1]) == "fails"
 
 
 def test_a_plane_that_is_not_there_is_refused_in_words(ideal):

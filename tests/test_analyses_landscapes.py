@@ -18,7 +18,7 @@ from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
 from backend.errors import BadInput, PhasescopeError, Unfit
 from backend.maths import learning_coefficient as llc_maths
-from backend.maths import matching
+from backend.maths import matching, products
 from backend.maths.matching import Group
 from backend.models.open import open_model
 from backend.runs import corpora
@@ -159,6 +159,14 @@ def test_a_permuted_copy_is_one_basin_after_matching_and_a_model_beside_itself_b
     assert first["barrier"].max() < 1e-5 and (first["distance"] == 0).all()
 
 
+def test_a_barriers_interval_holds_ninety_five_percent():
+    """The middle of 400 rows is N(5, 1), the ends are 0: the interval is 3.92 standard errors wide."""
+    middle = np.random.default_rng(0).normal(5, 1, 400)
+    row = path_room._table("straight", np.array([0, 0.5, 1]), np.stack([0 * middle, middle, 0 * middle]), 0).iloc[0]
+    assert row["barrier"] == pytest.approx(middle.mean()) and row["barrier_low"] < row["barrier"] < row["barrier_high"]
+    assert row["barrier_high"] - row["barrier_low"] == pytest.approx(3.92 * middle.std() / 20, rel=0.1)
+
+
 def test_a_bend_lowers_the_loss_on_its_way(demo):
     corpus = Corpus(source="training", rows=24, length=64)
     few, many = (ask("mode_connectivity", demo, corpus, points=3, bend_steps=n, rows_used=24) for n in (1, 40))
@@ -256,7 +264,27 @@ def test_chains_begin_at_the_model_and_are_told_one_by_one(tiny):
     row, each = table.iloc[0], table.groupby("chain")["rise"].mean() * n / np.log(n)
     np.testing.assert_allclose(each, table.groupby("chain")["chain_estimate"].first())
     assert 0 < table["rise"].abs().max() < 0.02 and abs(row["free"]) < 0.1
+    losses, params = _at_weights.Losses(tiny["native"], rows(tiny["native"]).tokens), llc_room.LearningCoefficientParams
+    like = list(losses.own.values())
+    free = llc_room._free(losses, products.flat(like, like), params(localisation=1e7),
+                          lambda w: dict(zip(losses.own, products.shaped(w, like), strict=True)))  # fmt: skip
+    assert row["free"] == pytest.approx(n / np.log(n) * free, rel=1e-3)
     assert row["tokens"] == n and len(table) == 20 and (row["trouble"] == "") == (row["estimate"] == row["estimate"])
+
+
+def test_the_localiser_alone_rises_by_its_own_width():
+    """Of |w|^2 / 2 in d dimensions draws of variance 1 / gamma rise by d / (2 gamma)."""
+
+    class Bowl:
+        own = torch.zeros(4000)
+
+        def rows(self, w):
+            return (w.square().sum() / 2)[None]
+
+    for gamma in (1.0, 16.0):
+        params = llc_room.LearningCoefficientParams(localisation=gamma)
+        free = llc_room._free(Bowl(), Bowl.own, params, lambda w: w)
+        assert free == pytest.approx(2000 / gamma, rel=0.03)
 
 
 def test_what_is_refused_says_which_knob():

@@ -81,6 +81,12 @@ def test_a_head_may_choose_its_inner_basis(tiny):
     assert not torch.allclose(turn, torch.eye(8).double())
 
 
+def with_values(matrix, values):
+    """The matrix with these singular values."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ torch.diag(torch.as_tensor(values)) @ v
+
+
 def test_noise_has_no_outliers_and_a_planted_direction_is_one(tiny):
     model = tiny["native"]
     weights = model.bare.tok_embed.weight
@@ -89,7 +95,8 @@ def test_noise_has_no_outliers_and_a_planted_direction_is_one(tiny):
     spike = torch.outer(torch.randn(50, generator=dice).double(), torch.randn(32, generator=dice).double())
     found = {}
     try:
-        for name, matrix in {"noise": 0.3 * noise, "spike": 0.3 * (noise + spike), "flat": torch.eye(50, 32)}.items():
+        for name, matrix in {"noise": 0.3 * noise, "spike": 0.3 * (noise + spike), "flat": torch.eye(50, 32),
+                             "heavy": with_values(noise, np.arange(1, 33) ** -1.0)}.items():  # fmt: skip
             weights.data.copy_(matrix)
             found[name] = ask("weight_spectra", model, draws=60).set_index("matrix").loc["W_E"]
     finally:
@@ -97,6 +104,11 @@ def test_noise_has_no_outliers_and_a_planted_direction_is_one(tiny):
     assert found["noise"]["outliers"] == 0 and abs(found["noise"]["z"]) < 3
     assert found["spike"]["outliers"] == 1 and found["spike"]["largest"] > 2 * found["spike"]["edge"]
     assert found["noise"]["edge"] == pytest.approx(0.3 * (50**0.5 + 32**0.5), rel=0.1)
+    heavy = found["heavy"]
+    assert heavy["z"] < -2, "a power law's tail is heavier than that of noise"
+    for row in (found["noise"], heavy):
+        assert row["z"] == pytest.approx((row["exponent"] - row["null_exponent"]) / row["null_sd"])
+        assert row["exponent_se"] == pytest.approx((row["exponent"] - 1) / row["tail_n"] ** 0.5)
     assert found["flat"]["stable_rank"] == pytest.approx(32) == found["flat"]["participation_ratio"]
 
 

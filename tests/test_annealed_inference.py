@@ -66,6 +66,24 @@ def test_a_step_that_raises_the_energy_is_not_kept() -> None:
     assert (found.accepted == 0).all() and found.solutions.abs().max() < 1
 
 
+@pytest.mark.parametrize("inner", [0, 3])
+def test_no_answer_leaves_the_cut_at_any_level(inner: int) -> None:
+    """An energy that falls outwards for ever: jumps and steps both end at +-2 in units of the solution."""
+
+    class Outwards(Ideal):
+        def gradient(self, x: torch.Tensor, y: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(y, -1e3)
+
+        def __call__(self, x: torch.Tensor, y: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+            return -1e3 * y.sum(1)
+
+    some, model = gauss(4), Outwards(2)
+    torch.testing.assert_close(inference.infer(model, some.x, some.y, SCHEDULE, inner).solutions,
+                               torch.full((10, 4, 4), 2.0).double())  # fmt: skip
+    guessed = inference.guess(model, some.x, some.y, torch.zeros(4, dtype=torch.long), SCHEDULE, 0)
+    assert (guessed == inference.CUT).all()
+
+
 def test_the_implied_error_of_the_ideal_curvature_is_the_true_one() -> None:
     some, ideal = gauss(4000), Ideal(2)
     dice = torch.Generator().manual_seed(3)

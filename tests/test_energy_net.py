@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.maths import annealing
-from backend.models.energy_net import EnergyNet
+from backend.models.energy_net import EnergyNet, Sinusoid
 
 
 def test_the_schedule_is_the_published_one() -> None:
@@ -60,6 +60,14 @@ def test_the_layered_hessian_is_autograds_and_its_output_part_has_no_negative_di
         torch.testing.assert_close(whole[i], torch.autograd.functional.hessian(one, y[i]), rtol=1e-10, atol=1e-12)
     assert torch.linalg.eigvalsh(parts["output"]).min() > -1e-12
     torch.testing.assert_close(whole, whole.mT)
+
+
+def test_levels_are_embedded_as_in_the_official_code() -> None:
+    """SinusoidalPosEmb(128): sin(k 10000^(-i / 63)) for i = 0 .. 63, then the cosines."""
+    found = Sinusoid()(torch.tensor([0.0, 1.0, 3.0, 9.0], dtype=torch.float64))
+    for row, k in zip(found, (0, 1, 3, 9), strict=True):
+        angles = k * 10_000.0 ** (-np.arange(64) / 63)
+        np.testing.assert_allclose(row, np.concatenate([np.sin(angles), np.cos(angles)]), atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_energy_and_may_keep_its_graph() -> None:

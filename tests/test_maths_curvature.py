@@ -42,6 +42,20 @@ def test_no_ghosts_and_what_is_not_found_is_said() -> None:
     assert not few.converged and few.n_matvecs == 44 and few.high_residual.max() > 1e-6
 
 
+def test_what_lies_nearly_in_the_basis_is_made_orthogonal_twice() -> None:
+    """A part of 1e-10 outside: one pass of Gram-Schmidt leaves 1e-6 of what is left along the basis."""
+    dice = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(300, 21, generator=dice, dtype=torch.float64))
+    basis, outside = q.T[:20].contiguous(), q[:, 20]
+    vector = basis.T @ torch.randn(20, generator=dice, dtype=torch.float64) + 1e-10 * outside
+    once = vector - basis.T @ (basis @ vector)
+    assert (basis @ once).norm() > 1e-8 * once.norm(), "once is not enough here"
+    for along in (None, basis @ vector):
+        found = curvature._orthogonal(vector, basis, along)
+        assert (basis @ found).norm() < 1e-13 * found.norm()
+        assert found @ outside == pytest.approx(1e-10, rel=1e-4)
+
+
 def test_it_agrees_with_scipy_in_float32() -> None:
     matrix = with_spectrum(SPECTRUM).float()
     found = curvature.extreme(lambda v: matrix @ v, len(matrix), 4, tol=1e-5, like=matrix)

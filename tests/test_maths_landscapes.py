@@ -129,6 +129,19 @@ def test_a_permuted_copy_has_a_barrier_until_it_is_matched() -> None:
     np.testing.assert_array_equal(order[orders[0]], np.arange(8))
 
 
+def test_orders_found_in_several_rounds_add_up() -> None:
+    """Two layers that meet in one matrix: whatever the rounds, the orders say how `second` was rearranged."""
+    layers = (Group((("w1", 0), ("w2", 1))), Group((("w2", 0), ("w3", 1))))
+    shapes = {"w1": (12, 3), "w2": (12, 12), "w3": (2, 12)}
+    first, second = ({k: torch.randn(*s, generator=dice(100 * i + j)) for j, (k, s) in enumerate(shapes.items())}
+                     for i in (1, 2))  # fmt: skip
+    _, once = matching.matched(first, second, layers, most=1)
+    back, orders = matching.matched(first, second, layers)
+    assert all((a != b).any() for a, b in zip(once, orders, strict=True)), "one round is not enough here"
+    mine = matching.permuted(matching.permuted(second, layers[0], orders[0]), layers[1], orders[1])
+    assert all(torch.equal(mine[name], back[name]) for name in shapes)
+
+
 def test_a_bent_path_goes_round_a_barrier_and_the_barrier_is_over_the_line() -> None:
     assert landscape.barrier([0, 0.5, 1], [1, 3.5, 2]) == pytest.approx(2)
     assert landscape.barrier([0, 0.5, 1], [1, 0.5, 2]) == 0
@@ -170,6 +183,13 @@ def test_a_localiser_takes_its_part_in_many_dimensions_and_still_mixes(curved: t
     found = learning_coefficient.estimate(lambda w: (curved * w.square()).sum(1) / 2, start, n, 12, 200, 100, gamma)
     expected = float((heat * curved / (heat * curved + gamma)).sum() / 2)
     assert found.trouble == "" and found.value == pytest.approx(expected, rel=0.04)
+
+
+def test_the_interval_is_students() -> None:
+    """Quantiles of tables: 2.7764 at 97.5 % and 2.1318 at 95 % for 5 chains."""
+    found = learning_coefficient.Coefficient(3.0, 0.5, 0.6, 1.0, 0.1, torch.zeros(5, 9), "")
+    assert found.interval() == pytest.approx((3 - 0.5 * 2.7764, 3 + 0.5 * 2.7764), abs=1e-4)
+    assert found.interval(0.9) == pytest.approx((3 - 0.5 * 2.1318, 3 + 0.5 * 2.1318), abs=1e-4)
 
 
 def test_what_is_no_minimum_or_has_not_mixed_is_not_believed() -> None:

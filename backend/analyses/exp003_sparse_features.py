@@ -9,9 +9,12 @@ cosine of directions paired one to one) of two seeds, and the mean excess kurtos
 Null of each: the Gaussian with the same mean and covariance, its own autoencoder, trained alike; its FVU needs no
 structure, and the MCC of the data's features with its features needs none either. White noise has kurtosis 0 and the
 FVU of its null. Ground truth: a known dictionary is found again, Gaussian data reach their null (tests).
+Second null: the same net with untrained weights drawn from `seed`, at the same problems, its source beside a Gaussian
+of its own covariance: no hidden layer is Gaussian, trained or not. Only where the trained net's FVU lies further below
+its Gaussian's than the untrained net's (ratios with 95 % bootstrap intervals, apart) has training made the structure.
 A feature's direction is shown among solutions: of a field its row of W_dec, of h_l the mean change d (h_l . v) / dy.
 `rayleigh` is v'Hv of that direction at norm 1, H the mean Hessian at the solutions; its null is tr H / d.
-Exact but for training and intervals. Cost: 15 trainings of `steps` updates. Absorption, a score of language models'
+Exact but for training and intervals. Cost: 25 trainings of `steps` updates. Absorption, a score of language models'
 first letters, has no meaning here.
 Source: Gao et al. (2024), Scaling and evaluating sparse autoencoders; Sharkey et al. (2022), Taking features out of
 superposition with sparse autoencoders (MMCS).
@@ -62,7 +65,7 @@ class SparseFeaturesParams(Params):
 
 
 @analysis(
-    version=1, group="Energy landscapes",
+    version=2, group="Energy landscapes",
     title="EXP-003 Sparse features",
     asks="Are there sparse features in what an energy computes, beyond its covariance?",
     subject=Problems, params=SparseFeaturesParams,
@@ -80,6 +83,12 @@ class SparseFeaturesParams(Params):
         Value("null_fvu", "the same of the Gaussian with this covariance, its own autoencoder"),
         Value("null_low", "lower end of its 95 % interval"),
         Value("null_high", "upper end of its 95 % interval"),
+        Value("ratio", "FVU over that of the Gaussian: below 1 there is structure beyond the covariance"),
+        Value("ratio_low", "lower end of its 95 % interval"),
+        Value("ratio_high", "upper end of its 95 % interval"),
+        Value("untrained", "the same ratio of the same net with untrained weights"),
+        Value("untrained_low", "lower end of its 95 % interval"),
+        Value("untrained_high", "upper end of its 95 % interval"),
         Value("l0", "features active per held-out sample"),
         Value("dead", "share of features silent for 100 updates"),
         Value("mcc", "mean cosine of directions of two seeds, paired one to one"),
@@ -97,13 +106,15 @@ def exp003_sparse_features(
     """Return one row per (source, feature)."""
     _check(params, model.schedule.levels)
     drawn, tables = problems.more(params.samples, params.seed), []
-    bent = _mean_hessian(model, problems, params.level)
+    bent, fresh = _mean_hessian(model, problems, params.level), untrained(model.net, params.seed)
     for at, what in enumerate(SOURCES):
 
         def said(done: float, at: int = at, what: str = what) -> None:
             progress((at + done) / len(SOURCES), f"{what}: autoencoders")
 
-        found = _source(_read(model, drawn, params.level, what), params, said)
+        found = _source(_read(model, drawn, params.level, what), params, lambda done: said(0.6 * done))
+        null = _read(model, drawn, params.level, what, fresh)
+        found["told"] |= _beside(null, params, lambda done: said(0.6 + 0.4 * done))
         tables.append(_table(model, problems, drawn, found, bent, params, at))
     return pd.concat(tables, ignore_index=True)
 
@@ -117,35 +128,47 @@ def _check(params: SparseFeaturesParams, levels: int) -> None:
 
 @exp003_sparse_features.costs
 def work(card: ModelCard, subject: Problems, params: SparseFeaturesParams) -> Work:
-    """Gradients and energies of the samples, a Hessian per problem, and 15 trainings."""
+    """Gradients and energies of the samples by this net and an untrained one, a Hessian per problem, 25 trainings."""
     told = card.energy
     _check(params, int(told["levels"]))
     d, width = int(told["d_y"]), int(told["width"])
-    per_update = 6.0 * BATCH * params.d_sae * 2 * (2 * d + 3 * width) * 3
-    held = params.samples * (int(told["d_x"]) + 3 * d + 8 * width)
-    return _energy.work(card, energies=3 * params.samples, gradients=2 * params.samples + 3 * params.d_sae * subject.n,
+    per_update = 6.0 * BATCH * params.d_sae * 2 * (2 * d + 3 * width) * 5
+    held = params.samples * (int(told["d_x"]) + 3 * d + 16 * width)
+    return _energy.work(card, energies=6 * params.samples, gradients=4 * params.samples + 3 * params.d_sae * subject.n,
                         hessians=subject.n, held_numbers=held, operations=params.steps * per_update,
-                        solver_seconds=7e-4 * 15 * params.steps)  # fmt: skip
+                        solver_seconds=7e-4 * 25 * params.steps)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what is read
 
 
-def _read(model: Energies, drawn: Matrices, k: int, what: str) -> Any:
-    """Return the samples [n, d_in] of a source in the model's dtype."""
+def untrained(net: Any, seed: int) -> Any:
+    """Return a net of the same sizes, dtype and device with weights as training begins with, drawn from a seed."""
+    import torch
+
+    like = net.fc1.weight
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = type(net)(net.d_x, net.d_y, net.width)
+    return fresh.to(like.device, like.dtype).requires_grad_(False)
+
+
+def _read(model: Energies, drawn: Matrices, k: int, what: str, net: Any = None) -> Any:
+    """Return the samples [n, d_in] of a source in the model's dtype, of the model's net or of another."""
+    net = net or model.net
     level = model.level(k, len(drawn.y))
     y = float(model.schedule.abar[k]) ** 0.5 * drawn.y
     if what == "noised field":
         y = _energy.noised(model, drawn, k)
     if what.endswith("field"):
-        return model.net.gradient(drawn.x, y, level).detach()
-    return _hidden(model, drawn.x, y, level, what).detach()
+        return net.gradient(drawn.x, y, level).detach()
+    return _hidden(net, drawn.x, y, level, what).detach()
 
 
-def _hidden(model: Energies, x: Any, y: Any, level: Any, what: str) -> Any:
+def _hidden(net: Any, x: Any, y: Any, level: Any, what: str) -> Any:
     import torch
 
-    return torch.nn.functional.silu(model.net.run(x, y, level).z[int(what[1]) - 1])
+    return torch.nn.functional.silu(net.run(x, y, level).z[int(what[1]) - 1])
 
 
 def _mean_hessian(model: Energies, problems: Matrices, k: int) -> Any:
@@ -158,8 +181,8 @@ def _mean_hessian(model: Energies, problems: Matrices, k: int) -> Any:
 # ---------------------------------------------------------------- autoencoders of one source
 
 
-def _source(data: Any, params: SparseFeaturesParams, said: Any) -> dict[str, Any]:
-    """Train two seeds and the null; return the first autoencoder and what is said of the source."""
+def _parts(data: Any, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Return (what is trained on, what is held out, the Gaussian's of both), at a mean square of 1 per coordinate."""
     import torch
 
     from backend.maths import sae
@@ -167,34 +190,74 @@ def _source(data: Any, params: SparseFeaturesParams, said: Any) -> dict[str, Any
     data = data.to(torch.promote_types(data.dtype, torch.float32))
     data = data / (data - data.mean(0)).square().mean().sqrt().clamp_min(1e-30)
     held, train = data[::HELD_OUT], data[torch.arange(len(data), device=data.device) % HELD_OUT != 0]
-    dice = torch.Generator().manual_seed(params.seed + 7)
+    dice = torch.Generator().manual_seed(seed + 7)
     null, null_held = (sae.gaussian_like(train, len(part), dice) for part in (train, held))
-    nets = []
-    for i, (part, seed) in enumerate(((train, 0), (train, 1), (null, 2))):
+    return train, held, null, null_held
+
+
+def _fitted(samples: list[tuple[Any, int]], params: SparseFeaturesParams, said: Any) -> list[tuple[Any, Any]]:
+    """Train an autoencoder on each of (samples [n, d_in], seed); return each with how long features were silent."""
+    from backend.maths import sae
+
+    found = []
+    for i, (part, seed) in enumerate(samples):
 
         def updated(step: int, i: int = i) -> None:
-            said((i + step / params.steps) / 3)
+            said((i + step / params.steps) / len(samples))
 
-        nets.append(sae.fit(part, params.d_sae, params.k, params.steps, 3 * params.seed + seed, batch=BATCH,
-                            dead_after=DEAD_AFTER, said=updated))  # fmt: skip
-    (first, silent), (second, _), (other, _) = nets
-    partner, cosine = sae.match(first.W_dec, second.W_dec)
+        found.append(sae.fit(part, params.d_sae, params.k, params.steps, 3 * params.seed + seed, batch=BATCH,
+                             dead_after=DEAD_AFTER, said=updated))  # fmt: skip
+    return found
+
+
+def _source(data: Any, params: SparseFeaturesParams, said: Any) -> dict[str, Any]:
+    """Train two seeds and the null; return the first autoencoder and what is said of the source."""
+    import torch
+
+    from backend.maths import sae
+
+    train, held, null, null_held = _parts(data, params.seed)
+    fitted = _fitted([(train, 0), (train, 1), (null, 2)], params, said)
+    (first, silent), (second, _), (other, _) = fitted
+    _, cosine = sae.match(first.W_dec, second.W_dec)
     fvu, null_fvu = unexplained(first, held, params.seed), unexplained(other, null_held, params.seed)
+    whole = [torch.cat(both) for both in ((train, held), (null, null_held))]
     told = {"fvu": fvu[0], "fvu_low": fvu[1], "fvu_high": fvu[2], "null_fvu": null_fvu[0], "null_low": null_fvu[1],
-            "null_high": null_fvu[2], "l0": sae.measures(first, held)["l0"],
+            "null_high": null_fvu[2], **_ratio("ratio", first, held, other, null_held, params.seed),
+            "l0": sae.measures(first, held)["l0"],
             "dead": float((silent >= DEAD_AFTER).double().mean()), "mcc": float(cosine.mean()),
-            "mcc_null": float(sae.match(first.W_dec, other.W_dec)[1].mean()), "kurtosis": kurtosis(data),
-            "kurtosis_null": kurtosis(torch.cat([null, null_held]))}  # fmt: skip
+            "mcc_null": float(sae.match(first.W_dec, other.W_dec)[1].mean()), "kurtosis": kurtosis(whole[0]),
+            "kurtosis_null": kurtosis(whole[1])}  # fmt: skip
     return {"sae": first, "held": held, "cosine": cosine.numpy(), "told": told}
+
+
+def _beside(data: Any, params: SparseFeaturesParams, said: Any) -> dict[str, float]:
+    """Return how far the source of an untrained net lies below its own Gaussian, by autoencoders trained alike."""
+    train, held, null, null_held = _parts(data, params.seed)
+    (one, _), (other, _) = _fitted([(train, 0), (null, 2)], params, said)
+    return _ratio("untrained", one, held, other, null_held, params.seed)
+
+
+def _ratio(name: str, one: Any, held: Any, other: Any, null_held: Any, seed: int) -> dict[str, float]:
+    """Return the FVU over the Gaussian's as column `name`, with its 95 % interval; both are resampled by themselves."""
+    (fvu, drawn), (null, null_drawn) = _resampled(one, held, seed), _resampled(other, null_held, seed + 1)
+    low, high = np.quantile(drawn / np.maximum(null_drawn, 1e-300), [0.025, 0.975])
+    return {name: fvu / max(null, 1e-300), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def unexplained(sae: Any, x: Any, seed: int) -> tuple[float, float, float]:
     """Return the FVU on samples [n, d_in] with its 95 % bootstrap interval over them."""
+    fvu, drawn = _resampled(sae, x, seed)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return fvu, float(low), float(high)
+
+
+def _resampled(sae: Any, x: Any, seed: int) -> tuple[float, np.ndarray]:
+    """Return (the FVU on samples [n, d_in], that of DRAWS resamples of them)."""
     left = (x - sae(x)).double().square().sum(1).cpu().numpy()
     size = np.maximum((x - x.mean(0)).double().square().sum(1).cpu().numpy(), 1e-300)
     drawn = np.random.default_rng(seed).integers(len(left), size=(DRAWS, len(left)))
-    low, high = np.quantile(left[drawn].sum(1) / size[drawn].sum(1), [0.025, 0.975])
-    return float(left.sum() / size.sum()), float(low), float(high)
+    return float(left.sum() / size.sum()), left[drawn].sum(1) / size[drawn].sum(1)
 
 
 def kurtosis(x: Any) -> float:
@@ -234,7 +297,7 @@ def directions(model: Energies, problems: Matrices, k: int, what: str, rows: Any
         return rows
     with torch.enable_grad():
         y = (float(model.schedule.abar[k]) ** 0.5 * problems.y).detach().requires_grad_()
-        h = _hidden(model, problems.x, y, model.level(k, len(y)), what)
+        h = _hidden(model.net, problems.x, y, model.level(k, len(y)), what)
         said = (h @ rows.to(h).mT).mean(0)
         found = [torch.autograd.grad(s, y, retain_graph=True)[0].sum(0) for s in said]
     return torch.stack(found)
@@ -245,7 +308,7 @@ def directions(model: Energies, problems: Matrices, k: int, what: str, rows: Any
 
 @exp003_sparse_features.judges
 def judge(table: pd.DataFrame, view: View) -> list[Claim]:
-    """Which sources have more structure than their covariance, and do two seeds find the same?"""
+    """Which sources has training given more structure than their covariance, and do two seeds find the same?"""
     per = table.groupby("what", sort=False).first()
     claims = [_structure(what, row) for what, row in per.iterrows()]
     return [*claims, _agree(per)]
@@ -253,11 +316,18 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
 
 def _structure(what: Any, row: Any) -> Claim:
     noised = what == "noised field"
-    criterion = f"the {what} has sparse features" + (" (the original study reads this one)" if noised else "")
-    return Claim(criterion,
-                 f"a Gaussian of its covariance: FVU {row.null_fvu:.3f} [{row.null_low:.3f}, {row.null_high:.3f}]",
-                 f"FVU {row.fvu:.3f} [{row.fvu_low:.3f}, {row.fvu_high:.3f}], excess kurtosis {row['kurtosis']:.2f}",
-                 "holds" if row.fvu_high < row.null_low else "met by its null")  # fmt: skip
+    named = f"{what} sparse features" + (" (the original study reads this one)" if noised else "")
+    learnt = row.fvu_high < row.null_low and row.ratio_high < row.untrained_low
+    return Claim(f"training has given the {named}",
+                 f"a Gaussian of its covariance: FVU {row.null_fvu:.3f} [{row.null_low:.3f}, {row.null_high:.3f}]; "
+                 f"with untrained weights FVU is {_times(row, 'untrained')} of the Gaussian's",
+                 f"FVU {row.fvu:.3f} [{row.fvu_low:.3f}, {row.fvu_high:.3f}], {_times(row, 'ratio')} of the Gaussian's"
+                 f", excess kurtosis {row['kurtosis']:.2f}",
+                 "holds" if learnt else "met by its null")  # fmt: skip
+
+
+def _times(row: Any, name: str) -> str:
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def _agree(per: pd.DataFrame) -> Claim:
@@ -274,9 +344,11 @@ def _agree(per: pd.DataFrame) -> Claim:
 
 @exp003_sparse_features.figure("Variance unexplained, beside a Gaussian of the same covariance")
 def unexplained_variance(table: pd.DataFrame, view: View) -> Any:
-    """With 95 % intervals; where the bar is as high as the grey one there is no structure beyond correlations."""
+    """With 95 % intervals; where the bar is as high as the grey one there is no structure beyond correlations.
+    Nets with untrained weights may lie below their own Gaussian as well: hover."""
     per = table.groupby("what", sort=False).first()
-    hover = [f"{w}: FVU {r.fvu:.3f}, null {r.null_fvu:.3f}; L0 {r.l0:.1f}, dead {r.dead:.0%}, MCC {r.mcc:.2f} (null "
+    hover = [f"{w}: FVU {r.fvu:.3f}, null {r.null_fvu:.3f}: {_times(r, 'ratio')} of it, with untrained weights "
+             f"{_times(r, 'untrained')}; L0 {r.l0:.1f}, dead {r.dead:.0%}, MCC {r.mcc:.2f} (null "
              f"{r.mcc_null:.2f}), excess kurtosis {r['kurtosis']:.2f}" for w, r in per.iterrows()]  # fmt: skip
     return bars([str(w) for w in per.index], per.fvu, errors=per.fvu_high - per.fvu, errors_below=per.fvu - per.fvu_low,
                 null=per.null_fvu, x_title="source", y_title="fraction of variance unexplained", hover=hover,

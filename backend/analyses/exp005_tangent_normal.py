@@ -133,6 +133,15 @@ def _rho(rows: pd.DataFrame) -> np.ndarray:
     return np.where(rows.rho.isna() & (rows.normal_curvature > 0), np.inf, rows.rho)
 
 
+def _ranked(rows: pd.DataFrame) -> str:
+    """Say what share of points has no positive tangent curvature and is ranked as infinite, and the median without."""
+    from backend.maths.ranks import median_interval
+
+    share, rest = float(np.isinf(_rho(rows)).mean()), rows.rho.dropna().to_numpy()
+    without = f"the median without them is {_low_rank.spanned(*median_interval(rest))}" if len(rest) else "no other is"
+    return f"{share:.0%} of points have tangent curvature <= 0 and are ranked as infinite, {without}"
+
+
 @exp005_tangent_normal.judges
 def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     """Are normal directions stiffer, by the study's measure and by dimension?"""
@@ -151,7 +160,7 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
               "met by its null" if ratio[0] > 1 and max(line, noise) > 1 else "fails"),
         Claim("the energy is stiffer across the manifold than along it, by dimension (rho > 1.25, level 0)",
               f"isotropic curvature gives 1; another solution's spaces {_low_rank.spanned(*other)}",
-              f"rho {_low_rank.spanned(*rho)}; {told}",
+              f"rho {_low_rank.spanned(*rho)}; {_ranked(sharp)}; {told}",
               "fails" if not rho[0] > _low_rank.MORE else "holds" if rho[0] > other[2] else "met by its null"),
     ]  # fmt: skip
 
