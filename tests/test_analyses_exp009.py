@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -75,3 +76,66 @@ def test_addition_was_learnt_as_addition():
     assert np.diag(map_).mean() == pytest.approx(root, rel=0.03), "reference: .946 against .948 at level 1"
     np.testing.assert_allclose(table.groupby("level").share.sum(), 1, rtol=1e-5)
     assert {c.criterion[:9]: c.verdict for c in EXP.judge(table, None)}["the first"] == "holds"
+
+
+@pytest.mark.parametrize("task", ["inverse", "gauss"])
+def test_the_null_is_the_map_of_another_problem_or_turned_rows(tmp_path, task):
+    """Another problem's where each has its own map; where all share one, the reading of another entry."""
+    model = tiny_energy(tmp_path, "float64", task=task, side=2)
+    some = problems(model, 3)
+    told = pd.DataFrame(code._maps(model, some, 2, torch.zeros(4, 4).double())).query("what == 'problem'")
+    occurs, root = _energy_maps.symmetric(some), float(model.schedule.abar[2]) ** 0.5
+    truth = root * _energy_maps.known_maps(some) @ occurs
+    found = _energy_maps.implicit_maps(model, some, 2)[0] @ occurs
+    for i, row in told.iterrows():
+        other = truth[i - 1] if task == "inverse" else truth[i][[3, 0, 1, 2]]
+        assert (other - truth[i]).norm() > 0.1 * truth[i].norm()
+        assert row.null_error == pytest.approx(float((found[i] - other).norm() / truth[i].norm()))
+        assert row.error == pytest.approx(float((found[i] - truth[i]).norm() / truth[i].norm()))
+        assert row.linear_error == pytest.approx(1), "a map of zeros"
+
+
+def test_the_first_layer_of_shares_is_gauss_newtons(tmp_path):
+    """E = |out|^2 has the Hessian 2 J'J + ..., J = d out / d y: the part that needs no layer's bend."""
+    model = tiny_energy(tmp_path, "float64", task="gauss", side=2)
+    some, y = problems(model, 3), _energy.noised(model, problems(model, 3), 4)
+    told = pd.DataFrame(code._shares(model, some, 4)).set_index("index").share
+    shares = []
+    for i in range(3):
+        out = lambda v, i=i: model.net.run(some.x[i : i + 1], v[None], model.level(4, 1)).output[0]  # noqa: E731
+        jacobian = torch.func.jacrev(out)(y[i])
+        whole = torch.func.hessian(lambda v, out=out: out(v).square().sum())(y[i])
+        shares.append(2 * float(jacobian.square().sum() / whole.trace()))
+    assert told[code.BENDS.index("output")] == told[0] == pytest.approx(np.mean(shares))
+    parts = _energy.layered_hessian(model.net, some.x, y, model.level(4, 3))
+    trace = {name: part.diagonal(dim1=1, dim2=2).sum(1) for name, part in parts.items()}
+    for i, name in enumerate(("output", "fc1", "fc2", "fc3")):  # as the axis says
+        assert told[i] == pytest.approx(float((trace[name] / sum(trace.values())).mean())), name
+
+
+def verdict_of_map(error, linear, n=4):
+    at = {"what": "problem", "null_error": 1.3}
+    spread = np.linspace(-0.001, 0.001, n) if n > 1 else np.zeros(1)
+    rows = [{"level": k, "index": i, **at, "error": error + s + 0.2 * k, "linear_error": linear}
+            for k in range(2) for i, s in enumerate(spread)]  # fmt: skip
+    return code._map_claim(pd.DataFrame(rows), 0).verdict
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_map_that_is_far_off_fails_whatever_the_linear_one_does(n):
+    assert verdict_of_map(0.02, 0.9, n) == "holds" and verdict_of_map(0.02, 0.03, n) == "holds"
+    assert verdict_of_map(0.02, 0.01, n) == verdict_of_map(0.013, 0.01, n) == "met by its null"
+    assert verdict_of_map(0.9, 0.01, n) == verdict_of_map(0.9, 0.95, n) == verdict_of_map(0.06, 0.95, n) == "fails"
+    assert verdict_of_map(0.02, 0.02, 4) == "met by its null", "not clearly better"
+
+
+def test_few_units_are_under_a_tenth_and_the_first_layer_adds_over_one_half():
+    def verdict(effects):
+        rows = [{"level": 0, "what": code.HIDDEN[i % 3], "d_mse": d} for i, d in enumerate(effects)]
+        return code._unit_claim(pd.DataFrame(rows)).verdict
+
+    assert verdict([1.0] + [0] * 29) == verdict([1.0, -1.0] + [0] * 28) == "holds"
+    assert verdict([1.0] * 4 + [0] * 26) == verdict([1.0] * 15 + [0] * 15) == verdict([1.0] * 30) == "fails"
+    rows = pd.DataFrame([{"level": 0, "what": "row", "cosine": c, "cosine_null": 0.0} for c in (0.5, 0.6)])
+    assert code._first_claim(rows)[0].verdict == "holds"
+    assert code._first_claim(rows.assign(cosine=0.4))[0].verdict == "fails"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -67,3 +68,47 @@ def test_the_cut_solution_is_off_by_what_lies_beyond_two():
     found = trivial_answers.errors(torch.zeros(4, 2), torch.zeros(4, 2), y, y)
     np.testing.assert_allclose(found["clamp"], [0, (1 + 4) / 2])
     np.testing.assert_allclose(found["zero"], [(1.5**2 + 1.9**2) / 2, 12.5], rtol=1e-6)
+
+
+GOOD = {"mse": 0.01, "mse_low": 0.009, "mse_high": 0.011, "gain": 0.2, "gain_low": 0.1, "gain_high": 0.3, "bayes": 0.5,
+        "zero": 0.3, "mean": 0.25, "linear": 0.046, "copy": 1.0, "clamp": 0.0, "one_jump": 0.1, "shuffled": 0.3,
+        "spread": 0.001, "rms": 0.1, "to_mean": 0.4, "linear_coarse": 0.8, "linear_fine": 0.2}  # fmt: skip
+NAMES = ("solves", "steps", "emergence", "one", "asked", "of those that fit")
+
+
+def verdicts(coarse=(1.0, 1.0, 0.5), fine=(1.0, 0.5, 0.2), **more):
+    """Return the verdicts of a table of three levels, and the values in words."""
+    rows = [{"level": k, "inner": inner, "coarse": coarse[k], "fine": fine[k], **GOOD, **more}
+            for k in range(3) for inner in code.INNER]  # fmt: skip
+    claims = EXP.judge(pd.DataFrame(rows), None)
+    return dict(zip(NAMES, [c.verdict for c in claims], strict=True)), [c.value for c in claims]
+
+
+def test_what_the_verdicts_ask():
+    assert set(verdicts()[0].values()) == {"holds"}
+    ask_one = lambda name, **more: verdicts(**more)[0][name]  # noqa: E731
+    assert ask_one("emergence", coarse=(1.0, 0.5, 0.2), fine=(1.0, 1.0, 0.5)) == "fails", "fine to coarse"
+    assert ask_one("emergence", coarse=(1.0, 1.0, 0.5), fine=(1.0, 1.0, 0.2)) == "fails", "at the same level"
+    assert ask_one("emergence", coarse=(1.0, 1.0, 0.5), fine=(1.0, 1.0, 0.5)) == "cannot be tested here"
+    assert ask_one("one", spread=0.02) == ask_one("one", spread=1.0) == "fails"
+    assert ask_one("asked", shuffled=0.019) == ask_one("asked", shuffled=0.01) == "fails"
+    assert ask_one("of those that fit", to_mean=0.004) == "fails" and ask_one("of those that fit") == "holds"
+
+
+def test_a_null_meets_only_what_is_met_and_less_of_a_large_error_is_no_answer():
+    """The numbers of an untrained net: error 2.44 beside a linear .046, and steps that gain a fourth of 3.1."""
+    met = verdicts(mse=0.047, mse_low=0.04, mse_high=0.06)[0]
+    assert met["solves"] == "met by its null" and met["steps"] == "holds"
+    assert verdicts(mse=0.0, mse_low=0.0, mse_high=0.0, linear=0.0)[0]["solves"] == "met by its null"
+    assert verdicts(mse=2e-4, mse_low=1e-4, mse_high=3e-4, linear=1e-29)[0]["solves"] == "met by its null"
+    assert verdicts(mse=0.1, mse_low=0.03, mse_high=0.2)[0]["solves"] == "fails", "twice the linear one's"
+    told, words = verdicts(mse=2.44, mse_low=2.0, mse_high=2.9, gain=0.266, gain_low=0.2, gain_high=0.3)
+    assert told["solves"] == "fails" and told["steps"] == "cannot be tested here"
+    assert "no better than answering without x (mean: 0.25)" in words[1]
+    assert verdicts(gain=0.05)[0]["steps"] == verdicts(gain_low=-0.1)[0]["steps"] == "fails"
+
+
+def test_an_untrained_net_solves_nothing(tmp_path):
+    model = tiny_energy(tmp_path)
+    told = [c.verdict for c in EXP.judge(ask(model, problems(model, 8), starts=2), None)]
+    assert told[0] == "fails" and told[1] != "holds"

@@ -66,7 +66,7 @@ def test_three_updates_are_adamw_by_hand(name, decay):
 
 
 def test_every_recipe_is_asked():
-    by_itself = {"sae", "tuned_lens", "energy"}  # Adam: tests/test_recipes_sae.py, _tuned_lens.py, test_recipe_energy.py
+    by_itself = {"sae", "tuned_lens", "energy"}  # Adam, in tests of their own
     assert set(SAID) | by_itself == set(recipes.registry())
 
 

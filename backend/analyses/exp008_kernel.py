@@ -4,15 +4,15 @@ The empirical neural tangent kernel on the noised solutions of every level: K_ij
 parameters w, for the energy f = E, and for the gradient field f = v.dE/dy, averaged over `probes` orthonormal
 directions v (as many as y has entries: exactly the trace kernel / d). By level, 0 the sharpest: spectrum; effective
 rank (tr K)^2 / tr K^2, raw and with the mean function taken out; centred alignment with the targets' kernel t t' with
-its jackknife error over points; drift |K - K_0| / |K_0| and alignment with the kernel of the run's step 0, where it
-has that checkpoint.
+its jackknife error over points; drift |K - K_0| / |K_0| and alignment with K_0, the kernel of the run's checkpoint
+`first_step` (absent by default: not every run keeps its step 0).
 
 Targets: for the field the noise that it is trained to be, for the energy that of an ideal one, |noise|^2 up to a
 factor; beside them the solutions. Null: targets shuffled over points (95 % quantile). Trivial baseline: the plain inner
 products of the inputs [x, y_t], no network at all. Ground truth: linear model exact, arc-cosine kernel of wide nets
 (tests of maths/tangent_kernel.py). The energy's raw kernel is near rank 1, since energies are positive: centre it.
 Exact for the energy; the field's is unbiased over v. Cost: a backward of all points per level and direction, twice
-with a first checkpoint.
+where a first checkpoint is named.
 Source: Jacot, Gabriel and Hongler (2018), Neural Tangent Kernel; Cortes, Mohri and Rostamizadeh (2012), Algorithms for
 learning kernels based on centered alignment.
 """
@@ -40,19 +40,28 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.errors import BadInput, NotFound
+from backend.errors import BadInput
 from backend.figures import NULL_GREY, Line, lines
 
 KERNELS = ("energy", "field")
+NOT_ASKED = "not asked: set first step to 0 on a run that keeps it"
 
 
 class KernelParams(Params):
-    """How many points, directions and shuffles."""
+    """How many points, directions and shuffles, and what the drift is from."""
 
     points: int = Field(48, ge=4, le=512, description="problems that the kernel stands on; those asked at most")
     probes: int = Field(32, ge=1, le=1024, description="directions of the gradient field; exact from d_y on")
     shuffles: int = Field(200, ge=20, le=2000, description="shuffles of the targets, the null")
+    first_step: int = Field(
+        -1, ge=-1, le=2**31 - 1, description="checkpoint of the run that the drift is from; -1: no drift"
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of directions and shuffles")
+
+    def siblings(self, spec: str) -> tuple[tuple[str, int | None], ...]:
+        """The run's own checkpoint that the drift is from."""
+        asked = spec.startswith("run:") and self.first_step >= 0
+        return ((spec.removeprefix("run:"), self.first_step),) if asked else ()
 
 
 @analysis(
@@ -71,7 +80,7 @@ class KernelParams(Params):
         Value("input_alignment", "alignment of the inputs' inner products with the targets"),
         Value("solution_alignment", "centred alignment with the solutions"),
         Value("solution_null_high", "its 95 % quantile over shuffled solutions"),
-        Value("drift", "|K - K_0| / |K_0| from the run's step 0; absent without that checkpoint"),
+        Value("drift", "|K - K_0| / |K_0| from the checkpoint first_step; absent where it is -1"),
         Value("kept", "centred alignment of K with K_0"),
         Value("points", "points that the kernel stands on", kind="int"),
         Value("spectrum", "eigenvalues of K over its trace, largest first", kind="array", dtype="float32"),
@@ -82,7 +91,7 @@ def exp008_kernel(model: Energies, problems: Matrices, params: KernelParams, pro
     n, levels = min(params.points, len(problems.y)), model.schedule.levels
     if n < 4:
         raise BadInput("A kernel", f"{n} problems", "Use 4 or more: it compares them with each other")
-    first, rows = _first(model), []
+    first, rows = _first(model, params), []
     for k in range(levels):
         y = _energy.noised(model, problems, k)[:n]
         now, then = (net and kernels(net, problems.x[:n], y, model.level(k, n), params) for net in (model.net, first))
@@ -94,28 +103,24 @@ def exp008_kernel(model: Energies, problems: Matrices, params: KernelParams, pro
 
 @exp008_kernel.costs
 def work(card: ModelCard, subject: Problems, params: KernelParams) -> Work:
-    """A forward and a backward of values and their derivatives per direction; perhaps twice."""
+    """A forward and a backward of values and their derivatives per direction; twice with a first checkpoint."""
     told = card.energy
     n, levels, probes = min(params.points, subject.n), int(told["levels"]), min(params.probes, int(told["d_y"]))
-    twice = 1 + _has_steps(card)
+    twice = 1 + len(params.siblings(card.spec))
     products = 5.0 * 2 * n * n * 10 * int(told["width"]) * (1 + 4 * probes)
     aligned = 2.0 * n * n * int(told["d_y"]) * 4 * (params.shuffles + n)
     return _energy.work(card, gradients=twice * levels * n * (1 + 2 * probes), at_once=n, held_numbers=40.0 * n * (
         int(told["width"]) + n), operations=levels * (twice * products + aligned))  # fmt: skip
 
 
-def _has_steps(card: ModelCard) -> bool:
-    return card.spec.startswith("run:")
-
-
-def _first(model: Energies) -> Any:
-    """Return the net of the run's step 0, None where there is no such checkpoint."""
-    if not _has_steps(model.card):
+def _first(model: Energies, params: KernelParams) -> Any:
+    """Return the net that the drift is from, None where none is asked. Raises NotFound for a step that is not kept."""
+    if params.first_step < 0:
         return None
-    try:
-        return model.sibling(0)
-    except NotFound:
-        return None
+    if not params.siblings(model.card.spec):
+        asked, found = f"The drift from step {params.first_step}", f"{model.card.spec} is no run: it has no other steps"
+        raise BadInput(asked, found, "Set first step to -1, or choose a run")
+    return model.sibling(params.first_step)
 
 
 def kernels(net: Any, x: Any, y: Any, level: Any, params: KernelParams) -> dict[str, Any]:
@@ -221,9 +226,9 @@ def _rank(per: dict[str, pd.DataFrame]) -> Claim:
 def _drift(rows: pd.DataFrame) -> Claim:
     criterion = "training leaves the linear regime: the kernel of the field moves by more than itself"
     if rows.drift.isna().any():
-        return Claim(criterion, "0 at step 0", "the run keeps no checkpoint of step 0", "cannot be tested here")
+        return Claim(criterion, "0 at the first step", NOT_ASKED, "cannot be tested here")
     drift, kept = rows.drift.mean(), rows.kept.mean()
-    return Claim(criterion, "0 at step 0; rescaling alone would keep an alignment of 1 with the first kernel",
+    return Claim(criterion, "0 at the first step; rescaling alone would keep an alignment of 1 with the first kernel",
                  f"|K - K_0| / |K_0| = {drift:.3g}, alignment with the first {kept:.2f}",
                  "holds" if drift > 1 and kept < 0.95 else "fails")  # fmt: skip
 
@@ -281,9 +286,9 @@ def spectrum(table: pd.DataFrame, view: View) -> Any:
     return figure.update_yaxes(type="log", exponentformat="power")
 
 
-@exp008_kernel.figure("How far the kernel moved from step 0")
+@exp008_kernel.figure("How far the kernel moved from the first step")
 def drift(table: pd.DataFrame, view: View) -> Any:
-    """Absent where the run keeps no checkpoint of step 0."""
+    """Absent unless first step names a checkpoint that the run keeps."""
     curves = []
     for name in KERNELS:
         rows = table[table.kernel == name].sort_values("level")
@@ -291,6 +296,6 @@ def drift(table: pd.DataFrame, view: View) -> Any:
         curves.append(Line(f"{name}: alignment with K_0", rows.level, rows.kept))
     figure = lines(curves, x_title=LEVELS, y_title="drift, alignment")
     if table.drift.isna().all():
-        return figure.add_annotation(text="This run keeps no checkpoint of step 0", showarrow=False, x=0.5, y=0.5,
+        return figure.add_annotation(text=f"Drift: {NOT_ASKED}", showarrow=False, x=0.5, y=0.5,
                                      xref="paper", yref="paper")  # fmt: skip
     return figure.update_yaxes(type="log", exponentformat="power")
