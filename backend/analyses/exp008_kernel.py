@@ -114,7 +114,7 @@ def work(card: ModelCard, subject: Problems, params: KernelParams) -> Work:
 
 
 def _first(model: Energies, params: KernelParams) -> Any:
-    """Return the net that the drift is from, None where none is asked. Raises NotFound for a step that is not kept."""
+    """Return the net that the drift is from, None where none is asked. NotFound: it is not kept."""
     if params.first_step < 0:
         return None
     if not params.siblings(model.card.spec):
@@ -296,6 +296,6 @@ def drift(table: pd.DataFrame, view: View) -> Any:
         curves.append(Line(f"{name}: alignment with K_0", rows.level, rows.kept))
     figure = lines(curves, x_title=LEVELS, y_title="drift, alignment")
     if table.drift.isna().all():
-        return figure.add_annotation(text=f"Drift: {NOT_ASKED}", showarrow=False, x=0.5, y=0.5,
+        return figure.add_annotation(text=NOT_ASKED.capitalize(), showarrow=False, x=0.5, y=0.5,
                                      xref="paper", yref="paper")  # fmt: skip
     return figure.update_yaxes(type="log", exponentformat="power")
