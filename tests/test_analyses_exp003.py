@@ -60,6 +60,7 @@ def test_what_a_level_or_a_dictionary_has_not_is_refused_and_fields_bend_as_they
         with pytest.raises(BadInput, match=words):
             EXP.compute(model, some, EXP.params(**wrong), quiet)
     table = EXP.compute(model, some, EXP.params(steps=5, samples=64, d_sae=9, k=2), quiet)
+    assert (table.untrained != table.ratio).all(), "of another net; the same one has the same ratio to the bit"
     bent = code._mean_hessian(model, some, 3).numpy()
     for row in table[table.density > 0].iloc[::7].itertuples():
         assert row.rayleigh == pytest.approx(row.direction @ bent @ row.direction, rel=1e-4)

@@ -116,9 +116,8 @@ def exp003_sparse_features(
         null = _read(model, drawn, params.level, what, fresh)
         found["told"] |= _beside(null, params, lambda done: said(0.6 + 0.4 * done))
         tables.append(_table(model, problems, drawn, found, bent, params, at))
-    one = exp003_sparse_features
-    names = [*(a.name for a in one.axes), *(v.name for v in one.values)]
-    return pd.concat(tables, ignore_index=True)[names]
+    declared: Any = exp003_sparse_features
+    return pd.concat(tables, ignore_index=True)[[c.name for c in (*declared.axes, *declared.values)]]
 
 
 def _check(params: SparseFeaturesParams, levels: int) -> None:
