@@ -155,7 +155,7 @@ def linked(rows: Sequence[Row], axis: str = "linear", marks: Sequence[Mark] = ()
     figure.update_layout(
         template=theme.template(), uirevision="keep", height=tall + foot + BAR, hovermode="x unified",
         hoversubplots="axis",
-        clickmode="event+select", dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": foot - 8},
+        dragmode="zoom", margin={"l": 62, "r": 12, "t": 8 + BAR, "b": foot - 8},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "font": {"size": 11}},
         hoverlabel={"font": {"size": 11}}, hoverdistance=30,
         xaxis={"title": {"text": "step"}, "type": "log" if axis == "log" else "linear", "anchor": last,
@@ -210,7 +210,6 @@ def _curve(curve: Curve, unit: str, axis: str, legend: bool, title: str = "") ->
         x=curve.x, y=curve.y, yaxis=axis, name=curve.name, mode="lines+markers", showlegend=legend and not curve.faint,
         customdata=[["step", curve.run]] * len(curve.x), legendgroup=curve.name, connectgaps=False,
         marker={"size": 5 if few else 3, "opacity": 0.0 if curve.faint else 0.3, "color": curve.colour},
-        selected={"marker": {"opacity": 0.3}}, unselected={"marker": {"opacity": 0.0 if curve.faint else 0.3}},
         line={"color": curve.colour, "width": curve.width, "dash": curve.dash}, opacity=0.45 if curve.faint else 1.0,
         hoverinfo="skip" if curve.faint else "none" if curve.silent else None,
         hovertemplate=None if curve.faint or curve.silent else hover,
@@ -273,7 +272,6 @@ def _add_marks(
                 "line": {"width": 1, "color": theme.MUTED["light"]}},
         text=[label for label, _ in said], textposition="middle right", textfont={"size": 11}, showlegend=False,
         customdata=[["mark", m.run, m.step] for m in shown], cliponaxis=False,
-        selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}, "textfont": {"color": None}},
         hovertemplate=[f"{m.hover or m.label}<extra></extra>" for m in shown],
     )  # fmt: skip
     figure.update_layout({axis.replace("y", "yaxis"): {

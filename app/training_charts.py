@@ -15,6 +15,7 @@ import streamlit as st
 
 from app import theme, url, widgets
 from app.charts import Curve, Heat, Mark, Row, linked
+from app.components.chart_clicks import chart_clicks
 from app.training_data import (
     BUDGET,
     CHARTS,
@@ -222,27 +223,18 @@ def _draw(house: Any, rows: list[Row], found: Mapping[str, Any], colours: Mappin
     several = len(found) > 1
     marks = [mark_of(t, colours[n] if several else "") for n, ts in found.items() for t in ts]
     figure = linked(rows, url.get("axis"), marks, _scrubbed(runs, list(found)))
-    event = st.plotly_chart(figure, key="linked", on_select="rerun", selection_mode="points")
-    points = [_custom(p) for p in (event["selection"]["points"] if event else [])]
-    picked = [(c, p["x"]) for c, p in zip(points, event["selection"]["points"] if event else [], strict=True) if c]
-    if picked and picked != st.session_state.get("linked-pick"):
-        st.session_state["linked-pick"] = picked  # a selection stays with the chart: it counts once
-        _pick(picked, found, runs)
+    st.plotly_chart(figure, key="linked")
+    picked = chart_clicks("linked")
+    if picked:
+        _pick(*picked, found, runs)
 
 
-def _custom(point: Mapping[str, Any]) -> list[Any]:
-    """Read a point's customdata, which arrives as a list or as {'0': ...}."""
-    custom = point.get("customdata")
-    return list(custom.values()) if isinstance(custom, dict) else list(custom or [])
-
-
-def _pick(picked: list[tuple[list[Any], Any]], found: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
-    mark = next((c for c, _ in picked if c[0] == "mark" and c[1] in found), None)
-    if mark is not None:
-        near = min(found[mark[1]], key=lambda t: abs(float(t["step"]) - float(mark[2])), default=None)
+def _pick(custom: list[Any], x: Any, found: Mapping[str, Any], runs: Mapping[str, Any]) -> None:
+    kind, name, *step = custom
+    if kind == "mark" and name in found:
+        near = min(found[name], key=lambda t: abs(float(t["step"]) - float(step[0])), default=None)
         if near is not None:  # of a live run it may have moved, or gone, since it was drawn
             choose(near)
-    (_, name, *_), x = picked[0]
     if name in runs and runs[name]["checkpoints"]:
         url.put(focus=name, at=nearest(runs[name]["checkpoints"], float(x)))
         st.rerun()

@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote
 
 import streamlit as st
 
+from app import stale
+
 
 @dataclass(frozen=True)
 class Field:
@@ -142,6 +144,7 @@ OWN = {
 
 def get(name: str) -> Any:
     """Return the typed value of a field; nonsense in the URL counts as absent."""
+    stale.renew()
     field = FIELDS[name]
     text = st.query_params.get(name)
     value = field.decode(text) if text is not None else None
@@ -150,11 +153,14 @@ def get(name: str) -> Any:
 
 def put(**values: Any) -> None:
     """Write fields; a value that is None or the default leaves the URL."""
+    stale.renew()
+    left = stale.before()
     for name, value in values.items():
         if value is None or value == FIELDS[name].default:
             st.query_params.pop(name, None)
         else:
             st.query_params[name] = FIELDS[name].encode(value)
+    stale.wrote(left)
 
 
 def query(**values: Any) -> dict[str, str]:
@@ -166,6 +172,7 @@ def query(**values: Any) -> dict[str, str]:
 def carry(page: str) -> None:
     """Keep what identifies the view when the page changes or the browser goes back: what the URL of `page` lacks comes
     from the last visit. The subject is shared by all pages about one; other pages keep fields of their own."""
+    stale.renew()
     names = OWN.get(page, CARRIED)
     before = st.session_state.setdefault("carried", {})
     arrived = st.session_state.get("page") != page
@@ -207,14 +214,17 @@ def bound(
     key = f"url:{name}"
     value, options = get(name), more.get("options")
     if value is None or not _offered(value, options):
-        st.session_state[key] = fallback
+        stale.displace(key, fallback)
     else:
-        st.session_state[key] = allowed = _within(_among(value, options), more)
+        allowed = _within(_among(value, options), more)
+        stale.displace(key, allowed)
         if allowed != value and value != [NONE]:
             put(**{name: allowed})  # the address says what is shown
 
     def changed() -> None:
         chosen = [NONE] if st.session_state[key] == [] else st.session_state[key]
+        if stale.displaced(key) or chosen == get(name):  # the second is the browser catching up after the first
+            return
         put(**{name: chosen}, **(also(st.session_state[key]) if also else {}))
 
     return widget(label, key=key, on_change=changed, **more)

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,55 @@ def end(process: subprocess.Popen, grace: float = 15.0) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def slow_line(url: str, delay: float) -> Iterator[str]:
+    """Pass every byte to and from the server at `url` on after `delay` seconds; give the address to open instead."""
+    port, target, loop = free_port(), urlsplit(url), asyncio.new_event_loop()
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far = await asyncio.open_connection(target.hostname, target.port)
+        with suppress(asyncio.CancelledError):  # the block has ended; to asyncio it would be an error to report
+            await asyncio.gather(_later(reader, far[1], delay), _later(far[0], writer, delay), return_exceptions=True)
+
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(asyncio.start_server(one, target.hostname, port), loop).result()
+    try:
+        yield f"http://{target.hostname}:{port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(_end_others(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
+    """Pass on what comes, in its order, each piece `delay` seconds after it came."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[float, bytes]]()
+
+    async def send() -> None:
+        while True:
+            due, piece = await queue.get()
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            if not piece:
+                return writer.close()
+            writer.write(piece)
+            await writer.drain()
+
+    sending, piece = asyncio.ensure_future(send()), b"-"
+    while piece:
+        piece = await reader.read(65536)
+        queue.put_nowait((loop.time() + delay, piece))
+    await sending
 
 
 # ---------------------------------------------------------------- one page

@@ -1,0 +1,73 @@
+"""What the browser sent before it heard of the last write to the address.
+
+A ticking fragment sends the address and every widget's value as the browser holds them at that moment. While what a
+click wrote is still on its way (a slow line, a loaded machine), such a request carries the state before the click:
+taken at its word it would undo it. Going back in the browser asks for an earlier state too, and says so itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+TICKING, WHOLE = 20.0, 3.0  # s that a state left behind may still arrive by a fragment, by a run of the whole page
+_KEPT = "address-written"
+
+
+def renew() -> None:
+    """Put back what was written to the address where this request was sent before the browser knew of it."""
+    context, kept = get_script_run_ctx(suppress_warning=True), st.session_state.get(_KEPT)
+    if context is None or kept is None:
+        return
+    here = _here(context)
+    if here == kept["now"]:
+        return
+    since = time.monotonic() - kept["left"].get(here, -TICKING)
+    if not context.is_history_navigation and since < _reach(context):
+        st.query_params.from_dict(dict(kept["now"][1]))
+    else:
+        del st.session_state[_KEPT]  # the user has gone elsewhere
+
+
+def before() -> Any:
+    """Return the address as it is now, for `wrote`."""
+    context = get_script_run_ctx(suppress_warning=True)
+    return None if context is None else _here(context)
+
+
+def wrote(left: Any) -> None:
+    """Remember that the address `left` was replaced by the one that is there now."""
+    now = before()
+    if now is None or now == left:
+        return
+    kept = st.session_state.setdefault(_KEPT, {"left": {}})
+    kept["left"] = {a: t for a, t in kept["left"].items() if a != now and time.monotonic() - t < TICKING}
+    kept["left"][left] = time.monotonic()
+    kept["now"] = now
+
+
+def displace(key: str, value: Any) -> None:
+    """Give the widget `key` a value, and remember the one that it showed until now."""
+    shown = st.session_state.get(key)
+    if shown is not None and shown != value:
+        st.session_state.setdefault("displaced", {})[key] = shown, time.monotonic()
+    st.session_state[key] = value
+
+
+def displaced(key: str) -> bool:
+    """Say whether the widget's value that has arrived is the one it showed before `displace`, sent by a tick."""
+    context = get_script_run_ctx(suppress_warning=True)
+    shown, since = st.session_state.get("displaced", {}).get(key, (None, -TICKING))
+    ticking = context is not None and bool(context.fragment_ids_this_run)
+    return ticking and shown == st.session_state[key] and time.monotonic() - since < TICKING
+
+
+def _reach(context: Any) -> float:
+    return TICKING if context.fragment_ids_this_run else WHOLE
+
+
+def _here(context: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return context.page_script_hash, tuple(sorted(st.query_params.to_dict().items()))
