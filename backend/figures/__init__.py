@@ -1,7 +1,7 @@
 """Shared plotly builders: numbers in, figure out. Deterministic; transparent; fonts come from the page."""
 
 from backend.figures.histograms import Spectrum, spectra
-from backend.figures.lines import Line, bars, level, lines, scatter, stacked_lines
+from backend.figures.lines import Line, bars, level, lines, marked, scatter, stacked_lines
 from backend.figures.maps import grid, pixels
 from backend.figures.panels import Panel, beside, panels
 from backend.figures.points import paired
@@ -10,5 +10,5 @@ from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUEN
 from backend.figures.surface import surface
 
 __all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "Slice", "Spectrum", "bars",
-           "beside", "grid", "label", "level", "lines", "paired", "panels", "pixels", "rgba", "scatter", "slices",
-           "spectra", "stacked_lines", "surface", "tick_positions"]
+           "beside", "grid", "label", "level", "lines", "marked", "paired", "panels", "pixels", "rgba", "scatter",
+           "slices", "spectra", "stacked_lines", "surface", "tick_positions"]
