@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -31,11 +32,15 @@ def part_pickers(house: Any, key: str, axes: Sequence[str]) -> dict[str, int]:
             elif axis in url.FIELDS and isinstance(url.FIELDS[axis].decode("0"), int):
                 chosen[axis] = url.bound(st.selectbox, axis, axis, options[0], options=options)
             else:
-                words = called.get(axis, ())
-                chosen[axis] = st.selectbox(axis, options, key=f"part:{key}:{axis}", format_func=lambda v, w=words:
-                                            w[v] if v < len(w) else str(v))  # fmt: skip
+                words = dict(enumerate(called.get(axis, ())))
+                chosen[axis] = st.selectbox(axis, options, key=f"part:{key}:{axis}",
+                                            format_func=partial(_worded, words)) or 0  # fmt: skip
         table = table[table[axis] == chosen[axis]]
     return chosen
+
+
+def _worded(words: Mapping[int, str], value: int) -> str:
+    return words.get(value, str(value))
 
 
 def slider(axis: str, options: Sequence[int]) -> int:

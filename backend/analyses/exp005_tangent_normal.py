@@ -74,7 +74,8 @@ def work(card: ModelCard, subject: Problems, params: TangentParams) -> Work:
     """A gradient and a Hessian per problem and level. Raises Unfit for a rank without an outside."""
     side, levels = _low_rank.checked(card, params.rank), int(card.energy["levels"])
     n = subject.n * levels
-    return _energy.work(card, gradients=n, hessians=n, operations=8.0 * side**4 * n)
+    return _energy.work(card, gradients=n, hessians=n, operations=8.0 * side**4 * n,
+                        solver_seconds=0.03 * levels)  # fmt: skip
 
 
 def _level(model: Energies, problems: Matrices, params: TangentParams, k: int) -> pd.DataFrame:

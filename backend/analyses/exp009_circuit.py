@@ -44,7 +44,7 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, Panel, lines, panels
+from backend.figures import NULL_GREY, Line, Panel, lines, marked, panels
 
 HIDDEN = ("h1", "h2", "h3")
 PARTS = ("problem", "row", *HIDDEN, "share")
@@ -249,7 +249,7 @@ def _level(table: pd.DataFrame, view: View) -> pd.DataFrame:
     return table[table.level == int(view.chosen.get("level", table.level.min()))]
 
 
-@exp009_circuit.figure("How far the energy's map is from the task's own")
+@exp009_circuit.figure("How far the energy's map is from the task's own", marks=["level"])
 def error(table: pd.DataFrame, view: View) -> Any:
     """Median and the middle 80 % of the problems, beside another map and the best linear one."""
     mine, curves = table[table.what == "problem"], []
@@ -262,7 +262,7 @@ def error(table: pd.DataFrame, view: View) -> Any:
     if not curves:
         return _nothing("No map of this task is known in closed form", "annealing level", "relative error of the map")
     figure = lines(curves, x_title="annealing level (0 sharpest)", y_title="relative error of the map")
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return marked(figure, view.chosen).update_yaxes(type="log", exponentformat="power", dtick="D2")
 
 
 @exp009_circuit.figure("The first problem's map beside the known one", choose=["level"])
@@ -306,7 +306,7 @@ def units(table: pd.DataFrame, view: View) -> Any:
     return lines(curves, x_title="unit, by its effect", y_title="rise of the squared error", log_x=True)
 
 
-@exp009_circuit.figure("Which layer bends the energy")
+@exp009_circuit.figure("Which layer bends the energy", marks=["level"])
 def shares(table: pd.DataFrame, view: View) -> Any:
     """Share of each layer's part in the trace of the Hessian; "output" is the Gauss-Newton part."""
     curves = []
@@ -314,4 +314,4 @@ def shares(table: pd.DataFrame, view: View) -> Any:
         half = 1.96 * rows.share_se
         curves.append(Line(BENDS[int(str(i))], rows.level.to_numpy(), rows.share.to_numpy(),
                            (rows.share - half).to_numpy(), (rows.share + half).to_numpy()))  # fmt: skip
-    return lines(curves, x_title="annealing level (0 sharpest)", y_title="share of tr H")
+    return marked(lines(curves, x_title="annealing level (0 sharpest)", y_title="share of tr H"), view.chosen)

@@ -150,7 +150,8 @@ def _mine(table: pd.DataFrame, view: View) -> pd.DataFrame:
 
 
 def _at(table: pd.DataFrame, view: View) -> pd.DataFrame:
-    return _mine(table, view)[lambda rows: rows.level == int(view.chosen.get("level", 0))]
+    mine = _mine(table, view)
+    return mine[mine.level == int(view.chosen.get("level", 0))]
 
 
 def _count(inner: Any) -> str:
@@ -212,8 +213,9 @@ def matrices(table: pd.DataFrame, view: View) -> Any:
         for words, flat in ((f"{i}: y", y), (f"{i}: y*", truth), (f"{i}: y - y*", y - truth)):
             maps[words] = Panel(flat.reshape(side, side), (-most, most), diverging=True)
     columns = max(1, len(maps) // max(1, len(found)))
-    return panels(maps, x_title="column", y_title="row", columns=columns) if maps else lines(
-        [], x_title="column", y_title="row")  # fmt: skip
+    if not maps:
+        return lines([], x_title="column", y_title="row")
+    return panels(maps, x_title="column", y_title="row", columns=columns, square=True)
 
 
 @exp010_annealing.figure("Their singular values", choose=["level"])
