@@ -104,7 +104,8 @@ def exp007_implicit_bias(
     none = dict.fromkeys(FIT, np.full_like(fixed["depth 1"]["fit_step"], np.nan))
     for k, answer in enumerate(answers):
         mine = _told(answer, problems.y, _hidden(problems), problems.side, params.seed)
-        rows += [{"level": k, "who": who, **told, **({} if FIT[0] in told else none)} for who, told in ({"model": mine} | fixed).items()]
+        rows += [{"level": k, "who": who, **told, **({} if FIT[0] in told else none)}
+                 for who, told in ({"model": mine} | fixed).items()]  # fmt: skip
     progress(1.0, "answers")
     return pd.DataFrame(rows)
 
