@@ -43,7 +43,8 @@ def form(
                                        strict=False):
             field = resolve(prop, schema.get("$defs", {}))
             field |= {"label": title} if (title := (titles or {}).get(name)) else {}
-            field |= {"maximum": most[name]} if most and most.get(name, 0) >= field.get("minimum", 0) else {}
+            if most and name in most:  # at least one value stays
+                field |= {"maximum": max(most[name], field["minimum"])}
             default = _default(params_model, name)
             with place:
                 given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default), bounded)
