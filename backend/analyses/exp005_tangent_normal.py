@@ -27,7 +27,7 @@ from pydantic import Field
 from backend.analyses import _energy, _low_rank
 from backend.contract import Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, lines, marked, scatter
+from backend.figures import NULL_GREY, Line, lines, logarithmic, marked, scatter
 
 Tensor = Any
 
@@ -183,7 +183,7 @@ def ratio(table: pd.DataFrame, view: View) -> Any:
     figure = lines(curves, x_title=_low_rank.X_LEVEL, y_title="normal / tangent curvature")
     positive = np.concatenate([np.asarray(c.low, float) for c in curves[:2]])
     marked(figure, view.chosen)
-    return figure.update_yaxes(type="log", exponentformat="power") if np.nanmin(positive, initial=1.0) > 0 else figure
+    return logarithmic(figure) if np.nanmin(positive, initial=1.0) > 0 else figure
 
 
 def _level_of(table: pd.DataFrame, view: View) -> pd.DataFrame:

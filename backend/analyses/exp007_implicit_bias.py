@@ -310,7 +310,8 @@ def singular(table: pd.DataFrame, view: View) -> Any:
         values = np.asarray(row.singular, float)
         words = {"truth": "solutions", "noise": "white noise", "linear": "linear map"}.get(row.who, row.who)
         curves.append(Line(words, np.arange(1, len(values) + 1), values, colour=FLAT.get(row.who, "")))
-    return lines(curves, x_title="rank, largest first", y_title="singular value / largest")
+    figure = lines(curves, x_title="rank, largest first", y_title="singular value / largest")
+    return figure.update_xaxes(dtick=max(1, len(curves[0].x) // 10) if curves else 1)
 
 
 @exp007_implicit_bias.figure("Hidden entries: how far off")

@@ -41,7 +41,7 @@ from backend.contract import (
 )
 from backend.costs import Work
 from backend.errors import BadInput
-from backend.figures import NULL_GREY, Line, lines, marked
+from backend.figures import NULL_GREY, Line, lines, logarithmic, marked
 
 KERNELS = ("energy", "field")
 NOT_ASKED = "not asked: set first step to 0 on a run that keeps it"
@@ -284,8 +284,7 @@ def spectrum(table: pd.DataFrame, view: View) -> Any:
     for _, row in table[table.level == k].iterrows():
         values = np.maximum(np.asarray(row.spectrum, float), 1e-12)
         curves.append(Line(str(row.kernel), np.arange(1, len(values) + 1), values))
-    figure = lines(curves, x_title="rank, largest first", y_title="eigenvalue / trace")
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return logarithmic(lines(curves, x_title="rank, largest first", y_title="eigenvalue / trace"))
 
 
 @exp008_kernel.figure("How far the kernel moved from the first step", marks=["level"])
@@ -300,4 +299,4 @@ def drift(table: pd.DataFrame, view: View) -> Any:
     if table.drift.isna().all():
         return figure.add_annotation(text=NOT_ASKED.capitalize(), showarrow=False, x=0.5, y=0.5,
                                      xref="paper", yref="paper")  # fmt: skip
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return logarithmic(figure)

@@ -45,7 +45,7 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, Panel, bars, lines, marked, panels
+from backend.figures import NULL_GREY, Line, Panel, bars, lines, logarithmic, marked, panels
 
 HIDDEN = ("h1", "h2", "h3")
 PARTS = ("problem", "row", *HIDDEN, "share", "film")
@@ -297,7 +297,7 @@ def error(table: pd.DataFrame, view: View) -> Any:
     if not curves:
         return _nothing("No map of this task is known in closed form", "annealing level", "relative error of the map")
     figure = lines(curves, x_title="annealing level (0 sharpest)", y_title="relative error of the map")
-    return marked(figure, view.chosen).update_yaxes(type="log", exponentformat="power", dtick="D2")
+    return logarithmic(marked(figure, view.chosen))
 
 
 @exp009_circuit.figure("The first problem's map beside the known one", choose=["level"])

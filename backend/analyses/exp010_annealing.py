@@ -40,7 +40,7 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import CATEGORIES, NULL_GREY, Line, Panel, bars, lines, marked, panels
+from backend.figures import CATEGORIES, NULL_GREY, Line, Panel, bars, lines, logarithmic, marked, panels
 
 
 class AnnealingParams(Params):
@@ -158,10 +158,6 @@ def _count(inner: Any) -> str:
     return f"{inner} step" + "s" * (inner != 1)
 
 
-def _log(figure: Any) -> Any:
-    return figure.update_yaxes(type="log", exponentformat="power")
-
-
 @exp010_annealing.figure("Error of the answer after each level, beside answers that need none", marks=["level"])
 def error(table: pd.DataFrame, view: View) -> Any:
     """The model with its interval; flat lines are trivial answers."""
@@ -173,7 +169,8 @@ def error(table: pd.DataFrame, view: View) -> Any:
     for name, said in WORDS.items():
         if mine[name].notna().all() and (mine[name] > EXACT).all():
             curves.append(Line(said, at, mine[name], colour="" if name == "linear" else NULL_GREY))
-    return marked(_log(lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400)), view.chosen)
+    figure = lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400)
+    return marked(logarithmic(figure), view.chosen)
 
 
 @exp010_annealing.figure("Error at this level beside each trivial answer", choose=["level"])
@@ -191,13 +188,13 @@ def beside(table: pd.DataFrame, view: View) -> Any:
     figure = bars(list(drawn), list(drawn.values()), errors=high, errors_below=low, colours=colours, hover=hover,
                   x_title="answer", y_title="squared error per entry")  # fmt: skip
     figure.add_annotation(text=_told(row), x=0, xref="paper", y=1.02, yref="paper", yanchor="bottom", showarrow=False,
-                          font={"size": 12})  # fmt: skip
-    return _log(figure).update_layout(margin={"t": 40})
+                          align="left", xanchor="left", font={"size": 12})  # fmt: skip
+    return logarithmic(figure).update_layout(margin={"t": 56})
 
 
 def _told(row: Any) -> str:
     kept = "no steps" if np.isnan(row.accepted) else f"{row.accepted:.0%} of the steps kept"
-    return f"{kept} · other starts end {row.spread:.2g} apart, {row.spread / row.rms:.1%} of the error {row.rms:.2g}"
+    return f"{kept}<br>other starts end {row.spread:.2g} apart, {row.spread / row.rms:.1%} of the error {row.rms:.2g}"
 
 
 @exp010_annealing.figure("The first problems: x, the answer at this level, the solution", choose=["level"])
@@ -247,7 +244,7 @@ def steps(table: pd.DataFrame, view: View) -> Any:
     """What minimising the energy adds to the jumps; bands: 95 % over problems."""
     curves = [Line(_count(inner), rows.level, rows.mse, rows.mse_low, rows.mse_high)
               for inner, rows in table.sort_values("level").groupby("inner")]  # fmt: skip
-    return marked(_log(lines(curves, x_title=LEVELS, y_title="squared error per entry")), view.chosen)
+    return marked(logarithmic(lines(curves, x_title=LEVELS, y_title="squared error per entry")), view.chosen)
 
 
 @exp010_annealing.figure("Steps that were kept", marks=["level"])
@@ -262,7 +259,7 @@ def accepted(table: pd.DataFrame, view: View) -> Any:
 def starts(table: pd.DataFrame, view: View) -> Any:
     """Spread over starts beside the error: where it is far below, all starts end at one answer."""
     mine = _mine(table, view)
-    return marked(_log(lines([Line("error (root mean square)", mine.level, mine.rms),
+    return marked(logarithmic(lines([Line("error (root mean square)", mine.level, mine.rms),
                               Line("spread over starts", mine.level, mine.spread)],
                              x_title=LEVELS, y_title="per entry")), view.chosen)  # fmt: skip
 

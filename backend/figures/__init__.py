@@ -2,7 +2,7 @@
 
 from backend.figures.hexbin import hexbin
 from backend.figures.histograms import Spectrum, spectra
-from backend.figures.lines import Line, bars, level, lines, marked, scatter, stacked_lines
+from backend.figures.lines import Line, bars, level, lines, logarithmic, marked, scatter, stacked_lines
 from backend.figures.maps import grid, pixels
 from backend.figures.panels import Panel, beside, panels
 from backend.figures.points import paired
@@ -12,6 +12,6 @@ from backend.figures.style import BAND, CATEGORIES, DIVERGING, NULL_GREY, SEQUEN
 from backend.figures.surface import surface
 
 __all__ = ["BAND", "CATEGORIES", "DIVERGING", "NULL_GREY", "SEQUENTIAL", "Line", "Panel", "Ridge", "Slice", "Spectrum",
-           "bars", "beside", "density", "grid", "hexbin", "label", "level", "lines", "marked", "paired",
-           "panels", "pixels", "rgba", "ridges", "scatter", "slices", "spectra", "stacked_lines", "surface",
+           "bars", "beside", "density", "grid", "hexbin", "label", "level", "lines", "logarithmic", "marked",
+           "paired", "panels", "pixels", "rgba", "ridges", "scatter", "slices", "spectra", "stacked_lines", "surface",
            "tick_positions"]

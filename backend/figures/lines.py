@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -126,6 +127,15 @@ def marked(figure: go.Figure, chosen: Mapping[str, Any], axis: str = "level") ->
     figure.add_vline(x=at, line={"color": MARK, "width": 1.5, "dash": "dash"}, layer="below")
     return figure.add_annotation(x=at, y=0, yref="paper", yanchor="bottom", xanchor="left", text=f"{axis} {at}",
                                  showarrow=False, font={"size": 11, "color": MARK})  # fmt: skip
+
+
+def logarithmic(figure: go.Figure) -> go.Figure:
+    """Make the y axis logarithmic, with a label at every decade, or so many that they can be read."""
+    values = np.concatenate([np.asarray(t.y, float) for t in figure.data if t.y is not None] or [np.ones(1)])
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = float(np.ptp(np.log10(values))) if len(values) else 0.0
+    each: Any = "D2" if decades < 1.5 else max(1, round(decades / 8))
+    return figure.update_yaxes(type="log", exponentformat="power", dtick=each)
 
 
 def scatter(
