@@ -173,15 +173,16 @@ def _table(
 def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     """Which sources has training given more structure than their covariance, and do two seeds find the same?"""
     per = table.groupby("what", sort=False).first()
-    claims = [_structure(what, row) for what, row in per.iterrows()]
+    at = f"level {(view.params if view else {}).get('level', 0)}"
+    claims = [_structure(what, row, at) for what, row in per.iterrows()]
     return [*claims, _agree(per)]
 
 
-def _structure(what: Any, row: Any) -> Claim:
+def _structure(what: Any, row: Any, at: str) -> Claim:
     noised = what == "noised field"
     named = f"{what} sparse features" + (" (the original study reads this one)" if noised else "")
     learnt = row.fvu_high < row.null_low and row.ratio_high < row.untrained_low
-    return Claim(f"training has given the {named}",
+    return Claim(f"training has given the {named}, {at}",
                  f"a Gaussian of its covariance: FVU {row.null_fvu:.3f} [{row.null_low:.3f}, {row.null_high:.3f}]; "
                  f"with untrained weights FVU is {_untrained(row)} of the Gaussian's",
                  f"FVU {row.fvu:.3f} [{row.fvu_low:.3f}, {row.fvu_high:.3f}], {_times(row, 'ratio')} of the Gaussian's"
@@ -253,7 +254,7 @@ def features(table: pd.DataFrame, view: View) -> Any:
              zip(rows.what, rows.feature, rows.density, bend, rows.cosine, strict=True)]  # fmt: skip
     figure = scatter(rows.density, bend, x_title="share of samples on which it is active",
                      y_title="v'Hv over tr H / d", group=list(rows.what), hover=hover)  # fmt: skip
-    return figure.update_xaxes(type="log", exponentformat="power")
+    return figure.update_xaxes(type="log", exponentformat="power", dtick="D2")
 
 
 @exp003_sparse_features.figure("Cards of the most active features, and where each is strongest", choose=["source"])
@@ -293,4 +294,5 @@ def singular(table: pd.DataFrame, view: View) -> Any:
         if "direction" in rows and row.direction is not None:
             values = np.linalg.svd(_square(row.direction), compute_uv=False)
             curves.append(Line(f"feature {row.feature}", np.arange(1, len(values) + 1), values))
-    return lines(curves, x_title="rank, largest first", y_title="singular value of the unit direction")
+    figure = lines(curves, x_title="rank, largest first", y_title="singular value of the unit direction")
+    return figure.update_xaxes(dtick=max(1, len(curves[0].x) // 10) if curves else 1)

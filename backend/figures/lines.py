@@ -34,7 +34,7 @@ class Line:
 def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = False, height: int = 340) -> go.Figure:
     """Draw curves on one pair of axes; titles carry the unit. Several grey ones are told apart by their dashes."""
     figure = go.Figure([t for i, c in enumerate(_dashed(curves)) for t in _traces(c, i)])
-    figure.update_layout(xaxis={"title": {"text": x_title}, "type": "log" if log_x else "linear"},
+    figure.update_layout(xaxis={"title": {"text": x_title}} | (_decades([t.x for t in figure.data]) if log_x else {}),
                          yaxis={"title": {"text": y_title}}, showlegend=len(curves) > 1,
                          legend=LEGEND)
     return finish(figure, height)
@@ -131,11 +131,15 @@ def marked(figure: go.Figure, chosen: Mapping[str, Any], axis: str = "level") ->
 
 def logarithmic(figure: go.Figure) -> go.Figure:
     """Make the y axis logarithmic, with a label at every decade, or so many that they can be read."""
-    values = np.concatenate([np.asarray(t.y, float) for t in figure.data if t.y is not None] or [np.ones(1)])
-    values = values[np.isfinite(values) & (values > 0)]
-    decades = float(np.ptp(np.log10(values))) if len(values) else 0.0
-    each: Any = "D2" if decades < 1.5 else max(1, round(decades / 8))
-    return figure.update_yaxes(type="log", exponentformat="power", dtick=each)
+    return figure.update_yaxes(_decades([t.y for t in figure.data]))
+
+
+def _decades(values: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis that holds these values."""
+    found = np.concatenate([np.asarray(v, float) for v in values if v is not None] or [np.ones(1)])
+    found = found[np.isfinite(found) & (found > 0)]
+    decades = float(np.ptp(np.log10(found))) if len(found) else 0.0
+    return {"type": "log", "exponentformat": "power", "dtick": "D2" if decades < 2.5 else max(1, round(decades / 8))}
 
 
 def scatter(

@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
+SQUARE = 700  # px that square maps side by side have, titles and bars apart
 NARROW = 16  # token labels that can be read along one of two maps side by side
 
 
@@ -35,7 +36,7 @@ def panels(
     """Draw the maps in rows of `columns`, numbered axes. With `value` all share the first one's scale and one bar;
     `square`: cells are as wide as high."""
     rows = -(-len(maps) // columns)
-    height = _height(maps, rows)
+    height = _height(maps, rows, columns if square else 0)
     figure = make_subplots(rows, min(columns, len(maps)), subplot_titles=[label(w, 34).replace("·", " ") for w in maps],
                            horizontal_spacing=0.02 if value else 0.08, vertical_spacing=min(0.9 / rows, 84 / height))
     for i, (words, panel) in enumerate(maps.items()):
@@ -110,9 +111,10 @@ def borders(inside: Any) -> list[tuple[tuple[float, float], tuple[float, float]]
     return found
 
 
-def _height(maps: Mapping[str, Panel], rows: int) -> int:
+def _height(maps: Mapping[str, Panel], rows: int, across: int = 0) -> int:
+    """Return px; `across` square maps beside each other are no higher than the page lets them be wide."""
     tallest = max(len(p.z) for p in maps.values())
-    return int(rows * np.clip(70 + 22 * tallest, 150, 330) + 50)
+    return int(rows * min(np.clip(70 + 22 * tallest, 150, 330), SQUARE / across + 70 if across else 330) + 50)
 
 
 def _map(z: np.ndarray, across: list[str], down: list[str], words: str, panel: Panel,
