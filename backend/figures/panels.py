@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
-SQUARE = 700  # px that square maps side by side have, titles and bars apart
+SQUARE = 500  # px that square maps side by side have, titles and bars apart
 NARROW = 16  # token labels that can be read along one of two maps side by side
 
 
@@ -56,6 +56,10 @@ def panels(
             anchor = figure.get_subplot(row, column).yaxis.anchor
             figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=row, col=column)
             figure.update_xaxes(constrain="domain", row=row, col=column)
+            for update, axis in ((figure.update_xaxes, x_axis), (figure.update_yaxes, y_axis)):
+                few = tick_positions(len(axis["ticktext"]), max(3, 18 // columns))
+                shown = {name: [axis[name][t] for t in few] for name in ("tickvals", "ticktext")}
+                update(shown, row=row, col=column)
     if value:
         first = next(iter(maps.values()))
         figure.update_layout(coloraxis=_colours(first, plain(first.z), "c") | {"colorbar": _bar(value)})
