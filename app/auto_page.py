@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,7 @@ import streamlit as st
 from app import asking, house, over_checkpoints, theme, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
-from app.parts import SLIDERS, part_pickers
+from app.parts import SLIDERS, asked_level, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
@@ -43,9 +43,10 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     bar = begin(backend, name, one.asks)
     left, right = st.columns([3, 1])
     with right:
-        params = form(one)
+        params = form(one, without=SLIDERS, most=bar.most)
     with left:
         key = None
+        params = params and params | asked_level(one.params, bar.card)
         if params is not None and not _wants_companion(backend, one, bar, params):
             key = asking.answer(backend, one.name, bar.card, bar.subject, params)
         if key:
@@ -88,12 +89,13 @@ def link_to(one: Analysis, query: dict[str, Any]) -> None:
 
 
 def form(
-    one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = ()
+    one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = (),
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, Any] | None:
     """Draw the params form and return its values, None where one is wrong (which it says); they live in the URL.
 
     `shared`: the URL holds the params of several analyses, each as `analysis.param`. Fields `without` a widget are left
-    at their defaults.
+    at their defaults; `most` are upper bounds that the subject sets.
     The widgets stay the same while the form itself writes the URL and are made anew where it changed otherwise (the
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
@@ -108,7 +110,7 @@ def form(
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given
     values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns,
-                          titles=titles, without={*without, *unused(one, now)})
+                          titles=titles, without={*without, *unused(one, now)}, most=most)
     changed = widgets.changed(one.params, values or {})
     others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
     url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)
@@ -119,12 +121,13 @@ def form(
 def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
     """Draw every figure of a kept result, with a picker, once, for each axis of the parts they show; then what the
     result says of what was expected."""
-    sliders = [axis for axis in SLIDERS if any(axis in figure.choose for figure in one.figures.values())]
+    shown = one.figures.values()
+    sliders = [axis for axis in SLIDERS if any(axis in (*f.choose, *f.marks) for f in shown)]
     chosen = part_pickers(backend, key, sliders)
-    for figure in one.figures.values():
+    for figure in shown:
         chosen |= part_pickers(backend, key, [axis for axis in figure.choose if axis not in chosen])
-        part = {axis: chosen[axis] for axis in figure.choose}
-        st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in part else ""))
+        part = {axis: chosen[axis] for axis in (*figure.choose, *figure.marks)}
+        st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in figure.choose else ""))
         st.plotly_chart(backend.figure(key, figure.name, part), key=f"{key}:{figure.name}")
     claims(backend.claims(key))
 

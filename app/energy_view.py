@@ -8,14 +8,15 @@ import streamlit as st
 
 from app import asking, auto_page, over_checkpoints, theme, url
 from app.links import link
+from app.parts import SLIDERS, asked_level
 from app.subject import Bar, subject_bar
 from backend.contract import Analysis, Problems
 
 ERRORS = {"mse": "this model", "mse_linear": "best linear map", "mse_mean": "mean solution", "mse_zero": "answering 0"}
 CAPTION = (
     "An energy model E(x, y, k) answers a matrix problem x by walking y downhill from noise, from the smoothest "
-    "annealing level to level 0, the sharpest. Pick an experiment; where pictures are "
-    "of one level, one slider moves them all."
+    "annealing level to level 0, the sharpest. Pick an experiment; one slider moves all "
+    "that is of one level."
 )
 
 
@@ -32,9 +33,10 @@ def page(house: Any) -> None:
     st.caption(one.asks)
     left, right = st.columns([3, 1])
     with right:
-        params = auto_page.form(one, shared=True)
+        params = auto_page.form(one, shared=True, without=SLIDERS, most=bar.most)
         link("experiment_queue", "All experiments at once", icon="playlist_play")
     with left:
+        params = params and params | asked_level(one.params, bar.card)
         key = asking.answer(house, name, bar.card, bar.subject, params) if params is not None else None
         if key:
             auto_page.figures(house, one, key, bar)

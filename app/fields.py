@@ -76,6 +76,10 @@ def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:
 
 def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any, bounded: bool) -> int | float | None:
     cast: type = int if field["type"] == "integer" else float
+    if field.get("slider"):
+        start = float(start)
+        return st.select_slider(**words, options=sorted({*field["slider"], start}), value=start,
+                                format_func=lambda v: f"{v:g}")  # fmt: skip
     low, high = _bounds(field, cast)
     start = _within(start, low, high, cast)
     step = int(field.get("multipleOf") or 1)

@@ -41,6 +41,14 @@ class Bar:
     labels: list[str] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
 
+    @property
+    def most(self) -> dict[str, int]:
+        """Upper bounds that an energy model and its problems set to fields of a form: a rank under the side leaves an
+        outside."""
+        if not isinstance(self.subject, Problems):
+            return {}
+        return {"rank": int(self.card["energy"]["side"]) - 1, "problem": self.subject.n - 1}
+
 
 def begin(house: Any, analysis: str, caption: str) -> Bar:
     """Draw heading, caption and bar of an analysis' page; stop it with the reason where the model is unfit."""

@@ -25,12 +25,14 @@ PRESS_LASTS = 20.0  # s
 def form(
     params_model: type[Params], key: str, values: Mapping[str, Any] | None = None, columns: int = 2,
     bounded: bool = True, without: Collection[str] = (), titles: Mapping[str, str] | None = None,
+    most: Mapping[str, int] | None = None,
 ) -> dict[str, Any] | None:
     """Show one widget per field and return the validated values, or None after saying which field does not fit.
 
     `values` are starting values; the field's own default stands where one is missing, and for fields `without` a
     widget. Label, help and range come from the JSON schema; `titles` are labels where another field of the page is
-    called the same. Widgets are keyed `<key>.<field>`. In an st.form say
+    called the same, `most` the upper bounds that are lower for this subject. Widgets are keyed `<key>.<field>`. In an
+    st.form say
     `bounded=False`: see `fields.widget`.
     """
     schema = params_model.model_json_schema()
@@ -41,6 +43,8 @@ def form(
                                        strict=False):
             field = resolve(prop, schema.get("$defs", {}))
             field |= {"label": title} if (title := (titles or {}).get(name)) else {}
+            if most and name in most:  # at least one value stays
+                field |= {"maximum": max(most[name], field["minimum"])}
             default = _default(params_model, name)
             with place:
                 given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default), bounded)

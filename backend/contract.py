@@ -66,12 +66,13 @@ Kind = Literal["int", "float", "str", "bool", "array"]
 
 @dataclass(frozen=True)
 class Axis:
-    """A column that says where a row stands (layer, head, pos, ...)."""
+    """A column that says where a row stands (layer, head, pos, ...); `words` call its values 0, 1, 2, ..."""
 
     name: str
     help: str
     unit: str = ""
     kind: Kind = "int"
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ class View:
 @dataclass(frozen=True)
 class Figure:
     """A named picture of an analysis: `build(table, view) -> plotly Figure`; `choose` lists the axes of which
-    one part is picked before (its table then holds the array columns of that part only)."""
+    one part is picked before (its table then holds that part only, with its array columns). `marks` lists axes of which
+    it says where the chosen part stands; its table is whole. Without `choose` arrays come only with `whole`."""
 
     name: str
     title: str
     build: Callable[..., Any]
     choose: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,14 @@ class Analysis:
         """The array columns."""
         return [v for v in self.values if v.kind == "array"]
 
-    def figure(self, title: str, choose: Sequence[str] = ()) -> Callable[[Callable], Callable]:
-        """Register a figure builder `(table, view) -> plotly Figure` under its function's name."""
+    def figure(
+        self, title: str, choose: Sequence[str] = (), marks: Sequence[str] = (), whole: bool = False
+    ) -> Callable[[Callable], Callable]:
+        """Register a figure builder `(table, view) -> plotly Figure` under its function's name, see `Figure`."""
 
         def keep(build: Callable) -> Callable:
-            self.figures[build.__name__] = Figure(build.__name__, title, build, tuple(choose))
+            name = build.__name__
+            self.figures[name] = Figure(name, title, build, tuple(choose), tuple(marks), whole)
             return build
 
         return keep

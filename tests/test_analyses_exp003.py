@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from backend.analyses import exp003_sparse_features as code
+from backend.analyses import _dictionaries as code
 from backend.analyses import registry
 from backend.contract import View
 from backend.errors import BadInput
@@ -24,11 +24,11 @@ def dice(seed: int) -> torch.Generator:
 
 def test_gaussian_data_reach_their_null_and_a_sparse_dictionary_does_not():
     wide = torch.randn(2048, 8, generator=dice(0)) @ torch.randn(8, 8, generator=dice(1))
-    told = code._source(wide, PARAMS, lambda done: None)["told"]
+    told = code.source(wide, PARAMS, lambda done: None)["told"]
     assert told["fvu"] == pytest.approx(told["null_fvu"], rel=0.1) and abs(told["kurtosis"]) < 0.3
     words = torch.nn.functional.normalize(torch.randn(12, 8, generator=dice(2)), dim=1)
     active = (torch.rand(2048, 12, generator=dice(3)) < 0.1) * (1 + torch.rand(2048, 12, generator=dice(4)))
-    sparse = code._source(active @ words, PARAMS, lambda done: None)["told"]
+    sparse = code.source(active @ words, PARAMS, lambda done: None)["told"]
     assert sparse["fvu_high"] < sparse["null_low"] and sparse["l0"] <= 2
 
 
@@ -47,7 +47,7 @@ def test_a_hidden_direction_is_how_its_reading_moves_with_the_solution(tmp_path)
     push, root = 1e-6 * torch.eye(4).double(), float(model.schedule.abar[1]) ** 0.5
     for j in range(4):
         up, down = (
-            code._hidden(model.net, some.x, root * some.y + s * push[j], model.level(1, 3), "h2") for s in (1, -1)
+            code.hidden(model.net, some.x, root * some.y + s * push[j], model.level(1, 3), "h2") for s in (1, -1)
         )
         moved = ((up - down) @ rows.T / 2e-6).mean(0)
         torch.testing.assert_close(found[:, j], moved, rtol=1e-6, atol=1e-9)
@@ -60,8 +60,11 @@ def test_what_a_level_or_a_dictionary_has_not_is_refused_and_fields_bend_as_they
         with pytest.raises(BadInput, match=words):
             EXP.compute(model, some, EXP.params(**wrong), quiet)
     table = EXP.compute(model, some, EXP.params(steps=5, samples=64, d_sae=9, k=2), quiet)
-    assert (table.untrained != table.ratio).all(), "of another net; the same one has the same ratio to the bit"
-    bent = code._mean_hessian(model, some, 3).numpy()
+    assert (table.untrained != table.ratio).all(), "of other nets; the same one has the same ratio to the bit"
+    one = table.iloc[0]
+    assert one.by_fvu[-1] == pytest.approx(one.fvu) and one.null_by_fvu[-1] == pytest.approx(one.null_fvu), "all k kept"
+    assert one.by_l0[-1] == pytest.approx(one.l0) and one.by_l0[0] <= 1 and len(one.by_l0) == 2
+    bent = code.mean_hessian(model, some, 0).numpy()
     for row in table[table.density > 0].iloc[::7].itertuples():
         assert row.rayleigh == pytest.approx(row.direction @ bent @ row.direction, rel=1e-4)
         assert np.linalg.eigvalsh(bent)[0] - 1e-6 <= row.rayleigh <= np.linalg.eigvalsh(bent)[-1] + 1e-6
@@ -74,7 +77,8 @@ def verdicts(**changed):
     """The verdicts on a source of which everything speaks for learnt features, but for what is changed."""
     row = {"what": "h1", "fvu": 0.2, "fvu_low": 0.19, "fvu_high": 0.21, "null_fvu": 0.5, "null_low": 0.48,
            "null_high": 0.52, "ratio": 0.4, "ratio_low": 0.38, "ratio_high": 0.42, "untrained": 0.7,
-           "untrained_low": 0.65, "untrained_high": 0.75, "mcc": 0.9, "mcc_null": 0.3, "kurtosis": 2.0}  # fmt: skip
+           "untrained_low": 0.65, "untrained_high": 0.75, "untrained_spread": 0.02,
+           "mcc": 0.9, "mcc_null": 0.3, "kurtosis": 2.0}  # fmt: skip
     return [c.verdict for c in EXP.judge(pd.DataFrame([row | changed]), View())]
 
 
@@ -91,11 +95,14 @@ def test_untrained_weights_of_these_sizes_meet_their_own_null(tmp_path):
     model = tiny_energy(tmp_path)
     one, other, again = (code.untrained(model.net, seed) for seed in (0, 1, 0))
     assert [p.shape for p in one.parameters()] == [p.shape for p in model.net.parameters()]
+    told = code.over_nets([(0.5, 0.4, 0.6), (0.6, 0.3, 0.7), (0.7, 0.5, 0.9)])
+    assert told == pytest.approx({"untrained": 0.6, "untrained_low": 0.3, "untrained_high": 0.9,
+                                  "untrained_spread": 0.1})  # fmt: skip
     assert torch.equal(one.fc2.weight, again.fc2.weight) and not torch.equal(one.fc2.weight, other.fc2.weight)
     drawn = problems(model, 4).more(1024, 0)
     params = EXP.params(d_sae=16, k=2, steps=120)
-    mine = code._source(code._read(model, drawn, 3, "h2"), params, lambda done: None)["told"]  # untrained as well
-    null = code._beside(code._read(model, drawn, 3, "h2", other), params, lambda done: None)
+    mine = code.source(code.read(model, drawn, 3, "h2"), params, lambda done: None)["told"]  # untrained as well
+    null = code.beside(code.read(model, drawn, 3, "h2", other), params, lambda done: None)
     assert mine["ratio_high"] < 1, "it lies below its Gaussian without any training"
-    assert mine["ratio"] == pytest.approx(null["untrained"], rel=0.3)
+    assert mine["ratio"] == pytest.approx(null[0], rel=0.3)
     assert mine["ratio"] == pytest.approx(mine["fvu"] / mine["null_fvu"])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from backend.analyses import _energy, _energy_maps, registry
+from backend.analyses import _energy, _energy_maps, _film, registry
 from backend.analyses import exp009_circuit as code
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
@@ -56,6 +56,37 @@ def test_a_unit_that_is_not_read_has_no_effect_and_another_has_that_of_its_weigh
     with torch.no_grad():
         model.net.fc2.weight[:, 7] = 0
     np.testing.assert_allclose(error[7], _energy.squared_error(_energy.guess(model, some, 3), some) - before, rtol=1e-9)
+
+
+def test_a_modulation_that_is_not_there_has_no_effect_and_the_identity_is_the_net_without_it(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 4)
+    found = _film.ablated(model, some, 3, 0)
+    assert all(abs(f[n]).min() > 0 for f in found for n in ("d_energy", "d_mse", "d_energy_null", "d_mse_null"))
+    before = _energy.squared_error(_energy.guess(model, some, 3), some)
+    with torch.no_grad():
+        model.net.t_map_fc3.weight.zero_()
+        constant = _film.ablated(model, some, 3, 0)[_film.PARTS.index("fc3: mean over levels")]
+        np.testing.assert_allclose([constant["d_mse"], constant["d_energy"]], 0, atol=1e-12, err_msg="no level in it")
+        model.net.t_map_fc3.bias.zero_()
+    gone = _energy.squared_error(_energy.guess(model, some, 3), some) - before
+    np.testing.assert_allclose(found[_film.PARTS.index("fc3: identity")]["d_mse"], gone, rtol=1e-9)
+    for name, values in {n: v for f in _film.ablated(model, some, 3, 0)[2:] for n, v in f.items()}.items():
+        assert (values == 0).all(), name
+    own, instead = torch.zeros(6), torch.tensor([3.0, 4.0, 0, 0, 0, 0])
+    chance = _film.moved(own, instead, 50, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(chance.norm(dim=1), torch.full((50,), 5.0))
+    assert (chance[0] - chance[1]).norm() > 1
+
+
+def test_film_is_needed_only_beyond_zero_and_beyond_a_random_move():
+    def verdict(d, se=0.01, null=0.0):
+        rows = [{"level": 0, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d if i == 2 else 0.0,
+                 "d_mse_se": se, "d_mse_null": null, "d_mse_null_se": se} for i in range(4)]  # fmt: skip
+        return code._film_claim(pd.DataFrame(rows)).verdict
+
+    assert verdict(0.1) == "holds" and verdict(0.1, null=0.09) == verdict(0.1, null=0.3) == "met by its null"
+    assert verdict(0.02) == verdict(-0.1) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
 
 
 def test_effective_units_are_those_of_equal_effect():

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from backend.analyses import _annealed, registry
 from backend.analyses import exp010_annealing as code
-from backend.analyses import registry
+from backend.contract import View
 from backend.maths import trivial_answers
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.test_annealed_inference import Ideal
@@ -39,9 +40,39 @@ def test_the_share_of_a_singular_direction_is_that_of_the_answer(tmp_path):
     u, s, vt = torch.linalg.svd(some.y.view(-1, 3, 3))
     s[:, 2] *= 0.25
     s[:, 0] *= 0.5
-    told = code._directions(((u * s[:, None]) @ vt).flatten(1), some)
+    told = _annealed.directions(((u * s[:, None]) @ vt).flatten(1), some)
     assert told == pytest.approx({"coarse": 0.5, "fine": 0.25})
-    assert code._settled(np.array([1.0, 0.95, 0.8, 0.99])) == 1 and code._settled(np.ones(4)) == 3
+    assert _annealed.settled(np.array([1.0, 0.95, 0.8, 0.99])) == 1 and _annealed.settled(np.ones(4)) == 3
+
+
+def test_what_every_problem_does_alike_has_no_interval_and_what_half_do_otherwise_has_one(tmp_path):
+    """The largest direction stands from level 2 down, the smallest at level 0 alone: two levels before it."""
+    some = problems(tiny_energy(tmp_path, "float64", side=3), 8)
+    u, s, vt = torch.linalg.svd(some.y.view(-1, 3, 3))
+    kept = torch.ones(4, 8, 3).double()
+    kept[3, :, 0] = kept[1:, :, 2] = 0.25
+    told = _annealed.emergence(torch.einsum("bij,kbj,bjl->kbil", u, kept * s, vt).flatten(2), some, 0)
+    assert told[3] == pytest.approx({"coarse": 0.25, "coarse_low": 0.25, "coarse_high": 0.25, "fine": 0.25,
+                                     "fine_low": 0.25, "fine_high": 0.25, "ahead": 2, "ahead_low": 2, "ahead_high": 2})
+    kept[1, ::2, 0] = kept[2, ::2, 0] = 0.25
+    mixed = _annealed.emergence(torch.einsum("bij,kbj,bjl->kbil", u, kept * s, vt).flatten(2), some, 0)
+    assert mixed[1]["coarse_low"] < mixed[1]["coarse"] < mixed[1]["coarse_high"] and mixed[0]["ahead_low"] == 0
+
+
+def test_the_matrices_that_are_kept_are_those_of_the_first_problems(tmp_path):
+    model = tiny_energy(tmp_path, "float64", task="addition", side=2)
+    some = problems(model, 5)
+    table = ask(model, some)
+    row = table[(table.level == 4) & (table.inner == 1)].iloc[0]
+    found = _annealed.infer(model, some.x, some.noise, 1).solutions[4, :3]
+    np.testing.assert_allclose(row.answer, found.flatten(), rtol=1e-6)
+    np.testing.assert_allclose(row.problem, some.x[:3].flatten(), rtol=1e-6)
+    view = View(params=EXP.params().model_dump(), chosen={"level": 4}, card=model.card.model_dump())
+    drawn = EXP.figures["matrices"].build(table[table.level == 4], view)
+    assert len(drawn.data) == 3 * 5, "two matrices of x, y, y* and the difference"
+    np.testing.assert_allclose(drawn.data[1].z, some.x[0, 4:].view(2, 2), rtol=1e-6)
+    marks = EXP.figures["error"].build(table, view).layout.shapes
+    assert [s.x0 for s in marks] == [4]
 
 
 def test_a_trained_inverse_beats_a_linear_map_and_steps_add_little():
@@ -78,8 +109,10 @@ NAMES = ("solves", "steps", "emergence", "one", "asked", "of those that fit")
 
 def verdicts(coarse=(1.0, 1.0, 0.5), fine=(1.0, 0.5, 0.2), **more):
     """Return the verdicts of a table of three levels, and the values in words."""
-    rows = [{"level": k, "inner": inner, "coarse": coarse[k], "fine": fine[k], **GOOD, **more}
-            for k in range(3) for inner in code.INNER]  # fmt: skip
+    ahead = _annealed.settled(np.array(coarse)) - _annealed.settled(np.array(fine))
+    known = {"ahead": ahead, "ahead_low": ahead, "ahead_high": ahead, **GOOD, **more}
+    rows = [{"level": k, "inner": inner, "coarse": coarse[k], "fine": fine[k], **known}
+            for k in range(len(coarse)) for inner in code.INNER]  # fmt: skip
     claims = EXP.judge(pd.DataFrame(rows), None)
     return dict(zip(NAMES, [c.verdict for c in claims], strict=True)), [c.value for c in claims]
 
@@ -90,6 +123,8 @@ def test_what_the_verdicts_ask():
     assert ask_one("emergence", coarse=(1.0, 0.5, 0.2), fine=(1.0, 1.0, 0.5)) == "fails", "fine to coarse"
     assert ask_one("emergence", coarse=(1.0, 1.0, 0.5), fine=(1.0, 1.0, 0.2)) == "fails", "at the same level"
     assert ask_one("emergence", coarse=(1.0, 1.0, 0.5), fine=(1.0, 1.0, 0.5)) == "cannot be tested here"
+    assert ask_one("emergence", ahead_low=0) == "cannot be tested here", "an interval that reaches 0"
+    assert ask_one("emergence", coarse=(1.0,), fine=(0.5,)) == "cannot be tested here", "one level"
     assert ask_one("one", spread=0.02) == ask_one("one", spread=1.0) == "fails"
     assert ask_one("asked", shuffled=0.019) == ask_one("asked", shuffled=0.01) == "fails"
     assert ask_one("of those that fit", to_mean=0.004) == "fails" and ask_one("of those that fit") == "holds"

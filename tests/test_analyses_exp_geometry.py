@@ -93,7 +93,7 @@ def test_isotropic_curvature_has_ratio_one_and_a_known_split_its_own(ideal):
     np.testing.assert_allclose(table[["rho", "rho_other"]], 1, atol=1e-9)
     np.testing.assert_allclose(table.gradient_ratio, table.noise_ratio, rtol=1e-9)
     assert table.noise_line[0] == pytest.approx((4 / 5) ** 0.5)
-    assert verdicts("exp005_tangent_normal", model, table)[1] == "fails"
+    assert set(verdicts("exp005_tangent_normal", model, table)) == {"cannot be tested here"}, "inverses have no rank 1"
     split = ask("exp005_tangent_normal", Split(model, some), some)
     np.testing.assert_allclose(split[["tangent_curvature", "normal_curvature", "rho"]], [[2, 5, 2.5]] * 60, atol=1e-9)
     assert (split.rho_other < 2.5).all()
@@ -119,7 +119,7 @@ def test_a_trained_rank_1_energy_is_stiff_across_and_an_inverse_is_not(rank1):
     other = shipped_energy("inverse-3")
     table = ask("exp005_tangent_normal", other, problems(other, 32))
     assert abs(table.groupby("level").rho.median() - 1).max() < 0.1 and table.rank_tail.median() > 0.2
-    assert "holds" not in verdicts("exp005_tangent_normal", other, table)
+    assert set(verdicts("exp005_tangent_normal", other, table)) == {"cannot be tested here"}
 
 
 def across(rho, other, hidden=0):

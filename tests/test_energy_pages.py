@@ -86,6 +86,24 @@ def test_the_landscapes_page_draws_an_experiment_with_one_level_slider(house: Ba
     assert "level 3" in " ".join(m.value for m in at.markdown)
 
 
+def test_an_experiment_of_one_level_is_asked_at_the_sliders_and_forms_know_the_sizes(house: Backend) -> None:
+    few = "exp003_sparse_features.steps=5&exp003_sparse_features.samples=64&exp003_sparse_features.d_sae=8"
+    at = visit("energy_landscapes", energy="run:tiny", experiment="exp003_sparse_features", level="2", params=few,
+               **FEW)  # fmt: skip
+    assert [s.value for s in at.select_slider if s.label.startswith("Annealing level")] == [2]
+    asked = [json.loads(p) if isinstance(p, str) else p for p in house.results("exp003_sparse_features")["params"]]
+    assert [p["level"] for p in asked] == [2]
+    labels = [w.label for w in (*at.number_input, *at.slider, *at.selectbox)]
+    assert {"Dictionary features", "Active features"} <= set(labels) and not {"K", "D sae", "Level"} & set(labels)
+    picker = next(s for s in at.selectbox if s.label == "source")
+    assert picker.options[0] == "residual field"
+    at = settle(picker.select_index(2).run())
+    assert next(s for s in at.selectbox if s.label == "source").value == 2, "it stays where it was put"
+    at = visit("energy_landscapes", energy="run:tiny", experiment="exp002_landscape", **FEW)
+    most = {w.label: w.max for w in at.slider if w.label in ("Rank", "Problem")}
+    assert most == {"Rank": 2, "Problem": 2}, "of 3 x 3 matrices, and three problems"
+
+
 def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
     at = visit("attention", model="run:tiny")
     assert "This is an energy model" in said(at) and not at.exception

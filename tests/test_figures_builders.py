@@ -68,3 +68,47 @@ def test_streamlit_cannot_change_a_figure(monkeypatch):
     before = build(2, 2)[1].to_json()
     monkeypatch.setattr(plotly.io.templates, "default", "ggplot2")
     assert build(2, 2)[1].to_json() == before
+
+
+def test_every_point_lies_in_one_hexagon_that_is_near_it():
+    dice = np.random.default_rng(0)
+    x, y = dice.normal(size=(2, 500)) * [[3.0], [0.01]]
+    drawn = figures.hexbin({"a": (x, y), "b": (x[:50], y[:50])}, x_title="x", y_title="y")
+    words = [t for t in drawn.data if t.mode == "markers"]
+    assert [int(t.customdata.sum()) for t in words] == [500, 50]
+    scale = np.array([np.ptp(x), np.ptp(y)]) / 22
+    centres = np.stack([words[0].x, words[0].y], 1) / scale
+    away = np.abs(np.stack([x, y], 1)[:, None] / scale - centres).min(1)
+    assert (away <= 0.5 + 1e-9).all(), "no further than half a width of the nearest"
+    closed = np.stack([drawn.data[0].x, drawn.data[0].y], 1)[:7]
+    np.testing.assert_allclose(closed[0], closed[6])
+
+
+def test_a_density_is_that_of_its_values():
+    grid, values = np.linspace(-6, 6, 400), np.random.default_rng(0).normal(size=20_000)
+    found = figures.density(values, grid, 0.01)
+    assert found.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(found, np.exp(-(grid**2) / 2) / (2 * np.pi) ** 0.5, atol=0.02)
+    spike = figures.density(np.full(50, 1.0), grid, 0.1)
+    assert grid[spike.argmax()] == pytest.approx(1, abs=0.03)
+
+
+def test_an_outline_runs_between_cells_inside_and_outside():
+    from backend.figures.panels import borders
+
+    assert borders(None) == [] and borders(np.zeros((2, 2), bool)) == []
+    one = np.zeros((3, 4), bool)
+    one[1, 2] = True
+    assert set(borders(one)) == {((1.5, 1.5), (0.5, 1.5)), ((2.5, 2.5), (0.5, 1.5)),
+                                 ((1.5, 2.5), (0.5, 0.5)), ((1.5, 2.5), (1.5, 1.5))}  # fmt: skip
+    assert len(borders(np.ones((3, 4), bool))) == 14, "the frame"
+
+
+def test_grey_lines_are_told_apart_and_the_chosen_part_is_marked():
+    flat = [figures.Line(n, [0, 1], [i, i], colour=c) for i, (n, c) in enumerate(
+        [("model", ""), ("a", style.NULL_GREY), ("b", style.NULL_GREY), ("c", style.NULL_GREY)])]  # fmt: skip
+    drawn = figures.lines(flat, x_title="x", y_title="y")
+    assert len({t.line.dash for t in drawn.data[1:]}) == 3 and drawn.data[0].line.dash is None
+    assert figures.lines(flat[:2], x_title="x", y_title="y").data[1].line.dash is None, "one needs none"
+    assert [s.x0 for s in figures.marked(drawn, {"level": 1}).layout.shapes] == [1]
+    assert not figures.marked(figures.lines(flat, x_title="x", y_title="y"), {}).layout.shapes

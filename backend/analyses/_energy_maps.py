@@ -75,30 +75,31 @@ def ablated(model: Energies, problems: Matrices, k: int, n: int, layer: int) -> 
 
     y0, y = problems.y[:n], _energy.noised(model, problems, k)[:n]
     width = model.net.width
-    energy, slope = _kept(model, problems.x[:n], y, k, None)
-    before = _guess_error(model, y, slope, y0, k)
+    energy, slope = kept(model, problems.x[:n], y, k, None)
+    before = guess_error(model, y, slope, y0, k)
     energies, errors = [], []
     for units in torch.arange(width).split(max(1, ROWS // n)):
         out = torch.ones(len(units), width, dtype=y.dtype, device=y.device)
         out[torch.arange(len(units)), units] = 0
         x_s, y_s, y0_s = (t.repeat(len(units), 1) for t in (problems.x[:n], y, y0))
         keep = [out.repeat_interleave(n, 0) if i == layer else torch.ones_like(out[:1]) for i in range(3)]
-        then, slope = _kept(model, x_s, y_s, k, keep)
+        then, slope = kept(model, x_s, y_s, k, keep)
         energies.append((then.view(-1, n) - energy).double().cpu().numpy())
-        errors.append((_guess_error(model, y_s, slope, y0_s, k).view(-1, n) - before).double().cpu().numpy())
+        errors.append((guess_error(model, y_s, slope, y0_s, k).view(-1, n) - before).double().cpu().numpy())
     return np.concatenate(energies), np.concatenate(errors)
 
 
-def _kept(model: Energies, x: Any, y: Any, k: int, keep: Any) -> tuple[Any, Any]:
-    """Return (energies [n], dE/dy [n, d]) with hidden units multiplied by `keep`."""
+def kept(model: Energies, x: Any, y: Any, k: int, keep: Any, film: Any = None) -> tuple[Any, Any]:
+    """Return (energies [n], dE/dy [n, d]) with hidden units multiplied by `keep`, or the level's `film` replaced."""
     import torch
 
     with torch.enable_grad():
         y = y.detach().requires_grad_()
-        energy = model.net.run(x, y, model.level(k, len(y)), keep).output.square().sum(-1)
+        energy = model.net.run(x, y, model.level(k, len(y)), keep, film).output.square().sum(-1)
         return energy.detach(), torch.autograd.grad(energy.sum(), y)[0]
 
 
-def _guess_error(model: Energies, y: Any, slope: Any, y0: Any, k: int) -> Any:
+def guess_error(model: Energies, y: Any, slope: Any, y0: Any, k: int) -> Any:
+    """Return the squared error per entry [n] of the guess that dE/dy [n, d] gives at y, against solutions y0."""
     guess = (y - float(model.schedule.sigma[k]) * slope) / float(model.schedule.abar[k]) ** 0.5
     return (guess - y0).square().mean(-1)

@@ -15,6 +15,7 @@ from backend.figures import NULL_GREY, Line
 
 Tensor = Any  # torch's; this room imports it inside functions only
 X_LEVEL = "annealing level (0 sharpest)"
+TOLD = 0.1  # s_(r+1) / s_r below which the solutions have rank r
 MORE = 1.25  # times a null below which a finding says no more than that null
 
 
@@ -72,7 +73,12 @@ def spanned(low: float, mid: float, high: float) -> str:
     return f"{said[0]} [{said[1]}, {said[2]}]"
 
 
+def has_rank(tail: float) -> bool:
+    """Say whether solutions with this median s_(r+1) / s_r have rank r."""
+    return tail < TOLD
+
+
 def rank_words(tail: float, rank: int) -> str:
     """Say whether the solutions have the rank, from their median s_(r+1) / s_r."""
-    has = "the solutions have this rank" if tail < 0.1 else "the solutions do not have this rank"
+    has = "the solutions have this rank" if has_rank(tail) else "the solutions do not have this rank"
     return f"rank {rank}: s_{rank + 1} / s_{rank} = {tail:.2g}, {has}"

@@ -36,7 +36,7 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, lines, scatter
+from backend.figures import NULL_GREY, Line, Ridge, density, lines, marked, ridges, scatter
 
 TOLD = (0, 4)  # levels of which is said whether the trace tells the error
 BEYOND = 1.1  # growth of sigma times the largest eigenvalue that the schedule does not explain
@@ -45,6 +45,7 @@ WIDE = 0.3  # an interval that reaches further than this from 1 does not tell
 FLAT = 0.5  # share of a flat energy's error from which on nothing was learnt
 HALF = 0.5  # a rank correlation that would be worth something
 DRAWS = 500
+LEVEL_SECONDS, PROBLEM_SECONDS = 0.03, 1e-4  # of tables and small solvers, on a CPU core that others use as well
 
 
 class HessianParams(Params):
@@ -85,7 +86,8 @@ def work(card: ModelCard, subject: Problems, params: HessianParams) -> Work:
     """A gradient and a Hessian per problem and level."""
     levels, d = int(card.energy["levels"]), int(card.energy["d_y"])
     solve = 10 * float(d) ** 3 * subject.n * levels  # symmetric eigenvalues
-    return _energy.work(card, gradients=subject.n * levels, hessians=subject.n * levels, operations=solve)
+    return _energy.work(card, gradients=subject.n * levels, hessians=subject.n * levels, operations=solve,
+                        solver_seconds=levels * (LEVEL_SECONDS + PROBLEM_SECONDS * subject.n))  # fmt: skip
 
 
 def _level(model: Energies, problems: Matrices, k: int) -> pd.DataFrame:
@@ -180,6 +182,29 @@ def _ranks_problems(table: pd.DataFrame, k: int) -> Claim:
 
 # ---------------------------------------------------------------- figures
 
+GRID = 300  # points of a density
+
+
+@exp001_hessian.figure("All eigenvalues, a ridge per level, and 1/sigma", whole=True, marks=["level"])
+def ridgeline(table: pd.DataFrame, view: View) -> Any:
+    """Densities over all problems, each on a scale of its own; dashed: where the schedule alone puts them."""
+    if "spectrum" not in table or table.spectrum.isna().any():  # the page asked without arrays
+        return lines([], x_title="eigenvalue", y_title="annealing level")
+    found = {int(str(k)): np.concatenate([np.asarray(s, float) for s in rows.spectrum])
+             for k, rows in table.groupby("level")}  # fmt: skip
+    ends = [f(np.quantile(v, q) for v in found.values()) for f, q in ((min, 0.002), (max, 0.998))]
+    pad = 0.05 * (ends[1] - ends[0]) or 1.0
+    grid = np.linspace(ends[0] - pad, ends[1] + pad, GRID)
+    rows = [Ridge(str(k), grid, density(v, grid, (grid[-1] - grid[0]) / 150), f"level {k}: {v.min():.3g} to "
+                  f"{v.max():.3g}, median {np.median(v):.3g}") for k, v in found.items()]  # fmt: skip
+    figure = ridges(rows, x_title="eigenvalue of the Hessian", y_title="annealing level (0 sharpest)", each=True,
+                    chosen=str(view.chosen["level"]) if "level" in view.chosen else None)  # fmt: skip
+    per = table.groupby("level").first()
+    figure.add_scatter(x=per.lambda_max / per.scaled_max, y=np.arange(len(per)), mode="lines+markers", name="1/sigma",
+                       line={"color": "#555555", "width": 1.5, "dash": "dash"}, marker={"symbol": "line-ns-open"},
+                       hovertemplate="1/sigma: %{x:.3g}<extra></extra>")  # fmt: skip
+    return figure
+
 
 def _bands(table: pd.DataFrame, name: str, words: str, colour: str = "") -> Line:
     grouped = table.groupby("level")[name]
@@ -187,7 +212,7 @@ def _bands(table: pd.DataFrame, name: str, words: str, colour: str = "") -> Line
     return Line(words, mid.index.to_numpy(), mid.to_numpy(), low.to_numpy(), high.to_numpy(), colour)
 
 
-@exp001_hessian.figure("sigma times the eigenvalues: 1 is the schedule alone")
+@exp001_hessian.figure("sigma times the eigenvalues: 1 is the schedule alone", marks=["level"])
 def scaled(table: pd.DataFrame, view: View) -> Any:
     """Both ends over levels, median and the middle 80 % of the problems, beside the ideal energy's."""
     curves = [_bands(table, "scaled_max", "largest"), _bands(table, "scaled_min", "smallest")]
@@ -196,23 +221,25 @@ def scaled(table: pd.DataFrame, view: View) -> Any:
     for end, words in (("ideal_max", "ideal, largest"), ("ideal_min", "ideal, smallest")):
         if per[end].notna().all():
             curves.append(Line(words, per.index.to_numpy(), (sigma * per[end]).to_numpy(), colour=NULL_GREY))
-    return lines(curves, x_title="annealing level (0 sharpest)", y_title="sigma x eigenvalue")
+    return marked(lines(curves, x_title="annealing level (0 sharpest)", y_title="sigma x eigenvalue"), view.chosen)
 
 
-@exp001_hessian.figure("Raw eigenvalues beside 1/sigma")
+@exp001_hessian.figure("Raw eigenvalues beside 1/sigma", marks=["level"])
 def raw(table: pd.DataFrame, view: View) -> Any:
     """What the original study plots, with the line that the schedule gives by itself."""
     per = table.groupby("level").first()
     schedule = Line("1/sigma", per.index.to_numpy(), (per.lambda_max / per.scaled_max).to_numpy(), colour=NULL_GREY)
     curves = [_bands(table, "lambda_max", "largest"), _bands(table, "lambda_min", "smallest"), schedule]
-    return lines(curves, x_title="annealing level (0 sharpest)", y_title="eigenvalue of the Hessian")
+    figure = lines(curves, x_title="annealing level (0 sharpest)", y_title="eigenvalue of the Hessian")
+    return marked(figure, view.chosen)
 
 
-@exp001_hessian.figure("Condition number")
+@exp001_hessian.figure("Condition number", marks=["level"])
 def condition(table: pd.DataFrame, view: View) -> Any:
     """Over the problems whose smallest eigenvalue is positive."""
-    return lines([_bands(table, "condition", "condition number")], x_title="annealing level (0 sharpest)",
-                 y_title="largest / smallest eigenvalue")  # fmt: skip
+    curve = _bands(table, "condition", "condition number")
+    figure = lines([curve], x_title="annealing level (0 sharpest)", y_title="largest / smallest eigenvalue")
+    return marked(figure, view.chosen)
 
 
 @exp001_hessian.figure("Error claimed by the trace against the true one", choose=["level"])

@@ -28,7 +28,7 @@ from backend.analyses._plane_rows import level_rows
 from backend.contract import Axis, Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
 from backend.costs import Calls, Work
 from backend.errors import BadInput, Unfit
-from backend.figures import NULL_GREY, Line, Panel, Slice, lines, panels, slices
+from backend.figures import NULL_GREY, Line, Panel, Slice, lines, marked, panels, slices
 
 VALLEY = 2.0  # ratio of curvatures from which a slice is called a valley
 INNER = 5  # gradient steps of inference at a level, as the official code takes
@@ -201,7 +201,7 @@ def planes(table: pd.DataFrame, view: View) -> Any:
     return slices(found, value="energy")
 
 
-@exp002_landscape.figure("Curvature at the centre: finite difference beside the exact Hessian")
+@exp002_landscape.figure("Curvature at the centre: finite difference beside the exact Hessian", marks=["level"])
 def check(table: pd.DataFrame, view: View) -> Any:
     """u'Hu of both directions and of the mean random one, beside 1/sigma; crosses: the slice's second difference."""
     names = NAMES[view.params.get("plane", "eigenvectors")]
@@ -213,7 +213,7 @@ def check(table: pd.DataFrame, view: View) -> Any:
     curves.append(Line("random plane, mean", chance.index.to_numpy(), chance.to_numpy()))
     at = np.array(sorted(table.level.unique()))
     curves.append(Line("1/sigma", at, 1 / _sigma(view)[at], colour=NULL_GREY))
-    figure = lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature of the energy")
+    figure = marked(lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature of the energy"), view.chosen)
     seen = table[table.part.isin(["direction", "random direction"])]
     seen = seen.assign(line=np.where(seen.part == "direction", seen["item"], "random"))
     second = seen.groupby(["level", "line"], as_index=False)[["second_difference"]].mean()
@@ -240,7 +240,7 @@ def matrices(table: pd.DataFrame, view: View) -> Any:
     found = _kept(_level(table, view), "matrix", "matrix")
     side = int(round(len(next(iter(found.values()))) ** 0.5))
     maps = {name: Panel(m.reshape(side, side), diverging=True) for name, m in found.items()}
-    return panels(maps, x_title="column", y_title="row", columns=3)
+    return panels(maps, x_title="column", y_title="row", columns=3, square=True)
 
 
 @exp002_landscape.figure("Their singular values", choose=["level"])

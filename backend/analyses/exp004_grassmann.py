@@ -29,7 +29,7 @@ from backend.analyses import _energy, _low_rank
 from backend.analyses._perturbed import ANGLES, KINDS, PATHS, TIMES, Perturbed
 from backend.contract import Axis, Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
 from backend.costs import Work
-from backend.figures import Line, lines, scatter
+from backend.figures import Line, hexbin, lines, marked, scatter
 
 
 class GrassmannParams(_low_rank.RankParams):
@@ -74,7 +74,7 @@ def work(card: ModelCard, subject: Problems, params: GrassmannParams) -> Work:
     points = 1 + len(KINDS) * len(ANGLES) + len(PATHS) * TIMES
     n = subject.n * levels
     return _energy.work(card, energies=n * points, held_numbers=6.0 * subject.n * points * side**2,
-                        operations=200.0 * side**3 * n * points, solver_seconds=0.02 * levels)  # fmt: skip
+                        operations=200.0 * side**3 * n * points, solver_seconds=0.15 * levels)  # fmt: skip
 
 
 # ---------------------------------------------------------------- what it says of what was expected
@@ -119,26 +119,30 @@ def _correlation(table: pd.DataFrame, measure: str, size: pd.Series) -> Claim:
 
 # ---------------------------------------------------------------- figures
 
+NAMES = {"turned": "turned (rank kept)", "raised": "raised (normal step)", "any": "any direction"}
+MANY = 300  # points from which on their density is drawn
+
 
 def _line(table: pd.DataFrame, what: str, name: str, x: str = "level") -> Line:
     rows = table[table.what == what].groupby(x, sort=True)[["value", "low", "high"]].mean()
     return Line(name, rows.index.to_numpy(), rows.value.to_numpy(), rows.low.to_numpy(), rows.high.to_numpy())
 
 
-@exp004_grassmann.figure("Rank correlation with the energy: raw, and at equal size")
+@exp004_grassmann.figure("Rank correlation with the energy: raw, and at equal size", marks=["level"])
 def correlations(table: pd.DataFrame, view: View) -> Any:
     """Over all perturbations of a level; the raw ones beside that of the size itself, their null."""
     names = {"size": "size alone (null)", "distance": "dist^2, raw", "distance | size": "dist^2, equal size",
              "angle": "theta^2, raw", "angle | size": "theta^2, equal size"}  # fmt: skip
-    return lines([_line(table, what, name) for what, name in names.items()], x_title=_low_rank.X_LEVEL,
-                 y_title="Spearman correlation", height=380)  # fmt: skip
+    return marked(lines([_line(table, what, name) for what, name in names.items()], x_title=_low_rank.X_LEVEL,
+                        y_title="Spearman correlation", height=380), view.chosen)  # fmt: skip
 
 
-@exp004_grassmann.figure("How often raising the rank costs more than turning as far")
+@exp004_grassmann.figure("How often raising the rank costs more than turning as far", marks=["level"])
 def dearer(table: pd.DataFrame, view: View) -> Any:
     """Share of problems, mean over sizes; one half for an energy that does not know the rank."""
-    return lines([_line(table, "cost more", "raised above turned"), _low_rank.level_line(table, 0.5, "isotropic")],
-                 x_title=_low_rank.X_LEVEL, y_title="share of problems").update_yaxes(range=[-0.02, 1.02])  # fmt: skip
+    curves = [_line(table, "cost more", "raised above turned"), _low_rank.level_line(table, 0.5, "isotropic")]
+    figure = marked(lines(curves, x_title=_low_rank.X_LEVEL, y_title="share of problems"), view.chosen)
+    return figure.update_yaxes(range=[-0.02, 1.02])
 
 
 def _level(table: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -149,20 +153,21 @@ def _level(table: pd.DataFrame, view: View) -> pd.DataFrame:
 def sizes(table: pd.DataFrame, view: View) -> Any:
     """Mean over problems above the solution's energy, at one level."""
     rows = _level(table, view)
-    names = {"turned": "turned (rank kept)", "raised": "raised (normal step)", "any": "any direction"}
-    return lines([_line(rows, kind, name, "x") for kind, name in names.items()],
+    return lines([_line(rows, kind, name, "x") for kind, name in NAMES.items()],
                  x_title="size of the perturbation over |Y|", y_title="energy above the solution's")  # fmt: skip
 
 
 @exp004_grassmann.figure("Energy against the distance to rank r", choose=["level"])
 def distances(table: pd.DataFrame, view: View) -> Any:
-    """A point per problem, size and kind of one level."""
+    """How many points of a problem and a size lie where, by kind of one level; few are drawn one by one."""
     rows = _level(table, view)
     rows = rows[rows.what.isin(KINDS)]
     x, y = (np.concatenate([np.asarray(a, float) for a in rows[c]]) for c in ("distances", "energies"))
     kinds = np.repeat(rows.what.to_numpy(), [len(a) for a in rows.energies])
-    return scatter(x, y, x_title="squared distance to the matrices of rank r", y_title="energy above the solution's",
-                   group=list(kinds))  # fmt: skip
+    titles: Any = {"x_title": "squared distance to the matrices of rank r", "y_title": "energy above the solution's"}
+    if len(x) < MANY:
+        return scatter(x, y, group=[NAMES[k] for k in kinds], **titles)
+    return hexbin({NAMES[k]: (x[kinds == k], y[kinds == k]) for k in KINDS}, **titles)
 
 
 @exp004_grassmann.figure("Energy on the way to another solution's spaces", choose=["level"])

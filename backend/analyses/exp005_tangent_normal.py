@@ -17,6 +17,7 @@ Source: Vandereycken (2013), Low-rank matrix completion by Riemannian optimizati
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ from pydantic import Field
 from backend.analyses import _energy, _low_rank
 from backend.contract import Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, lines
+from backend.figures import NULL_GREY, Line, lines, logarithmic, marked, scatter
 
 Tensor = Any
 
@@ -73,7 +74,8 @@ def work(card: ModelCard, subject: Problems, params: TangentParams) -> Work:
     """A gradient and a Hessian per problem and level. Raises Unfit for a rank without an outside."""
     side, levels = _low_rank.checked(card, params.rank), int(card.energy["levels"])
     n = subject.n * levels
-    return _energy.work(card, gradients=n, hessians=n, operations=8.0 * side**4 * n)
+    return _energy.work(card, gradients=n, hessians=n, operations=8.0 * side**4 * n,
+                        solver_seconds=0.03 * levels)  # fmt: skip
 
 
 def _level(model: Energies, problems: Matrices, params: TangentParams, k: int) -> pd.DataFrame:
@@ -151,8 +153,9 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     line, noise = float(sharp.noise_line.iloc[0]), float(sharp.noise_ratio.median())
     ratio, rho = median_interval(sharp.gradient_ratio.to_numpy()), median_interval(_rho(sharp))
     other = median_interval(sharp.rho_other.dropna().to_numpy()) if sharp.rho_other.notna().any() else (1.0, 1.0, 1.0)
-    told = _low_rank.rank_words(float(table.rank_tail.median()), view.params.get("rank", 1))
-    return [
+    tail = float(table.rank_tail.median())
+    told = _low_rank.rank_words(tail, view.params.get("rank", 1))
+    claims = [
         Claim("the gradient's normal part is much larger than its tangent part (level 0)",
               f"white noise gives {line:.2f} by counting dimensions; the noise of these problems {noise:.2f}",
               f"{_low_rank.spanned(*ratio)}; {told}",
@@ -163,12 +166,15 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
               f"rho {_low_rank.spanned(*rho)}; {_ranked(sharp)}; {told}",
               "fails" if not rho[0] > _low_rank.MORE else "holds" if rho[0] > other[2] else "met by its null"),
     ]  # fmt: skip
+    if _low_rank.has_rank(tail):
+        return claims
+    return [replace(c, verdict="cannot be tested here") for c in claims]  # the solutions lie on no such manifold
 
 
 # ---------------------------------------------------------------- figures
 
 
-@exp005_tangent_normal.figure("Normal over tangent curvature per dimension")
+@exp005_tangent_normal.figure("Normal over tangent curvature per dimension", marks=["level"])
 def ratio(table: pd.DataFrame, view: View) -> Any:
     """Median over problems with its interval; 1 is isotropic; beside it another solution's spaces."""
     curves = [_low_rank.medians(table, _rho, "rho, own solution"),
@@ -176,10 +182,39 @@ def ratio(table: pd.DataFrame, view: View) -> Any:
               _low_rank.level_line(table, 1.0, "isotropic")]  # fmt: skip
     figure = lines(curves, x_title=_low_rank.X_LEVEL, y_title="normal / tangent curvature")
     positive = np.concatenate([np.asarray(c.low, float) for c in curves[:2]])
-    return figure.update_yaxes(type="log") if np.nanmin(positive, initial=1.0) > 0 else figure
+    marked(figure, view.chosen)
+    return logarithmic(figure) if np.nanmin(positive, initial=1.0) > 0 else figure
 
 
-@exp005_tangent_normal.figure("The two curvatures beside the schedule")
+def _level_of(table: pd.DataFrame, view: View) -> pd.DataFrame:
+    return table[table.level == int(view.chosen.get("level", table.level.min()))]
+
+
+@exp005_tangent_normal.figure("Every problem: curvature across against curvature along", choose=["level"])
+def each(table: pd.DataFrame, view: View) -> Any:
+    """Per dimension; on the line the energy bends alike in both, above it more across."""
+    rows = _level_of(table, view)
+    along, across = rows.tangent_curvature, rows.normal_curvature
+    hover = [f"problem {p}: along {a:.3g}, across {b:.3g}" for p, a, b in zip(rows.problem, along, across, strict=True)]
+    figure = scatter(along, across, x_title="curvature along (tangent), per dimension",
+                     y_title="curvature across (normal)", hover=hover)  # fmt: skip
+    ends = [float(f([f(along), f(across)])) for f in (np.min, np.max)]
+    return figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", hoverinfo="skip",
+                              line={"color": NULL_GREY, "dash": "dot", "width": 1})  # fmt: skip
+
+
+@exp005_tangent_normal.figure("Every problem: the gradient's ratio beside that of its noise", choose=["level"])
+def spread(table: pd.DataFrame, view: View) -> Any:
+    """|P_N g| / |P_T g| of each problem and of the noise added to it, smallest first, and what counting gives."""
+    rows = _level_of(table, view)
+    at = np.arange(1, len(rows) + 1)
+    names = {"gradient_ratio": "gradient", "noise_ratio": "the noise added"}
+    curves = [Line(words, at, np.sort(rows[name].to_numpy())) for name, words in names.items()]
+    line = Line("white noise: sqrt(dim N / dim T)", at, rows.noise_line.to_numpy(), colour=NULL_GREY)
+    return lines([*curves, line], x_title="problems, smallest first", y_title="|normal| / |tangent|", height=300)
+
+
+@exp005_tangent_normal.figure("The two curvatures beside the schedule", marks=["level"])
 def curvatures(table: pd.DataFrame, view: View) -> Any:
     """Means per dimension along and across, and 1/sigma: what an ideal energy has where nothing is uncertain."""
     from backend.maths.annealing import cosine
@@ -189,16 +224,16 @@ def curvatures(table: pd.DataFrame, view: View) -> Any:
               (("normal_curvature", "across (normal)"), ("tangent_curvature", "along (tangent)"))]  # fmt: skip
     at = np.array(sorted(table.level.unique()))
     curves.append(Line("1/sigma", at, 1 / sigma[at], colour=NULL_GREY))
-    return lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature per dimension")
+    return marked(lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature per dimension"), view.chosen)
 
 
-@exp005_tangent_normal.figure("The original study's ratio of gradients beside noise")
+@exp005_tangent_normal.figure("The original study's ratio of gradients beside noise", marks=["level"])
 def gradients(table: pd.DataFrame, view: View) -> Any:
     """|P_N g| / |P_T g|: median with interval; the noise that was added, and what counting dimensions gives."""
     curves = [_low_rank.medians(table, "gradient_ratio", "gradient"),
               _low_rank.medians(table, "noise_ratio", "the noise added"),
               _low_rank.level_line(table, table.noise_line.iloc[0], "white noise: sqrt(dim N / dim T)")]  # fmt: skip
-    return lines(curves, x_title=_low_rank.X_LEVEL, y_title="|normal| / |tangent|")
+    return marked(lines(curves, x_title=_low_rank.X_LEVEL, y_title="|normal| / |tangent|"), view.chosen)
 
 
 @exp005_tangent_normal.figure("Do the solutions have this rank?")

@@ -38,7 +38,7 @@ from backend.contract import (
 )
 from backend.costs import Work
 from backend.errors import Unfit
-from backend.figures import NULL_GREY, Line, Panel, lines, panels
+from backend.figures import NULL_GREY, Line, Panel, lines, marked, panels
 
 Tensor = Any
 DRAWS = 400  # of the bootstrap over problems
@@ -88,8 +88,9 @@ def exp006_svd_alignment(
 @exp006_svd_alignment.costs
 def work(card: ModelCard, subject: Problems, params: AlignmentParams) -> Work:
     """A gradient per problem and level; singular vectors of four matrices each."""
-    n, side = subject.n * int(card.energy["levels"]), _checked(card)
-    return _energy.work(card, gradients=n, operations=100.0 * side**3 * n)
+    levels, side = int(card.energy["levels"]), _checked(card)
+    n = subject.n * levels
+    return _energy.work(card, gradients=n, operations=100.0 * side**3 * n, solver_seconds=0.02 * levels)
 
 
 def _checked(card: ModelCard) -> int:
@@ -182,7 +183,8 @@ SHORT = {"delta": "score, perturbation", "solution": "score, solution", "noise_s
          "other": "score, another's noise (null)"}  # fmt: skip
 
 
-@exp006_svd_alignment.figure("Alignment above chance, (a - r/n) / (1 - r/n): 1 agrees, 0 is random")
+@exp006_svd_alignment.figure("Alignment above chance, (a - r/n) / (1 - r/n): 1 agrees, 0 is random; the line encloses "
+                             "what lies above random directions by its 95 % interval")  # fmt: skip
 def maps(table: pd.DataFrame, view: View) -> Any:
     """Levels down, leading singular vectors across; no column where the solutions have no such rank."""
     wide = {}
@@ -190,7 +192,9 @@ def maps(table: pd.DataFrame, view: View) -> Any:
         above = table.assign(above=(table[name] - table.random) / (1 - table.random))
         known = above.pivot(index="level", columns="rank", values="above").dropna(axis="columns", how="all")
         if known.shape[1]:
-            wide[words] = Panel(known.to_numpy(), (-1.0, 1.0), diverging=True)
+            sure = table.assign(sure=table[f"{name}_low"] > table.random).pivot(
+                index="level", columns="rank", values="sure")  # fmt: skip
+            wide[words] = Panel(known.to_numpy(), (-1.0, 1.0), diverging=True, outlined=sure[known.columns].to_numpy())
     figure = panels(wide, x_title="r, from 1", y_title="level (0 sharpest)", columns=3, value="above chance")
     ranks = sorted(table["rank"].unique())
     return figure.update_xaxes(ticktext=[str(r) for r in ranks], tickvals=list(range(len(ranks))))
@@ -203,12 +207,12 @@ def _curves(rows: pd.DataFrame, at: str) -> list[Line]:
             for n, words in SHORT.items() if rows[n].notna().any()]  # fmt: skip
 
 
-@exp006_svd_alignment.figure("Alignment of the first singular vector over levels")
+@exp006_svd_alignment.figure("Alignment of the first singular vector over levels", marks=["level"])
 def first(table: pd.DataFrame, view: View) -> Any:
     """r = 1: means over problems with their intervals, beside 1/n."""
     rows = table[table["rank"] == 1]
     random = _low_rank.level_line(table, float(rows.random.iloc[0]), "random: 1/n")
-    return lines([*_curves(rows, "level"), random], x_title=_low_rank.X_LEVEL, y_title="alignment")
+    return marked(lines([*_curves(rows, "level"), random], x_title=_low_rank.X_LEVEL, y_title="alignment"), view.chosen)
 
 
 @exp006_svd_alignment.figure("Alignment of the r leading singular vectors", choose=["level"])

@@ -42,13 +42,16 @@ from backend.contract import (
 )
 from backend.costs import Work
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines
+from backend.figures import CATEGORIES, NULL_GREY, Line, bars, lines, marked
 
 DEPTHS = (1, 2, 3)
 INNER, LR = 5, 0.02
 SHOWN = 0.5  # of the entries of a target
 STEP_SECONDS = 9e-4  # of a fit, on a CPU core, whatever the size up to 20 x 20
+FIT = ("fit_step", "fit_rank", "fit_low", "fit_high")
 AMBIGUOUS = ("completion", "rank1")
+SCALES: Any = [1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0]  # offered for the start
+RECORDS = 30  # points of a fit that are kept
 #: relative difference of effective ranks that counts as none
 SAME = 0.05
 
@@ -56,7 +59,8 @@ SAME = 0.05
 class ImplicitBiasParams(Params):
     """The factorisations."""
 
-    init_scale: float = Field(1e-3, ge=1e-6, le=3.0, description="size of the factors' start; small: low rank")
+    init_scale: float = Field(1e-3, ge=1e-6, le=3.0, json_schema_extra={"slider": SCALES},
+                              description="size of the factors' start; small: low rank")  # fmt: skip
     rank: int = Field(1, ge=1, le=64, description="rank of the targets where the task has none; under its side")
     targets: int = Field(4, ge=1, le=32, description="matrices that are completed")
     steps: int = Field(1500, ge=10, le=20_000, description="steps of each fit")
@@ -64,7 +68,7 @@ class ImplicitBiasParams(Params):
 
 
 @analysis(
-    version=1, group="Energy landscapes",
+    version=2, group="Energy landscapes",
     title="EXP-007 Implicit bias", asks="Are an energy's answers of low rank, and is it a bias of its own?",
     subject=Problems, params=ImplicitBiasParams,
     axes=[_energy.LEVEL,
@@ -78,6 +82,11 @@ class ImplicitBiasParams(Params):
         Value("hidden_error", "the same over the entries that are not shown; absent where all are"),
         Value("matrices", "matrices of the mean", kind="int"),
         Value("singular", "singular values over the largest, mean over matrices", kind="array", dtype="float32"),
+        Value("fit_step", "steps of a factorisation at which it is looked at; absent of the others", kind="array",
+              dtype="float32"),
+        Value("fit_rank", "effective rank of its product there, mean over targets", kind="array", dtype="float32"),
+        Value("fit_low", "lower end of its 95 % interval over targets", kind="array", dtype="float32"),
+        Value("fit_high", "upper end of its 95 % interval", kind="array", dtype="float32"),
     ],
 )  # fmt: skip
 def exp007_implicit_bias(
@@ -92,9 +101,11 @@ def exp007_implicit_bias(
     fixed = _baselines(problems, params) | _factorised(problems, params, progress)
     answers = annealed_inference.infer(model.net, problems.x, problems.noise, model.schedule, INNER).solutions
     rows = []
+    none = dict.fromkeys(FIT, np.full_like(fixed["depth 1"]["fit_step"], np.nan))
     for k, answer in enumerate(answers):
         mine = _told(answer, problems.y, _hidden(problems), problems.side, params.seed)
-        rows += [{"level": k, "who": who, **told} for who, told in ({"model": mine} | fixed).items()]
+        rows += [{"level": k, "who": who, **told, **({} if FIT[0] in told else none)}
+                 for who, told in ({"model": mine} | fixed).items()]  # fmt: skip
     progress(1.0, "answers")
     return pd.DataFrame(rows)
 
@@ -159,10 +170,20 @@ def _factorised(problems: Matrices, params: ImplicitBiasParams, progress: Progre
                 progress(0.9 * (depth - 1 + step / params.steps) / len(DEPTHS), f"depth {depth}, step {step}")
 
         fit = factorisation.complete(
-            target, shown, depth, params.init_scale, params.steps, LR, params.seed, params.steps, said
+            target, shown, depth, params.init_scale, params.steps, LR, params.seed, -(-params.steps // RECORDS), said
         )
-        found[f"depth {depth}"] = _told(fit.product.flatten(1), flat, hidden, side, params.seed)
+        found[f"depth {depth}"] = _told(fit.product.flatten(1), flat, hidden, side, params.seed) | _course(fit, params)
     return found
+
+
+def _course(fit: Any, params: ImplicitBiasParams) -> dict[str, np.ndarray]:
+    """Return how the effective rank of a fit's products goes, as the columns FIT."""
+    from backend.maths import random_matrix
+
+    ranks = np.array([[random_matrix.effective_rank(s) for s in one] for one in fit.singular.cpu().numpy()])
+    ends = np.array([bootstrap(one, params.seed) for one in ranks])
+    columns = (fit.steps, ranks.mean(1), ends[:, 0], ends[:, 1])
+    return {name: np.asarray(c, np.float32) for name, c in zip(FIT, columns, strict=True)}
 
 
 def _targets(problems: Matrices, params: ImplicitBiasParams) -> tuple[Any, Any]:
@@ -252,7 +273,7 @@ FLAT = {"truth": NULL_GREY, "noise": NULL_GREY, "linear": CATEGORIES[1], "depth 
         "depth 2": CATEGORIES[3], "depth 3": CATEGORIES[5]}  # fmt: skip
 
 
-@exp007_implicit_bias.figure("Effective rank of the answer after each level")
+@exp007_implicit_bias.figure("Effective rank of the answer after each level", marks=["level"])
 def over_levels(table: pd.DataFrame, view: View) -> Any:
     """The model with its interval; grey: the solutions' own rank, and that of white noise of this size."""
     curves = []
@@ -261,21 +282,23 @@ def over_levels(table: pd.DataFrame, view: View) -> Any:
         if len(rows):
             words = {"truth": "solutions", "noise": "white noise", "linear": "linear map"}.get(who, who)
             curves.append(Line(words, rows.level, rows.effective_rank, rows.rank_low, rows.rank_high, colour))
-    return lines(curves, x_title="annealing level (0 sharpest, reached last)", y_title="effective rank (dimensions)")
+    figure = lines(curves, x_title="annealing level (0 sharpest, reached last)", y_title="effective rank (dimensions)")
+    return marked(figure, view.chosen)
 
 
-@exp007_implicit_bias.figure("Factorisations of the same size: rank found from this start")
+@exp007_implicit_bias.figure("Factorisations of the same size: the rank that each depth finds", whole=True)
 def depths(table: pd.DataFrame, view: View) -> Any:
-    """Effective rank by depth, with its interval over targets; grey: the targets' own."""
+    """Effective rank over the steps of the fit, with its interval over targets; grey: the targets' own."""
     rows = table[table.level == table.level.min()].set_index("who")
-    names = [f"depth {d}" for d in DEPTHS]
-    mine = rows.loc[names]
-    hover = [f"{n}: rank {r.effective_rank:.2f}, all entries off by {r.error:.1%}, hidden {r.hidden_error:.1%}"
-             for n, r in zip(names, mine.itertuples(), strict=True)]  # fmt: skip
-    return bars(names, mine.effective_rank, errors=mine.rank_high - mine.effective_rank,
-                errors_below=mine.effective_rank - mine.rank_low, null=[rows.effective_rank["target"]] * len(names),
-                x_title=f"factors of the product, from a start of {view.params.get('init_scale', 1e-3):g}",
-                y_title="effective rank (dimensions)", hover=hover, names_of=("found", "target's own"))  # fmt: skip
+    curves = []
+    for depth in DEPTHS if "fit_rank" in rows else ():
+        one: Any = rows.loc[f"depth {depth}"]
+        curves.append(Line(f"depth {depth}", one.fit_step, one.fit_rank, one.fit_low, one.fit_high))
+    if curves:
+        at, own = np.asarray(curves[0].x, float)[[0, -1]], float(rows.effective_rank["target"])
+        curves.append(Line("targets' own", at, np.full(2, own), colour=NULL_GREY, dash="dash"))
+    return lines(curves, x_title=f"step of the fit, from factors of size {view.params.get('init_scale', 1e-3):g}",
+                 y_title="effective rank (dimensions)")  # fmt: skip
 
 
 @exp007_implicit_bias.figure("Singular values of one level", choose=["level"])
@@ -287,7 +310,8 @@ def singular(table: pd.DataFrame, view: View) -> Any:
         values = np.asarray(row.singular, float)
         words = {"truth": "solutions", "noise": "white noise", "linear": "linear map"}.get(row.who, row.who)
         curves.append(Line(words, np.arange(1, len(values) + 1), values, colour=FLAT.get(row.who, "")))
-    return lines(curves, x_title="rank, largest first", y_title="singular value / largest")
+    figure = lines(curves, x_title="rank, largest first", y_title="singular value / largest")
+    return figure.update_xaxes(dtick=max(1, len(curves[0].x) // 10) if curves else 1)
 
 
 @exp007_implicit_bias.figure("Hidden entries: how far off")

@@ -41,7 +41,7 @@ from backend.contract import (
 )
 from backend.costs import Work
 from backend.errors import BadInput
-from backend.figures import NULL_GREY, Line, lines
+from backend.figures import NULL_GREY, Line, lines, logarithmic, marked
 
 KERNELS = ("energy", "field")
 NOT_ASKED = "not asked: set first step to 0 on a run that keeps it"
@@ -238,7 +238,7 @@ def _drift(rows: pd.DataFrame) -> Claim:
 LEVELS = "annealing level (0 sharpest)"
 
 
-@exp008_kernel.figure("Alignment with what training asks")
+@exp008_kernel.figure("Alignment with what training asks", marks=["level"])
 def alignment(table: pd.DataFrame, view: View) -> Any:
     """With twice its jackknife error; grey: 95 % of shuffled targets lie below."""
     curves = []
@@ -249,10 +249,11 @@ def alignment(table: pd.DataFrame, view: View) -> Any:
                    Line(f"{name}: inputs' inner products", rows.level, rows.input_alignment),
                    Line(f"{name}: shuffled targets, 95 %", rows.level, rows.alignment_null_high,
                         colour=NULL_GREY)]  # fmt: skip
-    return lines(curves, x_title=LEVELS, y_title="centred alignment", height=400).update_yaxes(range=[0, 1.02])
+    figure = lines(curves, x_title=LEVELS, y_title="centred alignment", height=400)
+    return marked(figure, view.chosen).update_yaxes(range=[0, 1.02])
 
 
-@exp008_kernel.figure("Alignment with the solutions")
+@exp008_kernel.figure("Alignment with the solutions", marks=["level"])
 def solutions(table: pd.DataFrame, view: View) -> Any:
     """Does the kernel group problems by their solutions?"""
     curves = []
@@ -260,10 +261,11 @@ def solutions(table: pd.DataFrame, view: View) -> Any:
         rows = table[table.kernel == name].sort_values("level")
         curves += [Line(f"{name}'s kernel", rows.level, rows.solution_alignment),
                    Line(f"{name}: shuffled, 95 %", rows.level, rows.solution_null_high, colour=NULL_GREY)]  # fmt: skip
-    return lines(curves, x_title=LEVELS, y_title="centred alignment").update_yaxes(range=[0, 1.02])
+    figure = lines(curves, x_title=LEVELS, y_title="centred alignment")
+    return marked(figure, view.chosen).update_yaxes(range=[0, 1.02])
 
 
-@exp008_kernel.figure("Effective rank")
+@exp008_kernel.figure("Effective rank", marks=["level"])
 def rank(table: pd.DataFrame, view: View) -> Any:
     """Of as many points as the kernel stands on; the energy's raw kernel is near one mode."""
     curves = []
@@ -271,7 +273,7 @@ def rank(table: pd.DataFrame, view: View) -> Any:
         rows = table[table.kernel == name].sort_values("level")
         curves += [Line(f"{name}", rows.level, rows.effective_rank),
                    Line(f"{name}, centred", rows.level, rows.centred_rank)]  # fmt: skip
-    return lines(curves, x_title=LEVELS, y_title="effective rank (dimensions)")
+    return marked(lines(curves, x_title=LEVELS, y_title="effective rank (dimensions)"), view.chosen)
 
 
 @exp008_kernel.figure("Spectrum of one level", choose=["level"])
@@ -282,11 +284,10 @@ def spectrum(table: pd.DataFrame, view: View) -> Any:
     for _, row in table[table.level == k].iterrows():
         values = np.maximum(np.asarray(row.spectrum, float), 1e-12)
         curves.append(Line(str(row.kernel), np.arange(1, len(values) + 1), values))
-    figure = lines(curves, x_title="rank, largest first", y_title="eigenvalue / trace")
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return logarithmic(lines(curves, x_title="rank, largest first", y_title="eigenvalue / trace"))
 
 
-@exp008_kernel.figure("How far the kernel moved from the first step")
+@exp008_kernel.figure("How far the kernel moved from the first step", marks=["level"])
 def drift(table: pd.DataFrame, view: View) -> Any:
     """Absent unless first step names a checkpoint that the run keeps."""
     curves = []
@@ -294,8 +295,8 @@ def drift(table: pd.DataFrame, view: View) -> Any:
         rows = table[table.kernel == name].sort_values("level")
         curves.append(Line(f"{name}: |K - K_0| / |K_0|", rows.level, rows.drift))
         curves.append(Line(f"{name}: alignment with K_0", rows.level, rows.kept))
-    figure = lines(curves, x_title=LEVELS, y_title="drift, alignment")
+    figure = marked(lines(curves, x_title=LEVELS, y_title="drift, alignment"), view.chosen)
     if table.drift.isna().all():
         return figure.add_annotation(text=NOT_ASKED.capitalize(), showarrow=False, x=0.5, y=0.5,
                                      xref="paper", yref="paper")  # fmt: skip
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return logarithmic(figure)

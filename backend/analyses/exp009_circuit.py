@@ -13,7 +13,8 @@ error of the guess then gain, mean over `ablated` problems at their noised solut
 many equal units (effective number of units (sum |d|)^2 / sum d^2, of as many at most; 2/pi of them for Gaussian
 effects). `share` says which layer's bend makes the Hessian: its trace over that of the whole ("output" is the
 Gauss-Newton part); shares are signed and add to 1. First layer, addition only: cosine of the weights of a_i and b_i,
-null: other pairs.
+null: other pairs. FiLM, per layer: what energy and error gain where the level's (gain, bias) is set to its mean over
+the levels, or to the identity; control: moved as far in a random direction, another for each problem.
 Exact but for the errors over problems. Cost: a Hessian of [x, y] per problem and level, and per level a gradient for
 every unit and ablated problem.
 Source: Krantz and Parks (2002), The Implicit Function Theorem; Morcos et al. (2018), On the importance of single
@@ -28,7 +29,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses import _energy, _energy_maps
+from backend.analyses import _energy, _energy_maps, _film
 from backend.analyses._units import bootstrap
 from backend.contract import (
     Axis,
@@ -44,11 +45,12 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, Panel, lines, panels
+from backend.figures import NULL_GREY, Line, Panel, bars, lines, logarithmic, marked, panels
 
 HIDDEN = ("h1", "h2", "h3")
-PARTS = ("problem", "row", *HIDDEN, "share")
+PARTS = ("problem", "row", *HIDDEN, "share", "film")
 BENDS = ("output", "fc1", "fc2", "fc3")
+OF_TWO = 2.24  # standard errors of a 95 % interval of two quantities at once (Bonferroni)
 CLOSE = 0.05  # the reference's tolerance of the map
 
 
@@ -60,22 +62,28 @@ class CircuitParams(Params):
 
 
 @analysis(
-    version=1, group="Energy landscapes",
+    version=2, group="Energy landscapes",
     title="EXP-009 Circuit", asks="Has the energy learnt the task's own map, and which units carry it?",
     subject=Problems, params=CircuitParams,
     axes=[_energy.LEVEL,
-          Axis("part", "0: problems; 1: rows of the first one's map; 2 to 4: units of h1 to h3; 5: layers"),
-          Axis("index", "problem, entry of y, unit, or layer (output, fc1, fc2, fc3)")],
+          Axis("part", "0: problems; 1: rows of the first one's map; 2 to 4: units of h1 to h3; 5: layers; "
+               "6: the level's FiLM"),
+          Axis("index", "problem, entry of y, unit, layer (output, fc1, fc2, fc3), or of FiLM fc2 and fc3: at its "
+               "mean over levels, the identity")],
     values=[
-        Value("what", "the part in words: problem, row, h1, h2, h3, share", kind="str"),
+        Value("what", "the part in words: problem, row, h1, h2, h3, share, film", kind="str"),
         Value("error", "of a problem: |map - known| / |known|; absent without a known map"),
         Value("null_error", "the same against the known map of another problem, or with its rows turned"),
         Value("linear_error", "the same of the best linear map of x"),
         Value("lambda_min", "of a problem: smallest eigenvalue of d2E/dy2; the map needs it positive"),
-        Value("d_energy", "of a unit: rise of the energy without it"),
+        Value("d_energy", "of a unit or of FiLM: rise of the energy without it"),
         Value("d_energy_se", "its standard error over problems"),
-        Value("d_mse", "of a unit: rise of the guess's squared error per entry without it"),
+        Value("d_mse", "of a unit or of FiLM: rise of the guess's squared error per entry without it"),
         Value("d_mse_se", "its standard error over problems"),
+        Value("d_energy_null", "of FiLM: rise of the energy where it is moved as far in a random direction"),
+        Value("d_energy_null_se", "its standard error over problems"),
+        Value("d_mse_null", "of FiLM: the same of the squared error"),
+        Value("d_mse_null_se", "its standard error over problems"),
         Value("share", "of a layer: trace of its part of d2E/dy2 over the whole"),
         Value("share_se", "its standard error over problems"),
         Value("cosine", "of a row, addition only: cosine of the first layer's weights of a_i and b_i"),
@@ -91,6 +99,7 @@ def exp009_circuit(model: Energies, problems: Matrices, params: CircuitParams, p
     for k in range(levels):
         rows += _maps(model, problems, k, linear)
         rows += _shares(model, problems, k)
+        rows += _films(model, problems, k, params.seed)
         progress((k + 0.3) / levels, f"level {k}: maps")
         rows += _units(model, problems, k, min(params.ablated, len(problems.y)))
         progress((k + 1) / levels, f"level {k}: units")
@@ -109,7 +118,7 @@ def work(card: ModelCard, subject: Problems, params: CircuitParams) -> Work:
     """Gradients of all units, and Hessians of [x, y] and of y."""
     told = card.energy
     levels, width, d, d_x = (int(told[n]) for n in ("levels", "width", "d_y", "d_x"))
-    ablated = (3 * width + 1) * min(params.ablated, subject.n) * levels
+    ablated = ((3 * width + 1) * min(params.ablated, subject.n) + _film.CALLS * subject.n) * levels
     wide = d + d_x
     joint = 2.0 * subject.n * levels * (2 * width * width * wide + 4 * width * wide * wide) * bool(d_x)
     fit = 4.0 * _energy.FIT_PROBLEMS * (d_x + 1) ** 2 + 4.0 * subject.n * levels * d * d * wide
@@ -173,6 +182,16 @@ def _shares(model: Energies, problems: Matrices, k: int) -> list[dict[str, Any]]
             for i, (m, s) in enumerate(zip(share.mean(0), _se(share), strict=True))]  # fmt: skip
 
 
+def _films(model: Energies, problems: Matrices, k: int, seed: int) -> list[dict[str, Any]]:
+    """Return rows of FiLM: what energy and error gain without what the level says to a layer."""
+    rows = []
+    for i, found in enumerate(_film.ablated(model, problems, k, seed)):
+        told = {name: float(values.mean()) for name, values in found.items()}
+        errors = {f"{name}_se": float(_se(values[:, None])[0]) for name, values in found.items()}
+        rows.append({"level": k, "what": "film", "index": i, **told, **errors})
+    return rows
+
+
 def _units(model: Energies, problems: Matrices, k: int, n: int) -> list[dict[str, Any]]:
     """Return rows of units: what energy and error gain without each, on the first n problems."""
     rows = []
@@ -195,7 +214,7 @@ def _se(values: np.ndarray) -> np.ndarray:
 def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     """Is the map the task's, is it carried by few units, does the first layer add?"""
     seed = int((view.params if view else {}).get("seed", 0))
-    return [_map_claim(table, seed), _unit_claim(table), *_first_claim(table)]
+    return [_map_claim(table, seed), _unit_claim(table), _film_claim(table), *_first_claim(table)]
 
 
 def _map_claim(table: pd.DataFrame, seed: int) -> Claim:
@@ -231,6 +250,22 @@ def effective(effects: np.ndarray) -> float:
     return float(np.abs(effects).sum() ** 2 / total) if total else 0.0
 
 
+def _film_claim(table: pd.DataFrame) -> Claim:
+    """The layer of larger effect, with intervals of both at once over problems."""
+    rows = table[(table.what == "film") & (table.level == table.level.min())]
+    best: Any = rows[rows["index"] % len(_film.INSTEAD) == 0].sort_values("d_mse").iloc[-1]
+    criterion = "the answer needs what the level says through FiLM (set to its mean over levels, level 0)"
+    if not np.isfinite(best.d_mse_se):
+        return Claim(criterion, "0 where the level says nothing", "one problem: no interval", "cannot be tested here")
+    half, null_half = OF_TWO * best.d_mse_se, OF_TWO * best.d_mse_null_se
+    low, null = best.d_mse - half, best.d_mse_null + null_half
+    return Claim(criterion, f"moved as far in a random direction: error {best.d_mse_null:+.2g} +- {null_half:.1g}; 0 "
+                 "where the level says nothing",
+                 f"error {best.d_mse:+.2g} +- {half:.1g}, energy {best.d_energy:+.2g}; "
+                 f"{_film.PARTS[int(best['index'])]}, the larger of two layers",
+                 "fails" if low <= 0 else "holds" if low > null else "met by its null")  # fmt: skip
+
+
 def _first_claim(table: pd.DataFrame) -> list[Claim]:
     rows = table[(table.what == "row") & (table.level == table.level.min()) & table.cosine.notna()]
     if not len(rows):
@@ -249,7 +284,7 @@ def _level(table: pd.DataFrame, view: View) -> pd.DataFrame:
     return table[table.level == int(view.chosen.get("level", table.level.min()))]
 
 
-@exp009_circuit.figure("How far the energy's map is from the task's own")
+@exp009_circuit.figure("How far the energy's map is from the task's own", marks=["level"])
 def error(table: pd.DataFrame, view: View) -> Any:
     """Median and the middle 80 % of the problems, beside another map and the best linear one."""
     mine, curves = table[table.what == "problem"], []
@@ -262,7 +297,7 @@ def error(table: pd.DataFrame, view: View) -> Any:
     if not curves:
         return _nothing("No map of this task is known in closed form", "annealing level", "relative error of the map")
     figure = lines(curves, x_title="annealing level (0 sharpest)", y_title="relative error of the map")
-    return figure.update_yaxes(type="log", exponentformat="power")
+    return logarithmic(marked(figure, view.chosen))
 
 
 @exp009_circuit.figure("The first problem's map beside the known one", choose=["level"])
@@ -306,7 +341,25 @@ def units(table: pd.DataFrame, view: View) -> Any:
     return lines(curves, x_title="unit, by its effect", y_title="rise of the squared error", log_x=True)
 
 
-@exp009_circuit.figure("Which layer bends the energy")
+def _spread(row: Any, name: str) -> str:
+    return f"{row[name]:+.3g} +- {1.96 * row[name + '_se']:.2g}"
+
+
+@exp009_circuit.figure("Without what the level says through FiLM: rise of the squared error", choose=["level"])
+def film(table: pd.DataFrame, view: View) -> Any:
+    """With 95 % intervals over problems; grey: moved as far in a random direction."""
+    rows = _level(table, view)
+    rows = rows[rows.what == "film"].sort_values("index")
+    numbers: list[Any] = rows.to_dict("records")
+    hover = [f"{n}: error {_spread(r, 'd_mse')}, energy {_spread(r, 'd_energy')}; at random error "
+             f"{_spread(r, 'd_mse_null')}, energy {_spread(r, 'd_energy_null')}"
+             for n, r in zip(_film.PARTS, numbers, strict=True)]  # fmt: skip
+    return bars(list(_film.PARTS), rows.d_mse, errors=1.96 * rows.d_mse_se, null=rows.d_mse_null, hover=hover,
+                x_title="layer, and what stands in place of its (gain, bias)", y_title="rise of the squared error",
+                names_of=("taken away", "moved as far at random"))  # fmt: skip
+
+
+@exp009_circuit.figure("Which layer bends the energy", marks=["level"])
 def shares(table: pd.DataFrame, view: View) -> Any:
     """Share of each layer's part in the trace of the Hessian; "output" is the Gauss-Newton part."""
     curves = []
@@ -314,4 +367,4 @@ def shares(table: pd.DataFrame, view: View) -> Any:
         half = 1.96 * rows.share_se
         curves.append(Line(BENDS[int(str(i))], rows.level.to_numpy(), rows.share.to_numpy(),
                            (rows.share - half).to_numpy(), (rows.share + half).to_numpy()))  # fmt: skip
-    return lines(curves, x_title="annealing level (0 sharpest)", y_title="share of tr H")
+    return marked(lines(curves, x_title="annealing level (0 sharpest)", y_title="share of tr H"), view.chosen)

@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses import _energy
-from backend.analyses._units import bootstrap
+from backend.analyses import _annealed, _energy
+from backend.analyses import _annealing_claims as _claims
+from backend.analyses._annealing_claims import INNER
 from backend.contract import (
     Axis,
     Claim,
@@ -39,13 +40,7 @@ from backend.contract import (
     analysis,
 )
 from backend.costs import Work
-from backend.figures import NULL_GREY, Line, lines
-
-INNER = (0, 1, 5, 20)  # steps after each jump that are always compared
-ZERO = 1e-6  # singular values below this share of the largest are none
-TRIVIAL = ("zero", "mean", "linear", "copy")
-IGNORANT = ("zero", "mean")  # these do not look at x
-AS_GOOD = 0.01  # as good as another answer: within this share of the error of the best ignorant one
+from backend.figures import CATEGORIES, NULL_GREY, Line, Panel, bars, lines, logarithmic, marked, panels
 
 
 class AnnealingParams(Params):
@@ -57,7 +52,7 @@ class AnnealingParams(Params):
 
 
 @analysis(
-    version=1, group="Energy landscapes",
+    version=2, group="Energy landscapes",
     title="EXP-010 Annealing", asks="What does going down the levels give, beside answers that need no levels?",
     subject=Problems, params=AnnealingParams,
     axes=[_energy.LEVEL, Axis("inner", "gradient steps after each jump")],
@@ -70,7 +65,14 @@ class AnnealingParams(Params):
         Value("gain_high", "upper end of its 95 % interval"),
         Value("accepted", "share of gradient steps that were kept; absent without steps"),
         Value("coarse", "share of the truth's largest singular direction in the answer"),
+        Value("coarse_low", "lower end of its 95 % interval"),
+        Value("coarse_high", "upper end of its 95 % interval"),
         Value("fine", "share of its smallest one that is not 0"),
+        Value("fine_low", "lower end of its 95 % interval"),
+        Value("fine_high", "upper end of its 95 % interval"),
+        Value("ahead", "levels by which the largest settles (within a tenth of its last share) before the smallest"),
+        Value("ahead_low", "lower end of its 95 % interval"),
+        Value("ahead_high", "upper end of its 95 % interval"),
         Value("to_mean", "squared distance per entry to E[y | x]; absent where it is not known"),
         Value("spread", "standard deviation over starts, root mean square over entries; of the chosen steps only"),
         Value("rms", "root of mse over all starts; of the chosen steps only"),
@@ -84,27 +86,29 @@ class AnnealingParams(Params):
         Value("bayes", "of E[y | x]; absent where it is not known"),
         Value("linear_coarse", "share of the truth's largest singular direction in the linear map's answers"),
         Value("linear_fine", "share of its smallest one"),
+        Value("problem", "x of the first three problems, by rows", kind="array", dtype="float32"),
+        Value("answer", "their answers", kind="array", dtype="float32"),
+        Value("solution", "their solutions", kind="array", dtype="float32"),
     ],
 )  # fmt: skip
 def exp010_annealing(model: Energies, problems: Matrices, params: AnnealingParams, progress: Progress) -> pd.DataFrame:
     """Return one row per (level, inner steps)."""
-    fixed = _trivial(model, problems)
+    fixed = _annealed.trivial(model, problems)
     progress(0.05, "trivial answers")
     counts = sorted({*INNER, params.inner})
-    extra = _chosen(model, problems, params)
+    extra = _annealed.chosen(model, problems, params.starts, params.inner, params.seed)
     progress(0.4, f"{params.starts} starts")
-    per_level, plain = [], None
+    rows, plain = [], None
     for i, inner in enumerate(counts):
-        found = _infer(model, problems.x, problems.noise, inner)
+        found = _annealed.infer(model, problems.x, problems.noise, inner)
         errors = (found.solutions - problems.y).double().square().mean(-1).cpu().numpy()  # [level, problem]
         plain = errors if plain is None else plain
-        for k in range(model.schedule.levels):
-            row = {"level": k, "inner": inner, **_error(errors[k], plain[k], params.seed),
-                   "accepted": float(found.accepted[k]), **_directions(found.solutions[k], problems),
-                   "to_mean": _distance(found.solutions[k], problems)}  # fmt: skip
-            per_level.append(row | (extra[k] if inner == params.inner else {}) | fixed[k])
+        some = _annealed.level_rows(found, errors, plain, problems, params.seed)
+        rows += [{"level": k, "inner": inner, **row, **(extra[k] if inner == params.inner else {}), **fixed[k]}
+                 for k, row in enumerate(some)]  # fmt: skip
         progress(0.4 + 0.6 * (i + 1) / len(counts), f"{inner} steps after each jump")
-    return pd.DataFrame(per_level).reindex(columns=[c.name for c in exp010_annealing.scalars])
+    declared: Any = exp010_annealing
+    return pd.DataFrame(rows).reindex(columns=[c.name for c in (*declared.axes, *declared.values)])
 
 
 @exp010_annealing.costs
@@ -120,77 +124,6 @@ def work(card: ModelCard, subject: Problems, params: AnnealingParams) -> Work:
                         at_once=subject.n)  # fmt: skip
 
 
-def _infer(model: Energies, x: Any, start: Any, inner: int) -> Any:
-    from backend.maths import annealed_inference
-
-    return annealed_inference.infer(model.net, x, start, model.schedule, inner)
-
-
-def _trivial(model: Energies, problems: Matrices) -> list[dict[str, float]]:
-    """Return by level the errors of what needs no levels."""
-    from backend.maths import annealed_inference, trivial_answers
-
-    fit = problems.more(_energy.FIT_PROBLEMS, 0)
-    told = trivial_answers.errors(fit.x, fit.y, problems.x, problems.y)
-    linear = trivial_answers.answers(fit.x, fit.y, problems.x)["linear"]
-    shares = {f"linear_{name}": value for name, value in _directions(linear, problems).items()}
-    mean = _energy.posterior_mean(problems)
-    bayes = float("nan") if mean is None else float(_energy.squared_error(mean, problems).mean())
-    known = {name: float(e.mean()) for name, e in told.items()} | shares | {"bayes": bayes}
-    rows = []
-    for k in range(model.schedule.levels):
-        level = model.level(k, len(problems.y))
-        jump = annealed_inference.guess(model.net, problems.x, problems.noise, level, model.schedule, k)
-        rows.append(known | {"one_jump": float(_energy.squared_error(jump, problems).mean())})
-    return rows
-
-
-def _chosen(model: Energies, problems: Matrices, params: AnnealingParams) -> list[dict[str, float]]:
-    """Return by level what many starts, and problems exchanged for others, give with the chosen steps."""
-    import torch
-
-    n, d = problems.y.shape
-    dice = torch.Generator().manual_seed(params.seed + 1)
-    others = torch.randn(params.starts - 1, n, d, generator=dice).to(problems.noise)
-    start = torch.cat([problems.noise[None], others]).flatten(0, 1)
-    found = _infer(model, problems.x.repeat(params.starts, 1), start, params.inner)
-    answers = found.solutions.unflatten(1, (params.starts, n)).double()
-    spread = answers.var(1).mean((1, 2)).sqrt().tolist()
-    rms = (answers - problems.y.double()).square().mean((1, 2, 3)).sqrt().tolist()
-    shuffled = [float("nan")] * len(rms)
-    if problems.x.shape[1] and n > 1:
-        turned = _infer(model, problems.x.roll(1, 0), problems.noise, params.inner).solutions
-        shuffled = (turned - problems.y).double().square().mean((1, 2)).tolist()
-    return [{"spread": s, "rms": r, "shuffled": o} for s, r, o in zip(spread, rms, shuffled, strict=True)]
-
-
-def _error(errors: np.ndarray, plain: np.ndarray, seed: int) -> dict[str, float]:
-    """Return the mean error and its gain over 0 steps with their intervals, over problems."""
-    low, high = bootstrap(errors, seed)
-    drawn = np.random.default_rng(seed).integers(len(errors), size=(1000, len(errors)))
-    gains = 1 - errors[drawn].mean(1) / plain[drawn].mean(1)
-    ends = np.quantile(gains, [0.025, 0.975])
-    return {"mse": float(errors.mean()), "mse_low": low, "mse_high": high,
-            "gain": float(1 - errors.mean() / plain.mean()), "gain_low": ends[0], "gain_high": ends[1]}  # fmt: skip
-
-
-def _directions(answers: Any, problems: Matrices) -> dict[str, float]:
-    """Return the share of the truth's first and last singular direction that answers [n, d] hold."""
-    import torch
-
-    n = problems.side
-    u, s, vt = torch.linalg.svd(problems.y.double().reshape(-1, n, n), full_matrices=False)
-    held = torch.einsum("bir,bij,brj->br", u, answers.double().reshape(-1, n, n), vt)
-    weight = s.square().sum(0)
-    share = ((held * s).sum(0) / weight)[weight > ZERO * weight[0]]
-    return {"coarse": float(share[0]), "fine": float(share[-1])}
-
-
-def _distance(answers: Any, problems: Matrices) -> float:
-    mean = _energy.posterior_mean(problems)
-    return float("nan") if mean is None else float((answers - mean).double().square().mean())
-
-
 # ---------------------------------------------------------------- what it says of what was expected
 
 
@@ -199,100 +132,16 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     """Is it better than trivial, do the steps matter, does it go from coarse to fine, one answer per problem?"""
     inner = int((view.params if view else {}).get("inner", 5))
     mine = table[table.inner == inner].set_index("level").sort_index()
-    return [_better(mine), _steps(table), _emergence(mine), _one_answer(mine), *_uses_x(mine), *_mean(mine)]
-
-
-def _better(mine: pd.DataFrame) -> Claim:
-    end: Any = mine.loc[0]
-    best, known = _least(end, TRIVIAL), _least(end, IGNORANT)
-    as_good = end.mse <= end[best] + AS_GOOD * end[known]
-    return Claim("the model solves the task", f"the best trivial answer ({best}) has {end[best]:.3g}; {_floor(end)}",
-                 f"error {end.mse:.3g}{_interval(end.mse_low, end.mse_high)}",
-                 "holds" if _beats(end, best) else "met by its null" if as_good else "fails")  # fmt: skip
-
-
-def _least(end: Any, names: tuple[str, ...]) -> str:
-    return min((name for name in names if np.isfinite(end[name])), key=lambda name: end[name])
-
-
-def _beats(end: Any, trivial: str) -> bool:
-    return bool((end.mse_high if np.isfinite(end.mse_high) else end.mse) < end[trivial])
-
-
-def _floor(end: pd.Series) -> str:
-    known = "" if np.isnan(end.bayes) else f"E[y | x] has {end.bayes:.3g}, "
-    return f"{known}the cut to +-2 alone leaves {end.clamp:.3g}"
-
-
-def _interval(low: float, high: float) -> str:
-    return f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
-
-
-def _steps(table: pd.DataFrame) -> Claim:
-    """Less of an error that is still no better than knowing nothing is no better answer."""
-    last = table[(table.level == 0) & table.inner.isin(INNER)].set_index("inner")
-    most: Any = last.loc[max(INNER)]
-    words = ", ".join(f"{i}: {last.mse[i]:.3g}" for i in INNER)
-    gain = f"20 steps gain {most.gain:.1%}{_interval(most.gain_low, most.gain_high)}"
-    known = _least(most, IGNORANT)
-    answers, gains = _beats(most, known), most.gain >= 0.1 and most.gain_low > 0
-    if not answers:
-        gain += f"; but no better than answering without x ({known}: {most[known]:.3g})"
-    return Claim("minimising the energy improves the answer (20 steps per level by a tenth or more)",
-                 f"jumps without any step: {last.mse[0]:.3g}", f"error by steps {words}; {gain}",
-                 "fails" if not gains else "holds" if answers else "cannot be tested here")  # fmt: skip
-
-
-def _emergence(mine: pd.DataFrame) -> Claim:
-    """The level from which on a direction stays within a tenth of its last share."""
-    criterion = "coarse to fine: the largest singular direction settles at a smoother level than the smallest"
-    end: Any = mine.loc[0]
-    null = (f"a linear map, without any level, holds {end.linear_coarse:.2f} of the largest, {end.linear_fine:.2f} "
-            f"of the smallest; one jump at level {mine.one_jump.idxmin()} alone has error {mine.one_jump.min():.3g}")
-    if np.isclose(mine.coarse, mine.fine).all():
-        return Claim(criterion, null, "solutions of rank 1: there is one direction", "cannot be tested here")
-    settled = {name: _settled(mine[name].to_numpy()) for name in ("coarse", "fine")}
-    value = (f"largest {end.coarse:.2f}, within a tenth from level {settled['coarse']} down; smallest {end.fine:.2f}, "
-             f"from level {settled['fine']} down")  # fmt: skip
-    return Claim(criterion, null, value, "holds" if settled["coarse"] > settled["fine"] else "fails")
-
-
-def _settled(share: np.ndarray) -> int:
-    off = np.flatnonzero(np.abs(share - share[0]) > 0.1 * abs(share[0]))
-    return int(off[0] - 1) if len(off) else len(share) - 1
-
-
-def _one_answer(mine: pd.DataFrame) -> Claim:
-    end: Any = mine.loc[0]
-    ratio = end.spread / end.rms
-    return Claim("the answer does not depend on the noise that it starts from (spread under a tenth of the error)",
-                 "a model that ignored its start, answering 0 say, has spread 0 too",
-                 f"spread {end.spread:.2g}, {ratio:.2g} of the error {end.rms:.2g}",
-                 "holds" if ratio < 0.1 else "fails")  # fmt: skip
-
-
-def _uses_x(mine: pd.DataFrame) -> list[Claim]:
-    end: Any = mine.loc[0]
-    if np.isnan(end.shuffled):
-        return []
-    return [Claim("the answer is to the problem that was asked", f"answers to other problems have {end.shuffled:.3g}",
-                  f"error {end.mse:.3g}", "holds" if end.mse < 0.5 * end.shuffled else "fails")]  # fmt: skip
-
-
-def _mean(mine: pd.DataFrame) -> list[Claim]:
-    """Where several solutions fit, what is returned is their average."""
-    end: Any = mine.loc[0]
-    if np.isnan(end.bayes) or end.bayes == 0:
-        return []
-    return [Claim("the answer is one of the solutions that fit",
-                  f"inference without noise returns their mean E[y | x], whose error is {end.bayes:.3g}",
-                  f"squared distance to that mean {end.to_mean:.2g}, to the solution {end.mse:.3g}",
-                  "fails" if end.to_mean < 0.5 * end.mse else "holds")]  # fmt: skip
+    return [_claims.better(mine), _claims.steps(table), _claims.emergence(mine), _claims.one_answer(mine),
+            *_claims.uses_x(mine), *_claims.mean(mine)]  # fmt: skip
 
 
 # ---------------------------------------------------------------- figures
 
 LEVELS = "annealing level (0 sharpest, reached last)"
+WORDS = {"zero": "0", "mean": "mean solution", "linear": "linear map", "copy": "x itself", "clamp": "cut to +-2",
+         "bayes": "E[y | x]"}  # fmt: skip
+EXACT = 1e-12  # an error below it is rounding, and no place on a logarithmic axis
 
 
 def _mine(table: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -300,15 +149,16 @@ def _mine(table: pd.DataFrame, view: View) -> pd.DataFrame:
     return table[table.inner == inner].sort_values("level")
 
 
+def _at(table: pd.DataFrame, view: View) -> pd.DataFrame:
+    mine = _mine(table, view)
+    return mine[mine.level == int(view.chosen.get("level", 0))]
+
+
 def _count(inner: Any) -> str:
     return f"{inner} step" + "s" * (inner != 1)
 
 
-def _log(figure: Any) -> Any:
-    return figure.update_yaxes(type="log", exponentformat="power")
-
-
-@exp010_annealing.figure("Error of the answer after each level, beside answers that need none")
+@exp010_annealing.figure("Error of the answer after each level, beside answers that need none", marks=["level"])
 def error(table: pd.DataFrame, view: View) -> Any:
     """The model with its interval; flat lines are trivial answers."""
     mine = _mine(table, view)
@@ -316,50 +166,113 @@ def error(table: pd.DataFrame, view: View) -> Any:
     curves = [Line("energy model", at, mine.mse, mine.mse_low, mine.mse_high), Line("one jump", at, mine.one_jump)]
     if mine.shuffled.notna().all():
         curves.append(Line("x of other problems", at, mine.shuffled))
-    words = {"zero": "0", "mean": "mean solution", "linear": "linear map", "copy": "x itself", "clamp": "cut to +-2",
-             "bayes": "E[y | x]"}  # fmt: skip
-    for name, said in words.items():
-        if mine[name].notna().all() and (mine[name] > 1e-12).all():
+    for name, said in WORDS.items():
+        if mine[name].notna().all() and (mine[name] > EXACT).all():
             curves.append(Line(said, at, mine[name], colour="" if name == "linear" else NULL_GREY))
-    figure = _log(lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400))
-    for line in (c for c in curves if c.colour == NULL_GREY):  # all are grey: their names stand at their ends
-        figure.add_annotation(x=1, xref="paper", xanchor="left", y=float(np.log10(line.y.iloc[0])), text=line.name,
-                              showarrow=False, font={"size": 11, "color": NULL_GREY})  # fmt: skip
-    return figure.update_layout(margin={"r": 96})
+    figure = lines(curves, x_title=LEVELS, y_title="squared error per entry", height=400)
+    return marked(logarithmic(figure), view.chosen)
 
 
-@exp010_annealing.figure("Error by the number of gradient steps after each jump")
+@exp010_annealing.figure("Error at this level beside each trivial answer", choose=["level"])
+def beside(table: pd.DataFrame, view: View) -> Any:
+    """With its interval; above the bars what was kept of the steps, and how far other starts end from this answer."""
+    row = _at(table, view).iloc[0]
+    known = {"energy model": row.mse, "one jump": row.one_jump, "x of other problems": row.shuffled}
+    known |= {said: row[name] for name, said in WORDS.items()}
+    drawn = {words: v for words, v in known.items() if np.isfinite(v) and v > EXACT}
+    colours = [CATEGORIES[0] if n == "energy model" else CATEGORIES[1] if n in known and i < 3 else NULL_GREY
+               for i, n in enumerate(drawn)]  # fmt: skip
+    high, low = (np.array([v] + [0.0] * (len(drawn) - 1)) for v in (row.mse_high - row.mse, row.mse - row.mse_low))
+    hover = [f"{words}: {v:.3g}" + ("" if words == "energy model" else f", {v / row.mse:.3g} of the model's")
+             for words, v in drawn.items()]  # fmt: skip
+    figure = bars(list(drawn), list(drawn.values()), errors=high, errors_below=low, colours=colours, hover=hover,
+                  x_title="answer", y_title="squared error per entry")  # fmt: skip
+    figure.add_annotation(text=_told(row), x=0, xref="paper", y=1.02, yref="paper", yanchor="bottom", showarrow=False,
+                          align="left", xanchor="left", font={"size": 12})  # fmt: skip
+    return logarithmic(figure).update_layout(margin={"t": 56})
+
+
+def _told(row: Any) -> str:
+    kept = "no steps" if np.isnan(row.accepted) else f"{row.accepted:.0%} of the steps kept"
+    return f"{kept}<br>other starts end {row.spread:.2g} apart, {row.spread / row.rms:.1%} of the error {row.rms:.2g}"
+
+
+@exp010_annealing.figure("The first problems: x, the answer at this level, the solution", choose=["level"])
+def matrices(table: pd.DataFrame, view: View) -> Any:
+    """A row per problem; x and y, y* and their difference are each on the scale of y*, x on one of its own."""
+    side, found = int(view.card["energy"]["side"]), _looked(table, view)
+    maps: dict[str, Panel] = {}
+    for i, (x, y, truth) in enumerate(found):
+        most = float(np.abs(truth).max())
+        given = x.reshape(-1, side, side) if len(x) else ()
+        for n, one in enumerate(given, start=1):
+            maps[f"{i}: x {n}" if len(given) > 1 else f"{i}: x"] = Panel(one, diverging=True)
+        for words, flat in ((f"{i}: y", y), (f"{i}: y*", truth), (f"{i}: y - y*", y - truth)):
+            maps[words] = Panel(flat.reshape(side, side), (-most, most), diverging=True)
+    columns = max(1, len(maps) // max(1, len(found)))
+    if not maps:
+        return lines([], x_title="column", y_title="row")
+    return panels(maps, x_title="column", y_title="row", columns=columns, square=True)
+
+
+@exp010_annealing.figure("Their singular values", choose=["level"])
+def singular(table: pd.DataFrame, view: View) -> Any:
+    """Of the answers at this level beside those of the solutions (dashed)."""
+    side, curves = int(view.card["energy"]["side"]), []
+    for i, (_, y, truth) in enumerate(_looked(table, view)):
+        for words, flat, dash in ((f"{i}: y", y, ""), (f"{i}: y*", truth, "dash")):
+            s = np.linalg.svd(flat.reshape(side, side), compute_uv=False)
+            curves.append(Line(words, np.arange(1, side + 1), s, colour=CATEGORIES[i], dash=dash))
+    return lines(curves, x_title="index, largest first", y_title="singular value").update_xaxes(
+        dtick=max(1, side // 10))  # fmt: skip
+
+
+def _looked(table: pd.DataFrame, view: View) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return (x, y, y*) of each problem that was kept, by rows; [] of a table without arrays."""
+    rows = _at(table, view)
+    if "answer" not in rows or not len(rows):
+        return []
+    told, d = view.card["energy"], int(view.card["energy"]["d_y"])
+    x, y, truth = (np.asarray(rows[name].iloc[0], float) for name in ("problem", "answer", "solution"))
+    n = len(y) // d
+    given = x.reshape(n, -1) if int(told["d_x"]) else np.empty((n, 0))
+    return list(zip(given, y.reshape(n, d), truth.reshape(n, d), strict=True))
+
+
+@exp010_annealing.figure("Error by the number of gradient steps after each jump", marks=["level"])
 def steps(table: pd.DataFrame, view: View) -> Any:
     """What minimising the energy adds to the jumps; bands: 95 % over problems."""
     curves = [Line(_count(inner), rows.level, rows.mse, rows.mse_low, rows.mse_high)
               for inner, rows in table.sort_values("level").groupby("inner")]  # fmt: skip
-    return _log(lines(curves, x_title=LEVELS, y_title="squared error per entry"))
+    return marked(logarithmic(lines(curves, x_title=LEVELS, y_title="squared error per entry")), view.chosen)
 
 
-@exp010_annealing.figure("Steps that were kept")
+@exp010_annealing.figure("Steps that were kept", marks=["level"])
 def accepted(table: pd.DataFrame, view: View) -> Any:
     """Share of gradient steps that did not raise the energy."""
     curves = [Line(_count(inner), rows.level, rows.accepted)
               for inner, rows in table[table.inner > 0].sort_values("level").groupby("inner")]  # fmt: skip
-    return lines(curves, x_title=LEVELS, y_title="share of steps kept")
+    return marked(lines(curves, x_title=LEVELS, y_title="share of steps kept"), view.chosen)
 
 
-@exp010_annealing.figure("Does the answer depend on the start?")
+@exp010_annealing.figure("Does the answer depend on the start?", marks=["level"])
 def starts(table: pd.DataFrame, view: View) -> Any:
     """Spread over starts beside the error: where it is far below, all starts end at one answer."""
     mine = _mine(table, view)
-    return _log(lines([Line("error (root mean square)", mine.level, mine.rms),
-                       Line("spread over starts", mine.level, mine.spread)],
-                      x_title=LEVELS, y_title="per entry"))  # fmt: skip
+    return marked(logarithmic(lines([Line("error (root mean square)", mine.level, mine.rms),
+                              Line("spread over starts", mine.level, mine.spread)],
+                             x_title=LEVELS, y_title="per entry")), view.chosen)  # fmt: skip
 
 
-@exp010_annealing.figure("Coarse to fine: how much of the truth's singular directions stands in the answer")
+@exp010_annealing.figure("Coarse to fine: how much of the truth's singular directions stands in the answer",
+                         marks=["level"])  # fmt: skip
 def emergence(table: pd.DataFrame, view: View) -> Any:
-    """1 is all of it. Grey: what a linear map holds without any level."""
+    """1 is all of it; with intervals over problems. Grey: what a linear map holds without any level."""
     mine = _mine(table, view)
     at = mine.level.to_numpy()
-    curves = [Line("largest", at, mine.coarse), Line("smallest", at, mine.fine),
+    curves = [Line("largest", at, mine.coarse, mine.coarse_low, mine.coarse_high),
+              Line("smallest", at, mine.fine, mine.fine_low, mine.fine_high),
               Line("linear map, largest", at, mine.linear_coarse, colour=NULL_GREY),
               Line("linear map, smallest", at, mine.linear_fine, colour=NULL_GREY)]  # fmt: skip
-    figure = lines(curves, x_title=LEVELS, y_title="share of the singular direction")
+    figure = marked(lines(curves, x_title=LEVELS, y_title="share of the singular direction"), view.chosen)
     return figure.update_yaxes(range=[-0.6, 1.6])  # the first guess is noise: it may be far outside

@@ -66,12 +66,13 @@ class Results(Base):
         return [b.part for b in found], np.stack([block(b) for b in found])
 
     def figure(self, key: str, name: str, chosen: Mapping[str, Any] | None = None) -> Any:
-        """Build one figure of a kept result; reads the array columns of the chosen part only."""
+        """Build one figure of a kept result; reads the array columns of the chosen part only, of a `whole` one all."""
         record = self.record(key)
         asked = self._declaration(record)
         figure = pick(asked.figures, name, "Figure")
         where = self._where(asked, key, figure.choose, chosen or {})
-        return figure.build(self.table(key, where, arrays=bool(figure.choose)), self._view(record, chosen))
+        arrays = bool(figure.choose) or figure.whole
+        return figure.build(self.table(key, where, arrays=arrays), self._view(record, chosen))
 
     def claims(self, key: str) -> list[dict[str, str]]:
         """Return what a result says of what was expected: rows of criterion, null, value, verdict; [] where nothing

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from backend.figures.style import BAND, CATEGORIES, NULL_GREY, finish, label, plain, rgba
 
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARK = "#d55e00"  # where the page's slider stands
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
@@ -25,15 +28,24 @@ class Line:
     high: Any = None
     colour: str = ""
     hover: Sequence[str] | None = None
+    dash: str = ""
 
 
 def lines(curves: Sequence[Line], *, x_title: str, y_title: str, log_x: bool = False, height: int = 340) -> go.Figure:
-    """Draw curves on one pair of axes; titles carry the unit."""
-    figure = go.Figure([t for i, c in enumerate(curves) for t in _traces(c, i)])
-    figure.update_layout(xaxis={"title": {"text": x_title}, "type": "log" if log_x else "linear"},
+    """Draw curves on one pair of axes; titles carry the unit. Several grey ones are told apart by their dashes."""
+    figure = go.Figure([t for i, c in enumerate(_dashed(curves)) for t in _traces(c, i)])
+    figure.update_layout(xaxis={"title": {"text": x_title}} | (_decades([t.x for t in figure.data]) if log_x else {}),
                          yaxis={"title": {"text": y_title}}, showlegend=len(curves) > 1,
                          legend=LEGEND)
     return finish(figure, height)
+
+
+def _dashed(curves: Sequence[Line]) -> list[Line]:
+    grey = [c for c in curves if c.colour == NULL_GREY]
+    if len(grey) < 2:
+        return list(curves)
+    dashes = {id(c): DASHES[i % len(DASHES)] for i, c in enumerate(grey)}
+    return [replace(c, dash=c.dash or dashes.get(id(c), "")) for c in curves]
 
 
 def stacked_lines(
@@ -61,8 +73,9 @@ def _traces(line: Line, index: int) -> list[go.Scatter]:
     x, y = plain(line.x), plain(line.y)
     name = label(line.name, 40).replace("·", " ")  # a line is named in words, not by a token
     template = ("%{text}" if line.hover is not None else f"{name}: %{{y:.3g}}") + "<extra></extra>"
-    curve = go.Scatter(x=x, y=y, name=name, mode="lines+markers" if len(x) <= 60 else "lines",
-                       line={"color": colour, "width": 2}, text=line.hover, hovertemplate=template)
+    mode = "lines+markers" if len(x) <= 60 and line.dash in ("", "solid") else "lines"
+    curve = go.Scatter(x=x, y=y, name=name, mode=mode, text=line.hover, hovertemplate=template,
+                       line={"color": colour, "width": 2} | ({"dash": line.dash} if line.dash else {}))
     if line.low is None or line.high is None:
         return [curve]
     edge = {"width": 0, "color": colour}
@@ -104,6 +117,29 @@ def level(figure: go.Figure, labels: Sequence[str], height: float, name: str) ->
         x=list(labels), y=[height] * len(labels), mode="lines", name=name, hoverinfo="skip",
         line={"color": NULL_GREY, "dash": "dot", "width": 1},
     )  # fmt: skip
+
+
+def marked(figure: go.Figure, chosen: Mapping[str, Any], axis: str = "level") -> go.Figure:
+    """Add a dashed vertical line where the chosen part of an axis stands; nothing where none is chosen."""
+    if axis not in chosen:
+        return figure
+    at = int(chosen[axis])
+    figure.add_vline(x=at, line={"color": MARK, "width": 1.5, "dash": "dash"}, layer="below")
+    return figure.add_annotation(x=at, y=0, yref="paper", yanchor="bottom", xanchor="left", text=f"{axis} {at}",
+                                 showarrow=False, font={"size": 11, "color": MARK})  # fmt: skip
+
+
+def logarithmic(figure: go.Figure) -> go.Figure:
+    """Make the y axis logarithmic, with a label at every decade, or so many that they can be read."""
+    return figure.update_yaxes(_decades([t.y for t in figure.data]))
+
+
+def _decades(values: Sequence[Any]) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis that holds these values."""
+    found = np.concatenate([np.asarray(v, float) for v in values if v is not None] or [np.ones(1)])
+    found = found[np.isfinite(found) & (found > 0)]
+    decades = float(np.ptp(np.log10(found))) if len(found) else 0.0
+    return {"type": "log", "exponentformat": "power", "dtick": "D2" if decades < 2.5 else max(1, round(decades / 8))}
 
 
 def scatter(

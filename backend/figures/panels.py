@@ -13,24 +13,30 @@ from plotly.subplots import make_subplots
 from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
+SQUARE = 500  # px that square maps side by side have, titles and bars apart
 NARROW = 16  # token labels that can be read along one of two maps side by side
 
 
 @dataclass
 class Panel:
-    """One map z [row, column]: limits None for its own range; marks stand in the cells, hover replaces the words."""
+    """One map z [row, column]: limits None for its own range; marks stand in the cells, hover replaces the words; a
+    line runs around the cells that are `outlined` [row, column] of bool."""
 
     z: Any
     limits: tuple[float, float] | None = None
     diverging: bool = False
     marks: Any = None
     hover: Any = None
+    outlined: Any = None
 
 
-def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: int = 4, value: str = "") -> go.Figure:
-    """Draw the maps in rows of `columns`, numbered axes. With `value` all share the first one's scale and one bar."""
+def panels(
+    maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: int = 4, value: str = "", square: bool = False
+) -> go.Figure:
+    """Draw the maps in rows of `columns`, numbered axes. With `value` all share the first one's scale and one bar;
+    `square`: cells are as wide as high."""
     rows = -(-len(maps) // columns)
-    height = _height(maps, rows)
+    height = _height(maps, rows, columns if square else 0)
     figure = make_subplots(rows, min(columns, len(maps)), subplot_titles=[label(w, 34).replace("·", " ") for w in maps],
                            horizontal_spacing=0.02 if value else 0.08, vertical_spacing=min(0.9 / rows, 84 / height))
     for i, (words, panel) in enumerate(maps.items()):
@@ -43,6 +49,17 @@ def panels(maps: Mapping[str, Panel], *, x_title: str, y_title: str, columns: in
         figure.update_yaxes(y_axis | ({} if column == 1 else {"showticklabels": False}), row=row, col=column)
         figure.add_trace(_map(z, across, down, words, panel, (x_title, y_title)), row, column)
         _scale(figure, panel, z, value, (row, column))
+        for x, y in borders(panel.outlined):
+            figure.add_shape(type="line", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": "#000000", "width": 2},
+                             row=row, col=column)  # fmt: skip
+        if square:
+            anchor = figure.get_subplot(row, column).yaxis.anchor
+            figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=row, col=column)
+            figure.update_xaxes(constrain="domain", row=row, col=column)
+            for update, axis in ((figure.update_xaxes, x_axis), (figure.update_yaxes, y_axis)):
+                few = tick_positions(len(axis["ticktext"]), max(3, 18 // columns))
+                shown = {name: [axis[name][t] for t in few] for name in ("tickvals", "ticktext")}
+                update(shown, row=row, col=column)
     if value:
         first = next(iter(maps.values()))
         figure.update_layout(coloraxis=_colours(first, plain(first.z), "c") | {"colorbar": _bar(value)})
@@ -84,9 +101,24 @@ def beside(
     return finish(figure, int(np.clip(140 + 18 * len(y), 320, 640))).update_layout(margin={"t": 50})
 
 
-def _height(maps: Mapping[str, Panel], rows: int) -> int:
+def borders(inside: Any) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Return the edges ((x0, x1), (y0, y1)) between cells inside and outside of a region [row, column], its own places
+    being 0, 1, 2, ..; the outermost edges belong to it as well."""
+    if inside is None:
+        return []
+    framed = np.pad(np.asarray(inside, bool), 1)
+    found: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    for row, column in np.argwhere(framed[:, 1:] != framed[:, :-1]).tolist():
+        found.append(((column - 0.5, column - 0.5), (row - 1.5, row - 0.5)))
+    for row, column in np.argwhere(framed[1:] != framed[:-1]).tolist():
+        found.append(((column - 1.5, column - 0.5), (row - 0.5, row - 0.5)))
+    return found
+
+
+def _height(maps: Mapping[str, Panel], rows: int, across: int = 0) -> int:
+    """Return px; `across` square maps beside each other are no higher than the page lets them be wide."""
     tallest = max(len(p.z) for p in maps.values())
-    return int(rows * np.clip(70 + 22 * tallest, 150, 330) + 50)
+    return int(rows * min(np.clip(70 + 22 * tallest, 150, 330), SQUARE / across + 70 if across else 330) + 50)
 
 
 def _map(z: np.ndarray, across: list[str], down: list[str], words: str, panel: Panel,

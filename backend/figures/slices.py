@@ -42,7 +42,7 @@ def slices(planes: Mapping[str, Slice], *, value: str, height: int = 420) -> go.
     for i, plane in enumerate(planes.values(), start=1):
         at = plain(plane.at)
         figure.add_trace(go.Contour(
-            z=plain(plane.z), x=at, y=at, coloraxis="coloraxis", line={"width": 0.6, "color": "rgba(255,255,255,0.5)"},
+            z=plain(plane.z), x=at, y=at, coloraxis="coloraxis", line={"width": 0.9, "color": "rgba(255,255,255,0.7)"},
             contours={"start": float(low), "end": float(high), "size": step, "coloring": "heatmap"}, name=value,
             hovertemplate=f"%{{x:.3g}}, %{{y:.3g}}<br>{value}: %{{z:.4g}}<extra></extra>"), 1, i)  # fmt: skip
         figure.add_traces([*_path(plane), *_points(plane, first=i == 1)], rows=1, cols=i)

@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from backend.figures.lines import LEGEND, Line, lines
-from backend.figures.style import CATEGORIES, NULL_GREY, finish, rgba
+from backend.figures.ridges import Ridge, ridges
+from backend.figures.style import CATEGORIES, NULL_GREY, finish
 
 UNIT = "eigenvalue (nats per squared unit of weight)"
 SMOOTHING = 0.01  # standard deviation of the Gaussian that smooths a density, in units of its extent
@@ -88,9 +89,6 @@ def ends(table: pd.DataFrame) -> go.Figure:
     return finish(figure, 340)
 
 
-HEIGHT = 1.7  # of a ridge, in distances between two baselines
-
-
 def ridgeline(table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (), step: int | None = None) -> go.Figure:
     """Draw the densities of a run's checkpoints one above the other, the first at the bottom, on a logarithmic height.
 
@@ -98,26 +96,16 @@ def ridgeline(table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (),
     between the checkpoints around them; the checkpoint `step` is drawn in another colour.
     """
     steps = sorted(int(s) for s in table["step"].unique())
-    ridges = {s: _ridge(table[(table["step"] == s) & (table["of"] == "model")]) for s in steps}
-    most = max(float(np.nanmax(height)) for _, height in ridges.values()) or 1.0
-    figure = go.Figure()
-    for at, s in reversed(list(enumerate(steps))):
-        x, height = ridges[s]
-        colour = CATEGORIES[1] if s == step else CATEGORIES[0]
-        top = at + HEIGHT * height / most
-        figure.add_scatter(x=[x[0], *x, x[-1]], y=[at, *top, at], mode="lines", fill="toself", name=f"step {s}",
-                           line={"color": colour, "width": 1}, fillcolor=rgba(colour, 0.35), hoveron="fills",
-                           text=f"step {s}: {x[0]:.3g} to {x[-1]:.3g}", hoverinfo="text")  # fmt: skip
+    found = {s: _ridge(table[(table["step"] == s) & (table["of"] == "model")]) for s in steps}
+    rows = [Ridge(str(s), x, height, f"step {s}: {x[0]:.3g} to {x[-1]:.3g}") for s, (x, height) in found.items()]
+    figure = ridges(rows, x_title=UNIT, y_title="step<br>(height: log of the density)",
+                    chosen=None if step is None else str(step))  # fmt: skip
     for when, words, colour in marks:
         if steps[0] <= when <= steps[-1]:
             figure.add_hline(y=float(np.interp(when, steps, range(len(steps)))) + 0.02, annotation_text=words,
                              annotation_position="top right", annotation_font_size=11,
                              line={"color": colour, "width": 1.5, "dash": "dash"})  # fmt: skip
-    shown = [steps.index(s) for s in steps[:: max(1, len(steps) // 20)]]
-    figure.update_layout(showlegend=False, xaxis={"title": {"text": UNIT}}, yaxis={
-        "title": {"text": "step (height: logarithm of the density)"}, "tickvals": shown, "showgrid": False,
-        "ticktext": [str(steps[i]) for i in shown]})  # fmt: skip
-    return finish(figure, int(200 + 34 * len(steps)))
+    return figure
 
 
 def _ridge(mine: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

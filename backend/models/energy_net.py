@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 FOURIER = TIME = 128
+#: (gain, bias) of layer 2 and of layer 3, each [n, width]
+Film = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 LAYERS = ("fc1", "fc2", "fc3", "fc4")
 
 
@@ -60,18 +62,21 @@ class EnergyNet(nn.Module):
         self.fc4 = nn.Linear(width, d_y)
         self.t_map_fc2, self.t_map_fc3 = nn.Linear(TIME, 2 * width), nn.Linear(TIME, 2 * width)
 
-    def film(self, level: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def film(self, level: Tensor) -> Film:
         """Return ((gain, bias) of layer 2, of layer 3), each [n, width], for levels [n]."""
         told = self.time_mlp(level.to(self.fc1.weight.dtype))
         two, three = self.t_map_fc2(told).chunk(2, -1), self.t_map_fc3(told).chunk(2, -1)
         return (two[0], two[1]), (three[0], three[1])
 
-    def run(self, x: Tensor, y: Tensor, level: Tensor, kept: Sequence[Tensor] | None = None) -> Pass:
+    def run(
+        self, x: Tensor, y: Tensor, level: Tensor, kept: Sequence[Tensor] | None = None, film: Film | None = None
+    ) -> Pass:
         """Return all of one forward on x [n, d_x], y [n, d_y], level [n].
 
-        `kept` multiplies the hidden units of the three layers, each [n, width]: 0 takes a unit out.
+        `kept` multiplies the hidden units of the three layers, each [n, width]: 0 takes a unit out. `film` stands in
+        place of what the level gives.
         """
-        (g2, b2), (g3, b3) = self.film(level)
+        (g2, b2), (g3, b3) = film or self.film(level)
         k1, k2, k3 = kept or (1.0, 1.0, 1.0)
         z1 = self.fc1(torch.cat([x, y], -1))
         z2 = self.fc2(swish(z1) * k1) * (g2 + 1) + b2
