@@ -495,6 +495,10 @@ class Energies(Protocol):
         """Level k for n rows, as the net takes it."""
         ...
 
+    def gradient_at(self, parameters: Mapping[str, Any], x: Any, y: Any, level: Any) -> Any:
+        """dE/dy [n, d_y] with these parameters in place of the net's, differentiable twice by them."""
+        ...
+
     def sibling(self, step: int) -> Any:
         """The net of another checkpoint of the same run. Raises NotFound where there is none."""
         ...

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backend.analyses import _curving, registry
 from backend.analyses._curving import Surface, blocks_of, layer_of, matrix_of, names_of
-from backend.analyses.hessian_spectrum import smoothed
+from backend.analyses._spectrum import smoothed
 from backend.contract import Corpus, Rows, View, parse_spec
 from backend.errors import BadInput, Unfit
 from backend.maths import pyhessian_column
