@@ -17,7 +17,7 @@ surfaces, mode connectivity; Ainsworth, Hayase and Srinivasa (2023), Git Re-Basi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,8 @@ UNMATCHED = ("straight", "curved")  # where no order of units is known
 
 class ModeConnectivityParams(Params):
     """The other end, and how finely the way is looked at."""
+
+    sibling: ClassVar[tuple[str, ...]] = ("other", "other_step")
 
     other: str = Field("", max_length=1000, description="run of the other model; empty: this model's own run")
     other_step: int = Field(0, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the newest")
