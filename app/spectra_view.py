@@ -74,8 +74,9 @@ def show(house: Any) -> None:
     with left:
         key = asking.answer(house, one.name, bar.card, bar.subject, params, patience=PATIENCE) if params else None
         if key:
-            for figure in one.figures:
-                st.plotly_chart(house.figure(key, figure), key=f"{key}:{figure}")
+            for figure in one.figures.values():
+                st.markdown(f"**{figure.title}**")
+                st.plotly_chart(house.figure(key, figure.name), key=f"{key}:{figure.name}")
         else:
             widgets.empty_state("The spectrum appears here", "Its density on a logarithmic scale with the eigenvalues "
                                 "at both ends, beside the same model with shuffled weights.")  # fmt: skip
@@ -174,10 +175,7 @@ def _along_training(house: Any, bar: Bar, params: dict[str, Any], family: Family
     left, right = st.columns(2, vertical_alignment="bottom")
     left.markdown("##### Along training", help="The same spectrum, without its null, at the run's checkpoints; each is "
                   "computed once and kept. Dashed: transitions found in the run's metrics.")  # fmt: skip
-    words = {"some": f"{min(SOME, len(bar.checkpoints))} checkpoints", "all": f"all {len(bar.checkpoints)}"}
-    with right:
-        span = url.bound(st.segmented_control, "Checkpoints", "span", fallback="some", options=list(words),
-                         format_func=words.get, label_visibility="collapsed")  # fmt: skip
+    span = _span(len(bar.checkpoints), right) if len(bar.checkpoints) > SOME else "all"
     steps = bar.checkpoints if span == "all" else spread(bar.checkpoints, SOME)
     asked = {**params, **family.lean}
     found = over_checkpoints.kept(house, Over(family.analysis, bar.spec, steps, bar.subject, asked, "spectra", params))
@@ -187,6 +185,13 @@ def _along_training(house: Any, bar: Bar, params: dict[str, Any], family: Family
         return
     run = next((r for r in house.runs() if f"run:{r['name']}" == bar.spec), None)
     _curves(house.sweep_table(found), [mark_of(t) for t in transitions_of(house, run)], bar, family)
+
+
+def _span(n: int, place: Any) -> str:
+    words = {"some": f"{SOME} checkpoints", "all": f"all {n}"}
+    with place:
+        return url.bound(st.segmented_control, "Checkpoints", "span", fallback="some", options=list(words),
+                         format_func=words.get, label_visibility="collapsed")  # fmt: skip
 
 
 def _curves(table: pd.DataFrame, marks: list[Mark], bar: Bar, family: Family) -> None:
@@ -224,8 +229,9 @@ def _by_block(house: Any, bar: Bar, params: dict[str, Any]) -> None:
     key = asking.answer(house, BLOCKS, bar.card, bar.subject, asked, start=False)
     if not key:
         return
-    for figure in ("traces", "largest"):
-        st.plotly_chart(house.figure(key, figure), key=f"{key}:{figure}")
+    for figure in house.analysis(BLOCKS).figures.values():
+        st.markdown(f"**{figure.title}**")
+        st.plotly_chart(house.figure(key, figure.name), key=f"{key}:{figure.name}")
 
 
 def _others(house: Any, family: Family) -> None:

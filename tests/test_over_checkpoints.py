@@ -165,6 +165,6 @@ one = house.backend().analysis("mode_connectivity")
 auto_page.form(one, choices=auto_page.siblings(house.backend(), one, bar))
 """
     at = AppTest.from_string(source, default_timeout=60).run()
-    other, step = (next(s for s in at.selectbox if s.label == label) for label in ("Other", "Other step"))
+    other, step = (next(s for s in at.selectbox if s.label == label) for label in ("Other run", "Its checkpoint"))
     assert other.options == ["this run"] and step.value == 0 and not at.exception
     assert step.options == [*(f"step {s}" for s in backend.run("induction-demo")["checkpoints"]), "the newest"]

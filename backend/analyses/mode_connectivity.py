@@ -40,8 +40,12 @@ class ModeConnectivityParams(Params):
 
     sibling: ClassVar[tuple[str, ...]] = ("other", "other_step")
 
-    other: str = Field("", max_length=1000, description="run of the other model; empty: this model's own run")
-    other_step: int = Field(0, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the newest")
+    other: str = Field(
+        "", max_length=1000, title="Other run", description="run of the other model; empty: this model's own run"
+    )
+    other_step: int = Field(
+        0, ge=-1, le=2**31 - 1, title="Its checkpoint", description="its checkpoint; -1: the newest"
+    )
     points: int = Field(11, ge=3, le=201, description="points along each path, both ends among them")
     bend_steps: int = Field(60, ge=1, le=5000, description="steps of Adam that the bend of the curve is trained for")
     bend_lr: float = Field(0.003, gt=0.0, ge=1e-6, le=1.0, description="their learning rate")
