@@ -143,8 +143,8 @@ def _beside_null(claims: list[dict[str, str]]) -> None:
     """Say what these random vectors do not tell from the null, and what to raise."""
     for claim in claims:
         if claim["verdict"] != "holds":
-            words = claim["criterion"].removeprefix("its ").partition(" is not ")[0]
-            st.caption(f":material/help: {words.capitalize()}: {claim['value']}.")
+            words = claim["criterion"].removeprefix("its ").removeprefix("the ").replace(" is not ", " against ")
+            st.caption(f":material/help: {words[0].upper()}{words[1:]}: {claim['value']}.")
 
 
 def _sum(table: pd.DataFrame, quantity: str, words: str) -> dict[str, Any] | None:

@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backend.analyses import _curving, registry
 from backend.analyses._curving import Surface, blocks_of, layer_of, matrix_of, names_of
-from backend.analyses._spectrum import smoothed
+from backend.analyses._spectrum import beside_null, smoothed
 from backend.contract import Corpus, Rows, View, parse_spec
 from backend.errors import BadInput, Unfit
-from backend.maths import pyhessian_column
+from backend.maths import pyhessian_column, ranks
 from backend.models.open import open_model
 from backend.runs import corpora
 from backend.settings import Settings
@@ -235,3 +236,19 @@ def test_figures_of_every_kind_of_table(small: Any) -> None:
         drawn = [f.build(table.assign(pyhessian=table["value"]), View()) for f in analysis.figures.values()]
         assert [t.name for t in drawn[0].data][-1] == "eigenvalues found at both ends"
         assert {"model", "PyHessian"} <= {t.name for t in drawn[1].data}
+
+
+def test_what_the_random_vectors_do_not_tell_is_said_with_the_knob() -> None:
+    """Welch's interval of two means is scipy's; what covers 0 is not resolved, and names what to raise."""
+    dice = np.random.default_rng(0)
+    a, b = dice.normal(3, 1, 6), dice.normal(1, 2, 9)
+    exact = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    told = [v for x in (a, b) for v in (x.mean(), x.std(ddof=1) / len(x) ** 0.5, len(x))]
+    assert ranks.difference(*told) == pytest.approx((exact.low, exact.high))
+    rows = [("model", 52.4, 7.05), ("null", 0.686, 1.26)]
+    table = pd.DataFrame([{"of": o, "quantity": "participation_ratio", "value": v, "error": e} for o, v, e in rows])
+    apart, nothing = beside_null(table, View(params={"probes": 4, "null": "shuffled weights"}))
+    assert apart.verdict == "holds" and nothing.criterion == "the participation ratio of shuffled weights is not 0"
+    assert "not resolved at this sample. Raise probes (4 now)" in nothing.value
+    near = beside_null(table.assign(value=[1.0, 0.7]), View())[0]
+    assert near.verdict == "cannot be tested here" and "Raise probes" in near.value

@@ -154,13 +154,31 @@ def smoothed(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
 
 
 def beside_null(table: pd.DataFrame, view: View) -> list[Claim]:
-    """Say of trace and participation ratio whether these probes tell the model from its null."""
+    """Say of trace and participation ratio whether these probes tell the model from its null, and each from 0."""
     fields = SpectrumParams.model_fields
     probes, more = (int(view.params.get(name, fields[name].default)) for name in ("probes", "trace_probes"))
     samples = {"trace": (probes + more, f"trace_probes ({more} now)"),
                "participation_ratio": (probes, f"probes ({probes} now)")}  # fmt: skip
     null = str(view.params.get("null", "")) or "the null"
-    return [claim for name, told in samples.items() if (claim := _apart(table, name, null, *told))]
+    apart = [claim for name, told in samples.items() if (claim := _apart(table, name, null, *told))]
+    return apart + [claim for name, told in samples.items() for claim in _of_nothing(table, name, null, *told)]
+
+
+def _of_nothing(table: pd.DataFrame, quantity: str, null: str, n: int, knob: str) -> list[Claim]:
+    """Say of whom the quantity is not told from 0: its sign, and what is made of it, is then not known."""
+    from backend.maths import ranks
+
+    found = []
+    for of, whose in (("model", "the model"), ("null", null)):
+        rows = table[(table["quantity"] == quantity) & (table["of"] == of)]
+        for value, error in rows[["value", "error"]].dropna().to_numpy(float):
+            low, high = ranks.difference(value, error, n, 0.0, 0.0, n)
+            if low <= 0 <= high and error:
+                said = f"{value:.3g} ± {error:.2g}, 95 % [{low:.3g}, {high:.3g}]: not resolved at this sample"
+                said += f". Raise {knob}"
+                criterion = f"the {quantity.replace('_', ' ')} of {whose} is not 0"
+                found.append(Claim(criterion, "0", said, "cannot be tested here"))
+    return found
 
 
 def _apart(table: pd.DataFrame, quantity: str, null: str, n: int, knob: str) -> Claim | None:
