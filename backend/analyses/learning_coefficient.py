@@ -262,9 +262,7 @@ def by_localisation(table: pd.DataFrame, view: View) -> Any:
     curves = [Line("localiser alone", each["localisation"], each["free"].where(each["free"] > 0), colour=NULL_GREY),
               Line("estimate (band: 95 % over chains)", each["localisation"], each["estimate"],
                    each["low"].clip(lower=each["estimate"] / 10), each["high"], CATEGORIES[0], hover)]  # fmt: skip
-    x_title = f"localisation gamma ({refused} of {len(each)} refused)"
-    figure = lines(curves, x_title=x_title, y_title="lambda", height=360)
+    title = [f"localisation gamma ({refused} of {len(each)} refused)", *textwrap.wrap(said, 80)]
+    figure = lines(curves, x_title="<br>".join(title), y_title="lambda", height=400)
     figure.update_traces(mode="lines+markers", selector={"name": curves[1].name})
-    figure.add_annotation(text="<br>".join(textwrap.wrap(said, 110)), xref="paper", yref="paper", x=0, y=1.02,
-                          showarrow=False, xanchor="left", yanchor="bottom", align="left")  # fmt: skip
-    return figure.update_xaxes(type="log").update_yaxes(type="log")
+    return figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log", dtick=1)
