@@ -47,7 +47,7 @@ class ModeConnectivityParams(Params):
         0, ge=-1, le=2**31 - 1, title="Its checkpoint", description="its checkpoint; -1: the newest"
     )
     points: int = Field(11, ge=3, le=201, description="points along each path, both ends among them")
-    bend_steps: int = Field(60, ge=1, le=5000, description="steps of Adam that the bend of the curve is trained for")
+    bend_steps: int = Field(60, ge=1, le=5000, description="steps of Adam for the bend; many on few rows overfit")
     bend_lr: float = Field(0.003, gt=0.0, ge=1e-6, le=1.0, description="their learning rate")
     rows_used: int = Field(16, ge=1, le=4096, description="rows of the corpus, at most; half train the bend")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of matching, bend, copy and bootstrap")

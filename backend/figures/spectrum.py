@@ -122,7 +122,7 @@ def ridgeline(
     figure.update_layout(showlegend=False, xaxis={"title": {"text": unit}}, yaxis={
         "title": {"text": "step (height: logarithm of the density)"}, "tickvals": shown, "showgrid": False,
         "ticktext": [str(steps[i]) for i in shown]})  # fmt: skip
-    return finish(figure, int(200 + 34 * len(steps)))
+    return finish(figure, max(400, 200 + 34 * len(steps)))  # the title of the axis is that long
 
 
 def _ridge(mine: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
