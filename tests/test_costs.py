@@ -75,7 +75,7 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "activation_spectra": [{}],
     "mode_connectivity": [{"points": 3, "bend_steps": 2}],
     "ntk": [{"positions": 3}, {"first_step": -1, "rows_used": 4, "block": "attn"}],
-    "learning_coefficient": [{"chains": 2, "draws": 10, "burn": 10, "scan": "yes"}],
+    "learning_coefficient": [{"chains": 2, "draws": 10, "burn": 10}],
     "loss_slices": [{"directions": 2, "points": 5, "grid": 3}],
     "sae_features": [{"sae": "sae"}],
     "sae_agreement": [{"a": "sae", "b": "other"}],
