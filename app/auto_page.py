@@ -43,7 +43,7 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     bar = begin(backend, name, one.asks)
     left, right = st.columns([3, 1])
     with right:
-        params = form(one, without=SLIDERS, most=bar.most)
+        params = form(one, without=SLIDERS, most=bar.most, choices=siblings(backend, one, bar))
     with left:
         key = None
         params = params and params | asked_level(one.params, bar.card)
@@ -88,14 +88,36 @@ def link_to(one: Analysis, query: dict[str, Any]) -> None:
         st.page_link(page(one), label=one.title, icon=":material/insights:", query_params=query)
 
 
+def siblings(backend: Any, one: Analysis, bar: Bar) -> dict[str, Callable[[Any], dict[Any, str]]]:
+    """Return what the fields that name another model of the same shape are picked from, given the form's values."""
+    if not one.params.sibling:
+        return {}
+    run, step = one.params.sibling
+    known = backend.siblings(bar.spec)
+    own = bar.spec.removeprefix("run:") if known else ""
+
+    def runs(given: Any) -> dict[Any, str]:
+        names = {"": "this run"} if known else {}
+        more = {given.get(run), *known} - {own, "", None}
+        return names | {name: str(name) for name in sorted(more)}
+
+    def steps(given: Any) -> dict[Any, str]:
+        found = known.get(given.get(run) or own, [])
+        return {s: f"step {s}" for s in found} | ({-1: "the newest"} if found else {})
+
+    return {run: runs, step: steps}
+
+
 def form(
     one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = (),
     most: Mapping[str, int] | None = None,
+    choices: Mapping[str, Callable[[Any], dict[Any, str]]] | None = None,
 ) -> dict[str, Any] | None:
     """Draw the params form and return its values, None where one is wrong (which it says); they live in the URL.
 
     `shared`: the URL holds the params of several analyses, each as `analysis.param`. Fields `without` a widget are left
-    at their defaults; `most` are upper bounds that the subject sets.
+    at their defaults; `most` are upper bounds that the subject sets; `choices` {field: given values -> {value: words}}
+    are what one is picked from.
     The widgets stay the same while the form itself writes the URL and are made anew where it changed otherwise (the
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
@@ -109,8 +131,12 @@ def form(
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given
+    for name in choices or {}:
+        chosen = f"params:{one.name}:{turn}.{name}"
+        now = {**now, name: st.session_state[chosen]} if chosen in st.session_state else now
+    picked = {name: found for name, pick in (choices or {}).items() if (found := pick(now))}
     values = widgets.form(one.params, key=f"params:{one.name}:{turn}", values=given, columns=columns,
-                          titles=titles, without={*without, *unused(one, now)}, most=most)
+                          titles=titles, without={*without, *unused(one, now)}, most=most, choices=picked)
     changed = widgets.changed(one.params, values or {})
     others = {k: v for k, v in everything.items() if shared and not k.startswith(before)}
     url.put(params=widgets.encode({**others, **{before + k: v for k, v in changed.items()}}) or None)

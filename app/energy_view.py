@@ -35,6 +35,8 @@ def page(house: Any) -> None:
     with right:
         params = auto_page.form(one, shared=True, without=SLIDERS, most=bar.most)
         link("experiment_queue", "All experiments at once", icon="playlist_play")
+        link("spectra", "Curvature of its parameters", icon="ssid_chart",
+             query={**url.query(energy=bar.spec, energy_step=bar.step), "family": "energy models"})  # fmt: skip
     with left:
         params = params and params | asked_level(one.params, bar.card)
         key = asking.answer(house, name, bar.card, bar.subject, params) if params is not None else None

@@ -71,7 +71,8 @@ def in_words(name: str) -> str:
 def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:
     options = ([None] if field.get("optional") else []) + list(field["enum"])
     index = options.index(start) if start in options else 0
-    return st.selectbox(**words, options=options, index=index, format_func=lambda o: "none" if o is None else str(o))
+    said = {None: "none", **(field.get("words") or {})}
+    return st.selectbox(**words, options=options, index=index, format_func=lambda o: str(said.get(o, o)))
 
 
 def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any, bounded: bool) -> int | float | None:

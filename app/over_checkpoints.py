@@ -17,7 +17,10 @@ from backend.figures.over_steps import SHOWN, by_change, over_steps
 
 @dataclass(frozen=True)
 class Over:
-    """What is asked, of which run, at which steps; `place` tells its widgets from those of another."""
+    """What is asked, of which run, at which steps; `place` tells its widgets from those of another.
+
+    A result for the params `richer`, which holds all that is asked and more, is taken where it is kept.
+    """
 
     analysis: str
     spec: str
@@ -25,6 +28,7 @@ class Over:
     subject: Subject
     params: dict[str, Any] = field(default_factory=dict)
     place: str = "over"
+    richer: dict[str, Any] | None = None
 
 
 def kept(house: Any, over: Over) -> pd.DataFrame:
@@ -76,7 +80,14 @@ def _picture(table: pd.DataFrame, one: Analysis, values: list[Any], over: Over, 
 
 def _keys(house: Any, over: Over) -> dict[int, str]:
     cards = {step: house.card(over.spec, step) for step in over.steps}
-    return {s: house.request(over.analysis, c, over.subject, over.params).key for s, c in cards.items() if c}
+    return {step: _key(house, over, card) for step, card in cards.items() if card}
+
+
+def _key(house: Any, over: Over, card: Any) -> str:
+    """Return the key of a checkpoint: that of the richer params where their result is kept."""
+    asked = [over.params] if over.richer is None else [over.richer, over.params]
+    keys = [house.request(over.analysis, card, over.subject, params).key for params in asked]
+    return next((key for key in keys if house.has(key)), keys[-1])
 
 
 def _waiting(house: Any, keys: list[str]) -> list[dict[str, Any]]:
@@ -94,7 +105,9 @@ def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
     label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing)"
     if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help=words):
         try:
-            house.sweep(over.analysis, over.spec, over.steps, over.subject, over.params)
+            kept = {step for step, key in _keys(house, over).items() if house.has(key)}
+            steps = [step for step in over.steps if step not in kept]
+            house.sweep(over.analysis, over.spec, steps, over.subject, over.params)
         except PhasescopeError as error:
             widgets.error_panel(error)
             return

@@ -122,6 +122,7 @@ FIELDS: dict[str, Field] = {
     "experiment": Field(str),
     "models": Field(_names, _joined, default=[]),
     "block": Field(str, default="all"),
+    "family": Field(str),
     "span": Field(_choice("some", "all"), default="some"),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
@@ -137,7 +138,7 @@ OWN = {
     "compare": ("model", "step", "model_b", "step_b", "compare", "layer", "head", "tokens", "text", "task", "n_pairs",
                 "pairs_seed", "source", "n_rows", "row_length", "corpus_seed", "params"),
     "experiment_queue": ("models", "n_problems", "problem_seed", "harder", "experiment"),
-    "spectra": (*CARRIED, "params", "block", "span"),
+    "spectra": (*CARRIED, "params", "block", "span", "family"),
     "": (), "results": (), "jobs": (), "glossary": (),
 }  # fmt: skip
 

@@ -26,14 +26,15 @@ def form(
     params_model: type[Params], key: str, values: Mapping[str, Any] | None = None, columns: int = 2,
     bounded: bool = True, without: Collection[str] = (), titles: Mapping[str, str] | None = None,
     most: Mapping[str, int] | None = None,
+    choices: Mapping[str, Mapping[Any, str]] | None = None,
 ) -> dict[str, Any] | None:
     """Show one widget per field and return the validated values, or None after saying which field does not fit.
 
     `values` are starting values; the field's own default stands where one is missing, and for fields `without` a
     widget. Label, help and range come from the JSON schema; `titles` are labels where another field of the page is
-    called the same, `most` the upper bounds that are lower for this subject. Widgets are keyed `<key>.<field>`. In an
-    st.form say
-    `bounded=False`: see `fields.widget`.
+    called the same, `most` the upper bounds that are lower for this subject, `choices` {field: {value: its words}}
+    what a field is picked from. Widgets are keyed `<key>.<field>`. In an st.form say `bounded=False`: see
+    `fields.widget`.
     """
     schema = params_model.model_json_schema()
     given: dict[str, Any] = {}
@@ -46,6 +47,8 @@ def form(
             if most and name in most:  # at least one value stays
                 field |= {"maximum": max(most[name], field["minimum"])}
             default = _default(params_model, name)
+            if picked := (choices or {}).get(name):
+                field |= {"enum": list(picked), "words": picked}
             with place:
                 given[name] = widget(name, field, f"{key}.{name}", (values or {}).get(name, default), bounded)
     return check(params_model, given)

@@ -44,6 +44,9 @@ class Params(BaseModel):
     #: trained for the model, or "" for a text of the user's own
     named: ClassVar[Mapping[str, str]] = {}
 
+    #: (field of a run, field of its step) where another model of the same shape is named: pages offer those there are
+    sibling: ClassVar[tuple[str, ...]] = ()
+
     def companions(self) -> tuple[tuple[str, int | None], ...]:
         """Return (run, step) of what was trained for the model and is named here (a tuned lens, an SAE).
 
@@ -500,6 +503,10 @@ class Energies(Protocol):
 
     def level(self, k: int, n: int) -> Any:
         """Level k for n rows, as the net takes it."""
+        ...
+
+    def gradient_at(self, parameters: Mapping[str, Any], x: Any, y: Any, level: Any) -> Any:
+        """dE/dy [n, d_y] with these parameters in place of the net's, differentiable twice by them."""
         ...
 
     def sibling(self, step: int) -> Any:

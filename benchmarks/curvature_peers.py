@@ -1,7 +1,8 @@
 """PyHessian, curvlinops and geomstats as they are called by their own documents; each behind a function, each optional.
 
-None of them is among the requirements: PyHessian's licence is in conflict with itself, curvlinops would move torch,
-geomstats needs a shim on numpy 2.4. benchmarks/README.md has the commands that make an environment with them.
+PyHessian and curvlinops are in no requirement: the licence of one is in conflict with itself, the other would move
+torch; geomstats is one of requirements-dev.txt (and needs a shim on numpy 2.4). benchmarks/README.md has the commands
+that make an environment with them.
 """
 
 from __future__ import annotations

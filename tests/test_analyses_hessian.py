@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backend.analyses import _curving, registry
 from backend.analyses._curving import Surface, blocks_of, layer_of, matrix_of, names_of
-from backend.analyses.hessian_spectrum import smoothed
+from backend.analyses._spectrum import beside_null, smoothed
 from backend.contract import Corpus, Rows, View, parse_spec
 from backend.errors import BadInput, Unfit
-from backend.maths import pyhessian_column
+from backend.maths import pyhessian_column, ranks
 from backend.models.open import open_model
 from backend.runs import corpora
 from backend.settings import Settings
@@ -25,6 +27,10 @@ from tests.tiny_models import native_run, settings
 SMALL = {"n_layers": 1, "d_model": 6, "d_head": 3, "n_heads": 2, "n_ctx": 12, "d_vocab": 7, "d_mlp": 4,
          "act_fn": "gelu", "normalization_type": "LN"}  # fmt: skip
 ROWS = Rows(tokens=np.random.default_rng(0).integers(7, size=(6, 10)), corpus=Corpus(source="random", rows=6))
+UNLICENSED = (
+    "PyHessian is in no requirement: its LICENSE says MIT, the heads of its sources GPL-3; to run this as well: "
+    "pip install --no-deps pyhessian==0.1"
+)
 MANY = {"products": 90, "k": 3, "probes": 4, "steps": 25, "tolerance": 1e-9, "exact_up_to": 0, "trace_probes": 0}
 
 
@@ -210,13 +216,13 @@ def test_blocks_by_name_and_what_is_refused(small: Any) -> None:
         spectrum_of(small, matrix="gauss-newton", pyhessian="yes")
 
 
-@pytest.mark.skipif(pyhessian_column.installed(), reason="it is installed here")
-def test_without_pyhessian_the_way_to_install_it_is_said(small: Any) -> None:
+def test_without_pyhessian_the_way_to_install_it_is_said(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyhessian", None)  # Python's own way to say that it is not there
     with pytest.raises(Unfit, match="pip install --no-deps pyhessian"):
         spectrum_of(small, block="head.weight", pyhessian="yes")
 
 
-@pytest.mark.skipif(not pyhessian_column.installed(), reason="pyhessian is not installed")
+@pytest.mark.skipif(not pyhessian_column.installed(), reason=UNLICENSED)
 def test_pyhessian_stands_beside_and_its_largest_is_near(small: Any) -> None:
     table = spectrum_of(small, block="head.weight", pyhessian="yes", k=3)
     assert of(table, "high", "pyhessian")[0] == pytest.approx(of(table, "high")[0], rel=0.05)
@@ -230,3 +236,19 @@ def test_figures_of_every_kind_of_table(small: Any) -> None:
         drawn = [f.build(table.assign(pyhessian=table["value"]), View()) for f in analysis.figures.values()]
         assert [t.name for t in drawn[0].data][-1] == "eigenvalues found at both ends"
         assert {"model", "PyHessian"} <= {t.name for t in drawn[1].data}
+
+
+def test_what_the_random_vectors_do_not_tell_is_said_with_the_knob() -> None:
+    """Welch's interval of two means is scipy's; what covers 0 is not resolved, and names what to raise."""
+    dice = np.random.default_rng(0)
+    a, b = dice.normal(3, 1, 6), dice.normal(1, 2, 9)
+    exact = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    told = [v for x in (a, b) for v in (x.mean(), x.std(ddof=1) / len(x) ** 0.5, len(x))]
+    assert ranks.difference(*told) == pytest.approx((exact.low, exact.high))
+    rows = [("model", 52.4, 7.05), ("null", 0.686, 1.26)]
+    table = pd.DataFrame([{"of": o, "quantity": "participation_ratio", "value": v, "error": e} for o, v, e in rows])
+    apart, nothing = beside_null(table, View(params={"probes": 4, "null": "shuffled weights"}))
+    assert apart.verdict == "holds" and nothing.criterion == "the participation ratio of shuffled weights is not 0"
+    assert "not resolved at this sample. Raise probes (4 now)" in nothing.value
+    near = beside_null(table.assign(value=[1.0, 0.7]), View())[0]
+    assert near.verdict == "cannot be tested here" and "Raise probes" in near.value

@@ -4,6 +4,7 @@ models force."""
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -302,6 +303,31 @@ def test_what_is_refused_says_which_knob():
         assert words in row["trouble"] and trouble in row["trouble"] and np.isnan(row["estimate"]), trouble
 
 
+def scanned(rises, error=0.01, trouble=("",) * 5):
+    """A scan's table, its estimates given."""
+    gammas = llc_room.gammas_of(llc_room.LearningCoefficientParams(localisation=100.0, scan="yes"))
+    assert gammas == pytest.approx([10, 31.6228, 100, 316.228, 1000])
+    return pd.DataFrame({"localisation": gammas, "chain": [0, 1, 2, 3, 4], "estimate": rises, "trouble": trouble,
+                         "estimate_se": np.array(rises) * error})  # fmt: skip
+
+
+def test_a_scan_tells_a_plateau_from_the_localisers_own_slope():
+    """Of a quadratic loss lambda is sum n beta h / (2 (n beta h + gamma)): flat below n beta h, 1 / gamma above."""
+    gammas = np.array([10, 31.6228, 100, 316.228, 1000])
+    of = lambda heat: 20 * heat / (2 * (heat + gammas))  # noqa: E731
+    slopes = llc_maths.slopes(gammas, of(1e6), 0 * gammas, 4)
+    assert max(abs(np.array(slopes)).ravel()) < 1e-3
+    middle = [s for s, _, _ in llc_maths.slopes(gammas, of(1e-3), 0 * gammas, 4)]
+    np.testing.assert_allclose(middle, -1, rtol=1e-3)
+    assert llc_room.plateau(scanned(of(1e6))).startswith("Plateau from gamma 10 to 1e+03, lambda 10.")
+    assert llc_room.plateau(scanned(of(100.0))).startswith("None is flat: the flattest slope")
+    assert llc_room.plateau(scanned(of(1e6), error=0.2)).startswith("Not resolved")
+    refused = ("Refused: x.",) * 4 + ("",)
+    assert "4 of 5 localisations are refused" in llc_room.plateau(scanned(of(1e6), trouble=refused))
+
+
 def test_a_model_that_is_no_minimum_is_refused(tiny):
-    row = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=100.0).iloc[0]
-    assert row["trouble"].startswith("Refused: ") and np.isnan(row["estimate"])
+    table = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=100.0, scan="yes")
+    row = llc_room.asked_about(table).iloc[0]
+    assert row["trouble"].startswith("Refused: ") and np.isnan(row["estimate"]) and row["localisation"] == 100
+    assert len(table) == 5 * 20 and "refused" in llc_room.plateau(table)

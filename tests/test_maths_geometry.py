@@ -33,7 +33,7 @@ def test_angles_are_right_at_both_ends(angles: list[float]) -> None:
 
 
 def test_distances_are_those_of_geomstats_but_for_its_root_of_two_and_its_cut_locus() -> None:
-    pytest.importorskip("geomstats", reason="no requirement: benchmarks/README.md says how it is installed")
+    pytest.importorskip("geomstats", reason="of requirements-dev.txt: run make setup")
     from benchmarks.curvature_peers import geomstats_distance
 
     first, second = grassmann.span(drawn(30, 9, 2)), grassmann.span(drawn(30, 9, 2, seed=3))

@@ -152,3 +152,19 @@ st.write(str(auto_page.form(house.backend().analysis("circuit_scrubbing"))["hypo
     at.query_params["params"] = str(at.query_params["params"]).replace("L0H1", "L0H3")  # as the browser's Back does
     at.run()
     assert at.markdown[0].value == at.text_area[0].value == "L0H3 > logits"
+
+
+def test_another_model_of_the_same_shape_is_picked_not_typed(backend: Backend) -> None:
+    assert list(backend.siblings("run:ioi-demo"))[0] == "ioi-demo" and backend.siblings("hub:gpt2") == {}
+    assert "grokking-demo" not in backend.siblings("run:induction-demo"), "another width"
+    source = """
+from app import auto_page, house
+from app.subject import Bar
+bar = Bar("run:induction-demo", None, {}, None)
+one = house.backend().analysis("mode_connectivity")
+auto_page.form(one, choices=auto_page.siblings(house.backend(), one, bar))
+"""
+    at = AppTest.from_string(source, default_timeout=60).run()
+    other, step = (next(s for s in at.selectbox if s.label == label) for label in ("Other run", "Its checkpoint"))
+    assert other.options == ["this run"] and step.value == 0 and not at.exception
+    assert step.options == [*(f"step {s}" for s in backend.run("induction-demo")["checkpoints"]), "the newest"]

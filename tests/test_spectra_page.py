@@ -40,7 +40,8 @@ def test_the_page_draws_the_model_its_blocks_and_its_training(backend: Backend) 
     assert "pip install --no-deps pyhessian" in said(at) and "Not converged" in said(at)
     next(b for b in at.button if b.label.startswith("Compute at all")).click()
     at = settle(at.run())
-    assert len(backend.results(analysis="hessian_spectrum")) == 1 + checkpoints
+    assert len(backend.results(analysis="hessian_spectrum")) == checkpoints, "the last was kept, with its null beside"
+    assert "not resolved at this sample. Raise" in said(at) and "95 % [" in said(at)
     charts = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
     assert len(charts) == 4
     ridges, ends = charts[2:]
@@ -49,6 +50,19 @@ def test_the_page_draws_the_model_its_blocks_and_its_training(backend: Backend) 
     words = " ".join(a["text"] for a in ridges["layout"].get("annotations", []))
     assert found and any(v in words for v in found), "the run's transitions stand between its checkpoints"
     assert "transition" in {t["name"] for t in ends["data"]}
+
+
+def test_an_energy_model_has_its_own_loss_there(backend: Backend) -> None:
+    at = visit("spectra", model="run:inverse-3", n_problems="2", block="fc4.bias", params=FEW)
+    assert at.selectbox(key="url:block").options[:3] == ["all", "fc1", "fc2"]
+    assert len(at.get("plotly_chart")) == 3 and "off by at most" in said(at)
+    assert "loss (squared error)" in list(at.dataframe[0].value[""])
+    next(b for b in at.button if b.label.startswith("Compute at all")).click()
+    at = settle(at.run())
+    checkpoints = len(backend.run("inverse-3")["checkpoints"])
+    assert len(backend.results(analysis="energy_hessian")) == checkpoints and len(at.get("plotly_chart")) == 5
+    ridges = json.loads(at.get("plotly_chart")[3].proto.spec)
+    assert "squared error" in ridges["layout"]["xaxis"]["title"]["text"]
 
 
 def test_ridges_are_the_densities_above_their_floor() -> None:

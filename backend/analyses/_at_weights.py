@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from backend.analyses._units import answers, log_probs, row_losses, rows_at_once
-from backend.analyses._work import Plan, parts
+from backend.analyses._work import Plan, graph_floats, parts
 from backend.contract import Corpus, Described, Model, ModelCard, Rows
 from backend.errors import Unfit
 
-GRAPH = 24  # floats per token, layer and coordinate of the stream in a graph that is differentiated twice
 FEWER = "Use fewer rows (rows_used), points or directions"
 
 
@@ -77,9 +76,7 @@ def width(card: ModelCard) -> int:
 
 def graph_rows(model: Described, length: int) -> int:
     """Return of how many rows one graph holds that is differentiated twice."""
-    card = model.card
-    deep = card.n_layers * (GRAPH * card.d_model + 6 * card.d_mlp + 4 * card.n_heads * length)
-    return rows_at_once(model, length, deep + 8 * card.d_vocab_out)
+    return rows_at_once(model, length, graph_floats(model.card, length))
 
 
 def plan_rows(plan: Plan, subject: Corpus, rows: int, n: int) -> None:

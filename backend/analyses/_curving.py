@@ -7,21 +7,20 @@ than KEPT_BYTES, each is built anew for every product, so that memory stays that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from backend.analyses._units import answers
-from backend.analyses._work import BYTES, Plan, parts
+from backend.analyses._work import BYTES, Plan, graph_floats, parts
 from backend.contract import Model, ModelCard
 from backend.errors import BadInput, Unfit
 
 CHUNK_BYTES = 512 * 2**20  # what the graph of one chunk of rows may hold
 KEPT_BYTES = 2 * 2**30  # what the graphs of all chunks may hold
 WALK = 2.5  # forwards that one product takes where its graph is kept (measured: 1.1 to 2.7)
-FLOATS = 24  # per token, layer and coordinate of the stream, of a graph that is differentiated twice (measured: 20)
 
 
 # ---------------------------------------------------------------- blocks
@@ -39,64 +38,69 @@ def matrix_of(name: str) -> str:
     return ".".join(cut[at + 1 :])
 
 
-def names_of(known: Sequence[str], block: str) -> list[str]:
-    """Return the parameters of a block: `all`, `layer N`, or one by its name.
+def names_of(known: Sequence[str], block: str, layered: bool = True) -> list[str]:
+    """Return the parameters of a block: `all`, a part of `parts_of`, or one by its name.
 
     Raises BadInput, naming what exists, for a block that does not.
     """
-    layers = sorted({n for name in known if (n := layer_of(name)) is not None})
-    wanted = block.strip()
-    number = wanted.removeprefix("layer").strip()
+    wanted, sections = " ".join(block.split()), parts_of(known, layered)
     if wanted == "all":
         return list(known)
-    if wanted.startswith("layer ") and number.isdigit() and int(number) in layers:
-        return [name for name in known if layer_of(name) == int(number)]
+    if wanted in sections:
+        return sections[wanted]
     if wanted in known:
         return [wanted]
-    span = f"layer 0 to layer {layers[-1]}, " if layers else ""
+    ends = list(sections)[:: max(1, len(sections) - 1)] if layered else list(sections)
+    span = (" to " if layered else ", ").join(ends) + ", " if sections else ""
     found = f"no such block: there are all, {span}{', '.join(known[:40])}{', …' if len(known) > 40 else ''}"
     raise BadInput(f"The block {block!r}", found, "Choose one of them")
 
 
-def blocks_of(known: Sequence[str]) -> list[str]:
+def parts_of(known: Sequence[str], layered: bool = True) -> dict[str, list[str]]:
+    """Return {part: its parameters}: `layer N`, or where nothing is layered the module (fc1: its weight and bias)."""
+    found: dict[str, list[str]] = {}
+    if layered:
+        layers = sorted({n for name in known if (n := layer_of(name)) is not None})
+        return {f"layer {n}": [name for name in known if layer_of(name) == n] for n in layers}
+    for name in known:
+        found.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return found
+
+
+def blocks_of(known: Sequence[str], layered: bool = True) -> list[str]:
     """Return all that `names_of` takes."""
-    layers = sorted({n for name in known if (n := layer_of(name)) is not None})
-    return ["all", *(f"layer {n}" for n in layers), *known]
+    return list(dict.fromkeys(["all", *parts_of(known, layered), *known]))
 
 
 def size_of(card: ModelCard, block: str) -> int:
     """Return how many numbers a block of this model has (all of them where a card does not say)."""
     if not card.parameters:
         return card.n_params
-    return sum(card.parameters[name] for name in names_of(list(card.parameters), block))
+    return sum(card.parameters[name] for name in names_of(list(card.parameters), block, not card.energy))
 
 
 # ---------------------------------------------------------------- the loss
 
 
-class Surface:
-    """The loss of a model's weights on rows [row, pos], over the parameters `names`; `loss` is its value in nats.
+class Curved:
+    """A loss over parameters whose graphs are kept and walked: `loss` its value, `product` its curvature.
 
-    `null`, drawn with `seed`: "shuffled weights" (entries of every tensor) or "shuffled targets" (right answers).
-    Raises Unfit where no right answer is known, or the weights are rounded too coarsely to be differentiated twice.
+    One who fills it in sets model, matrix, parameters {name: leaf} and how rows are cut (`chunks`, `kept`), gives the
+    graph of a chunk by `_graph`, and calls `_built` when all is there.
     """
 
-    def __init__(self, model: Model, tokens: Any, names: Sequence[str], matrix: str, null: str = "", seed: int = 0):
-        import torch
+    model: Any
+    matrix: str
+    parameters: dict[str, Any]
+    chunks: list[slice]
+    kept: bool
 
-        self.model, self.matrix = model, matrix
-        self.tokens = torch.as_tensor(tokens, device=model.card.device)
-        self.parameters = _weights(model, names, seed if null == "shuffled weights" else None)
-        known = answers(model, self.tokens)
-        if known is None:
-            raise Unfit(f"The loss of {model.card.spec}", "no right answer is known", "Choose a model of next tokens")
-        self.positions, self.right = known
-        if null == "shuffled targets":
-            order = torch.randperm(self.right.numel(), generator=torch.Generator().manual_seed(seed))
-            self.right = self.right.flatten()[order.to(self.right.device)].reshape(self.right.shape)
-        step, self.kept = cut(model.card, *self.tokens.shape)
-        self.chunks = [slice(at, at + step) for at in range(0, len(self.tokens), step)]
-        self.weights = [len(self.tokens[c]) / len(self.tokens) for c in self.chunks]
+    def _graph(self, chunk: slice) -> tuple[Any, Any]:
+        """Return (outputs, loss) of a chunk's rows, with their graph."""
+        raise NotImplementedError
+
+    def _built(self, rows: int) -> None:
+        self.weights = [(c.stop - c.start) / rows for c in self.chunks]
         self.graphs = [self._graph(c) for c in self.chunks] if self.kept else []
         losses = [loss for _, loss in self.graphs] or (self._graph(c)[1] for c in self.chunks)
         self.loss = sum(w * float(loss.detach()) for w, loss in zip(self.weights, losses, strict=True))
@@ -117,12 +121,42 @@ class Surface:
         """Return a tensor of the dtype and on the device that vectors over these parameters have."""
         return self.parameters[names[0]].detach()
 
+    def size(self, names: Sequence[str]) -> int:
+        """Return how many numbers these parameters have."""
+        return sum(self.parameters[name].numel() for name in names)
+
     def _walk(self, graph: tuple[Any, Any], tensors: Sequence[Any]) -> Callable[[Any], Any]:
         from backend.maths.products import gauss_newton_product, hessian_product
 
         outputs, loss = graph
         return (hessian_product(loss, tensors) if self.matrix == "hessian"
                 else gauss_newton_product(outputs, loss, tensors))  # fmt: skip
+
+
+class Surface(Curved):
+    """The loss of a model's weights on rows [row, pos], over the parameters `names`; `loss` is its value in nats.
+
+    `null`, drawn with `seed`: "shuffled weights" (entries of every tensor) or "shuffled targets" (right answers).
+    Raises Unfit where no right answer is known, or the weights are rounded too coarsely to be differentiated twice.
+    """
+
+    def __init__(self, model: Model, tokens: Any, names: Sequence[str], matrix: str, null: str = "", seed: int = 0):
+        import torch
+
+        self.model, self.matrix = model, matrix
+        self.tokens = torch.as_tensor(tokens, device=model.card.device)
+        shuffled = seed if null == "shuffled weights" else None
+        self.parameters = leaves(model.card, model.parameters(), names, shuffled)
+        known = answers(model, self.tokens)
+        if known is None:
+            raise Unfit(f"The loss of {model.card.spec}", "no right answer is known", "Choose a model of next tokens")
+        self.positions, self.right = known
+        if null == "shuffled targets":
+            order = torch.randperm(self.right.numel(), generator=torch.Generator().manual_seed(seed))
+            self.right = self.right.flatten()[order.to(self.right.device)].reshape(self.right.shape)
+        step, self.kept = cut(graph_bytes(model.card, self.tokens.shape[1]), len(self.tokens))
+        self.chunks = slices(len(self.tokens), step)
+        self._built(len(self.tokens))
 
     def _graph(self, chunk: slice) -> tuple[Any, Any]:
         logits = self.model.logits_at(self.parameters, self.tokens[chunk])
@@ -136,15 +170,18 @@ def cross_entropy(logits: Any, right: Any) -> Any:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), right.flatten())
 
 
-def _weights(model: Model, names: Sequence[str], seed: int | None) -> dict[str, Any]:
-    """Return the model's weights, those named as leaves of a graph; with a seed each tensor's entries permuted."""
+def leaves(card: ModelCard, known: Mapping[str, Any], names: Sequence[str], seed: int | None) -> dict[str, Any]:
+    """Return copies of a model's parameters, those named as leaves of a graph; with a seed each one's entries permuted.
+
+    Raises Unfit where they are rounded too coarsely to be differentiated twice.
+    """
     import torch
 
     found, dice = {}, torch.Generator().manual_seed(seed or 0)
-    for name, tensor in model.parameters().items():
+    for name, tensor in known.items():
         if tensor.dtype not in (torch.float32, torch.float64):
             words = f"its weights are {str(tensor.dtype).removeprefix('torch.')}"
-            raise Unfit(f"Curvature of {model.card.spec}", words, "Open it in float32 (PHASESCOPE_DTYPE)")
+            raise Unfit(f"Curvature of {card.spec}", words, "Open it in float32 (PHASESCOPE_DTYPE)")
         kept = tensor.detach().clone()
         if seed is not None:
             kept = kept.flatten()[torch.randperm(kept.numel(), generator=dice).to(kept.device)].reshape(kept.shape)
@@ -157,22 +194,26 @@ def _weights(model: Model, names: Sequence[str], seed: int | None) -> dict[str, 
 
 def graph_bytes(card: ModelCard, length: int) -> int:
     """Return about what the graph of one row holds, ready to be differentiated twice."""
-    wide = FLOATS * card.d_model + 6 * card.d_mlp + 4 * card.n_heads * length
-    return BYTES.get(card.dtype, 4) * length * (card.n_layers * wide + 8 * card.d_vocab_out)
+    return BYTES.get(card.dtype, 4) * length * graph_floats(card, length)
 
 
-def cut(card: ModelCard, rows: int, length: int) -> tuple[int, bool]:
-    """Return (rows of a chunk, whether the graphs of all chunks are kept)."""
-    each = graph_bytes(card, length)
+def cut(each: int, rows: int) -> tuple[int, bool]:
+    """Return (rows of a chunk, whether the graphs of all chunks are kept), where a row's graph holds `each` bytes."""
     return int(np.clip(CHUNK_BYTES // each, 1, rows)), rows * each <= KEPT_BYTES
+
+
+def slices(rows: int, step: int) -> list[slice]:
+    """Return the chunks of `step` rows, the last perhaps shorter."""
+    return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
 
 def plan_surface(plan: Plan, rows: int, length: int, products: int) -> tuple[float, float]:
     """Add the forwards of a Surface on which `products` are made; return (bytes held, operations)."""
-    step, kept = cut(plan.card, rows, length)
+    each = graph_bytes(plan.card, length)
+    step, kept = cut(each, rows)
     for some in parts(rows, step):
         plan.call(some, length, gradients=True)
         if not kept:
             plan.call(some, length, n=products, gradients=True)
-    held = graph_bytes(plan.card, length) * (rows + min(step, rows) if kept else 2 * min(step, rows))
+    held = each * (rows + min(step, rows) if kept else 2 * min(step, rows))
     return held, products * WALK * 2 * plan.card.n_params * rows * length

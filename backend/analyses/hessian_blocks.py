@@ -110,7 +110,7 @@ def _block(surface: Surface, names: Sequence[str], params: HessianBlocksParams, 
     from backend.maths import curvature
 
     product, like = surface.product(names), surface.like(names)
-    n = sum(surface.parameters[name].numel() for name in names)
+    n = surface.size(names)
     summed = curvature.quadrature(product, n, params.probes, 1, params.seed, like, told)
     trace, error = summed.trace()
     found: dict[str, Any] = {"n_params": n, "trace": trace, "trace_se": error}

@@ -4,7 +4,9 @@ lambda = n beta (E[L] - L(w*)), beta = 1 / log n, n predicted tokens, the mean o
 |w - w*|^2) around the model's weights w*: half the number of parameters where the loss is regular, less where
 directions do not matter. Sampled by `chains` chains of Metropolis-adjusted Langevin steps (exact at any step size);
 [low, high] is the 95 % t interval over chains. It is of these rows, and of gamma (`localisation`): of a quadratic loss
-with curvatures h it is the sum of n beta h / (2 (n beta h + gamma)), so compare at one gamma only, and scan it.
+with curvatures h it is the sum of n beta h / (2 (n beta h + gamma)), so compare at one gamma only, and scan it: `scan`
+asks at a tenth to ten times of it, five times the work. A plateau, where the slope d ln lambda / d ln gamma between
+neighbours is within 0.1 of 0 with its interval, is a property of the loss; a slope of -1 is the localiser's own.
 
 An estimate is refused (NULL, with the reason and the knob in `trouble`) where chains have not mixed (R-hat of the loss
 above 1.2), acceptance is out of hand, or it is negative: then w* is no minimum. The trace plot shows every chain.
@@ -17,7 +19,8 @@ coefficient; Hoogland et al. (2024), The developmental landscape of in-context l
 
 from __future__ import annotations
 
-from typing import Any
+import textwrap
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +34,8 @@ from backend.costs import Work
 from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, Line, bars, level, lines
 
+SCAN = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)  # times the localisation
+FLAT = 0.1  # |d ln lambda / d ln gamma| of a plateau
 FREE = 12  # draws from the localiser alone
 KNOBS = {
     "not mixed": "Give more draws and burn-in, or a larger localisation",
@@ -44,6 +49,7 @@ class LearningCoefficientParams(Params):
     """The sampling."""
 
     localisation: float = Field(3000.0, ge=1.0, le=1e7, description="gamma: how firmly chains are held at the weights")
+    scan: Literal["no", "yes"] = Field("no", description="also at a tenth to ten times of it; five times the work")
     chains: int = Field(4, ge=2, le=64, description="chains, each from the model's weights; the interval is over them")
     draws: int = Field(100, ge=10, le=100_000, description="draws of each chain that are kept")
     burn: int = Field(40, ge=10, le=100_000, description="steps before, in which the step size is tuned")
@@ -52,14 +58,14 @@ class LearningCoefficientParams(Params):
 
 
 @analysis(
-    version=1, group="Spectra",
+    version=2, group="Spectra",
     title="Learning coefficient", asks="How degenerate is the minimum that training found?",
     subject=Corpus, params=LearningCoefficientParams, needs=["gradients"],
-    axes=[Axis("chain", "chain"), Axis("draw", "draw after burn-in")],
+    axes=[Axis("localisation", "gamma", kind="float"), Axis("chain", "chain"), Axis("draw", "draw after burn-in")],
     values=[
         Value("rise", "L(w) - L(w*) at this draw", "nats"),
         Value("chain_estimate", "lambda from this chain alone (the same in all its rows)"),
-        Value("estimate", "lambda, mean of chains (the same in every row); NULL where refused"),
+        Value("estimate", "lambda, mean of chains (the same in all rows of a gamma); NULL where refused"),
         Value("estimate_se", "its standard error over chains; NULL where refused"),
         Value("low", "lower end of the 95 % interval over chains; NULL where refused"),
         Value("high", "upper end"),
@@ -74,13 +80,34 @@ class LearningCoefficientParams(Params):
 def learning_coefficient(
     model: Model, subject: Rows, params: LearningCoefficientParams, progress: Progress
 ) -> pd.DataFrame:
-    """Return one row per (chain, draw)."""
+    """Return one row per (localisation, chain, draw)."""
+    losses = _at_weights.Losses(model, _at_weights.used(subject, params.rows_used))
+    frames, gammas = [], gammas_of(params)
+    for i, gamma in enumerate(gammas):
+        told = _part(progress, i, len(gammas), gamma)
+        held = params.model_copy(update={"localisation": gamma})
+        frames.append(_sampled(losses, held, told).assign(localisation=gamma))
+    declared: Any = learning_coefficient
+    return pd.concat(frames, ignore_index=True)[[c.name for c in (*declared.axes, *declared.values)]]
+
+
+def gammas_of(params: LearningCoefficientParams) -> list[float]:
+    """Return the localisations that are asked about, ascending."""
+    return [params.localisation * times for times in (SCAN if params.scan == "yes" else (1.0,))]
+
+
+def _part(progress: Progress, turn: int, of: int, gamma: float) -> Progress:
+    words = f", localisation {gamma:.3g}" if of > 1 else ""
+    return lambda share, said: progress((turn + share) / of, said + words)
+
+
+def _sampled(losses: Any, params: LearningCoefficientParams, progress: Progress) -> pd.DataFrame:
+    """Return the rows of one localisation."""
     import torch
 
     from backend.maths import learning_coefficient as maths
     from backend.maths.products import flat, shaped
 
-    losses = _at_weights.Losses(model, _at_weights.used(subject, params.rows_used))
     n, names, like = _tokens(losses), list(losses.own), list(losses.own.values())
     start, turns = flat(like, like), params.burn + params.draws
 
@@ -146,13 +173,49 @@ def work(card: ModelCard, subject: Corpus, params: LearningCoefficientParams) ->
     """A gradient of all rows per chain and step; all chains' graphs are held at once."""
     plan, rows = Plan(card), min(params.rows_used, subject.rows)
     length = min(subject.length, card.n_ctx)
-    plan.call(rows, length, 1, gradients=True)  # L(w*)
-    plan.call(rows, length, params.chains * (1 + params.burn + params.draws), gradients=True)
-    _at_weights.plan_rows(plan, subject, rows, FREE + 1)
+    times = len(gammas_of(params))
+    plan.call(rows, length, times, gradients=True)  # L(w*)
+    plan.call(rows, length, times * params.chains * (1 + params.burn + params.draws), gradients=True)
+    _at_weights.plan_rows(plan, subject, rows, times * (FREE + 1))
     width = BYTES.get(card.dtype, 4)
     graphs = params.chains * rows * length * (card.n_layers * 12 * card.d_model + 4 * card.d_vocab_out) * width
     return plan.total(10 * params.chains * card.n_params * width + graphs, 0.0,
-                      "Use fewer chains, draws or rows (rows_used)")  # fmt: skip
+                      "Use fewer chains, draws or rows (rows_used), or no scan")  # fmt: skip
+
+
+# ---------------------------------------------------------------- over localisations
+
+
+def plateau(table: pd.DataFrame) -> str:
+    """Say in words over which localisations the estimate is flat, where a scan tells; '' without one."""
+    from backend.maths import learning_coefficient as maths
+
+    each = table.groupby("localisation").first()
+    if len(each) < 2:
+        return ""
+    told = each[each["trouble"] == ""]
+    if len(told) < 2:
+        return f"No plateau can be told: {len(each) - len(told)} of {len(each)} localisations are refused."
+    chains = int(table["chain"].nunique())
+    slopes = maths.slopes(told.index.to_numpy(float), told["estimate"].to_numpy(float),
+                          told["estimate_se"].to_numpy(float), chains)  # fmt: skip
+    flat = [max(abs(low), abs(high)) <= FLAT for _, low, high in slopes]
+    if any(flat):
+        at = flat.index(True)
+        end = at + (flat[at:] + [False]).index(False)
+        span = f"gamma {told.index[at]:.3g} to {told.index[end]:.3g}"
+        return f"Plateau from {span}, lambda {told['estimate'].iloc[at]:.3g}."
+    middle, low, high = min(slopes, key=lambda slope: abs(slope[0]))
+    known = "None is flat" if all(min(abs(a), abs(b)) > FLAT and a * b > 0 for _, a, b in slopes) else "Not resolved"
+    more = "lambda says as much of gamma as of the loss" if known == "None is flat" else "more chains or draws"
+    return (f"{known}: the flattest slope of ln lambda by ln gamma is {middle:.2g}, 95 % [{low:.2g}, {high:.2g}] "
+            f"(0: a plateau, -1: the localiser alone): {more}.")  # fmt: skip
+
+
+def asked_about(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the localisation that was asked for: the middle one of a scan."""
+    known = sorted(table["localisation"].unique())
+    return table[table["localisation"] == known[len(known) // 2]]
 
 
 # ---------------------------------------------------------------- figures
@@ -161,6 +224,7 @@ def work(card: ModelCard, subject: Corpus, params: LearningCoefficientParams) ->
 @learning_coefficient.figure("Estimate of every chain")
 def chains(table: pd.DataFrame, view: View) -> Any:
     """Lambda from each chain, their mean with its interval; dotted: the localiser alone, which no loss holds."""
+    table = asked_about(table)
     row, each = table.iloc[0], table.groupby("chain")["chain_estimate"].first()
     names, values, errors = [f"chain {i}" for i in each.index], list(each), [0.0] * len(each)
     said = row["trouble"].replace(". ", ".<br>") or f"{row['estimate']:.3g}, 95 % [{row['low']:.3g}, {row['high']:.3g}]"
@@ -175,6 +239,7 @@ def chains(table: pd.DataFrame, view: View) -> Any:
 @learning_coefficient.figure("Traces")
 def traces(table: pd.DataFrame, view: View) -> Any:
     """The loss above that of the model, draw by draw: chains that have mixed cannot be told apart."""
+    table = asked_about(table)
     row = table.iloc[0]
     curves = [Line(f"chain {i}", rows["draw"], rows["rise"], colour=CATEGORIES[int(str(i)) % len(CATEGORIES)])
               for i, rows in table.groupby("chain")]  # fmt: skip
@@ -183,3 +248,21 @@ def traces(table: pd.DataFrame, view: View) -> Any:
     curves.append(Line("localiser alone", ends, [mean, mean], colour=NULL_GREY))
     said = f"draw (R-hat {row['r_hat']:.2f}, acceptance {row['acceptance']:.2f}, step {row['step']:.2g})"
     return lines(curves, x_title=said, y_title="L - L(w*) (nats)", height=360)
+
+
+@learning_coefficient.figure("Estimate by localisation")
+def by_localisation(table: pd.DataFrame, view: View) -> Any:
+    """Lambda at each gamma with its interval, refused ones left out; grey: the localiser alone, which no loss holds."""
+    each = table.groupby("localisation").first().reset_index()
+    hover = [f"gamma {r['localisation']:.3g}: {r['trouble'] or format(r['estimate'], '.3g')}<br>R-hat "
+             f"{r['r_hat']:.2f}, acceptance {r['acceptance']:.2f}, step {r['step']:.2g}"
+             for r in each.to_dict("records")]  # fmt: skip
+    refused = int((each["trouble"] != "").sum())
+    said = plateau(table) or "one localisation: ask for a scan to see whether the estimate is flat"
+    curves = [Line("localiser alone", each["localisation"], each["free"].where(each["free"] > 0), colour=NULL_GREY),
+              Line("estimate (band: 95 % over chains)", each["localisation"], each["estimate"],
+                   each["low"].clip(lower=each["estimate"] / 10), each["high"], CATEGORIES[0], hover)]  # fmt: skip
+    title = [f"localisation gamma ({refused} of {len(each)} refused)", *textwrap.wrap(said, 80)]
+    figure = lines(curves, x_title="<br>".join(title), y_title="lambda", height=400)
+    figure.update_traces(mode="lines+markers", selector={"name": curves[1].name})
+    return figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log", dtick=1)

@@ -17,7 +17,7 @@ surfaces, mode connectivity; Ainsworth, Hayase and Srinivasa (2023), Git Re-Basi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -38,10 +38,16 @@ UNMATCHED = ("straight", "curved")  # where no order of units is known
 class ModeConnectivityParams(Params):
     """The other end, and how finely the way is looked at."""
 
-    other: str = Field("", max_length=1000, description="run of the other model; empty: this model's own run")
-    other_step: int = Field(0, ge=-1, le=2**31 - 1, description="its checkpoint; -1: the newest")
+    sibling: ClassVar[tuple[str, ...]] = ("other", "other_step")
+
+    other: str = Field(
+        "", max_length=1000, title="Other run", description="run of the other model; empty: this model's own run"
+    )
+    other_step: int = Field(
+        0, ge=-1, le=2**31 - 1, title="Its checkpoint", description="its checkpoint; -1: the newest"
+    )
     points: int = Field(11, ge=3, le=201, description="points along each path, both ends among them")
-    bend_steps: int = Field(60, ge=1, le=5000, description="steps of Adam that the bend of the curve is trained for")
+    bend_steps: int = Field(60, ge=1, le=5000, description="steps of Adam for the bend; many on few rows overfit")
     bend_lr: float = Field(0.003, gt=0.0, ge=1e-6, le=1.0, description="their learning rate")
     rows_used: int = Field(16, ge=1, le=4096, description="rows of the corpus, at most; half train the bend")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of matching, bend, copy and bootstrap")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from backend.analyses._curving import blocks_of
 from backend.contract import (
     CAPABILITY_RULES,
     Corpus,
@@ -134,6 +135,10 @@ class Models(PromptSets):
     def tokenizer(self, card: Mapping[str, Any]) -> Any:
         """Return the torch-free tokenizer of a card: encode, labels, label."""
         return tokens.tokenizer_from(card["tokenizer"])
+
+    def blocks(self, card: Mapping[str, Any]) -> list[str]:
+        """Return what the curvature of a model can be asked of: all, its layers or modules, each parameter by name."""
+        return blocks_of(list(card.get("parameters") or {}), layered=not card.get("energy"))
 
     def prompt(self, card: Mapping[str, Any], text: str = "", ids: Sequence[int] | str | None = None) -> Prompt:
         """Make a Prompt of a text or of token ids. Raises BadInput where it is empty, too long or out of vocabulary."""

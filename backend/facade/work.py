@@ -182,6 +182,15 @@ class Work(Base):
         """Return one run's record. Raises NotFound with the known names."""
         return pick({r["name"]: r for r in self.runs(expected=[name])}, name, "Run")
 
+    def siblings(self, spec: str) -> dict[str, list[int]]:
+        """Return {run: its checkpoints} of the runs whose model has the shape of this run's, itself the first; {} where
+        `spec` is no run's. Seeds may differ."""
+        runs = {f"run:{r['name']}": r for r in self.runs() if r["checkpoints"] and isinstance(r.get("model"), dict)}
+        if spec not in runs:
+            return {}
+        alike = [r for s, r in runs.items() if s != spec and _shape(r["model"]) == _shape(runs[spec]["model"])]
+        return {r["name"]: list(r["checkpoints"]) for r in (runs[spec], *alike)}
+
     def metric_names(self, run: str) -> list[str]:
         """Return the names of a run's metrics, without their places, in alphabetical order."""
         return self.store.metric_names(run)
@@ -189,3 +198,9 @@ class Work(Base):
     def metrics(self, run: str, names: Sequence[str] | None = None, points: int = 2000) -> pd.DataFrame:
         """Return [step, metric, layer, head, value], thinned to `points` per series with minima and maxima kept."""
         return self.store.metrics(run, list(names) if names else None, points=points)
+
+
+def _shape(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two models must share for the weights of one to fit the other."""
+    config = {k: v for k, v in (model.get("config") or {}).items() if k not in ("seed", "device")}
+    return {"kind": model.get("kind"), **config}

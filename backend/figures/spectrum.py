@@ -13,19 +13,20 @@ from backend.figures.ridges import Ridge, ridges
 from backend.figures.style import CATEGORIES, NULL_GREY, finish
 
 UNIT = "eigenvalue (nats per squared unit of weight)"
+SQUARED_ERROR = "eigenvalue (squared error per squared unit of weight)"  # of an energy model's loss
 SMOOTHING = 0.01  # standard deviation of the Gaussian that smooths a density, in units of its extent
 MARGIN = 5  # of these on either side
 FLOOR = 0.2  # of the height that a single eigenvalue has: below it the density says nothing
 
 
-def spectrum(table: pd.DataFrame) -> go.Figure:
+def spectrum(table: pd.DataFrame, unit: str = UNIT) -> go.Figure:
     """Draw the density of the model before that of its null, and where the eigenvalues at both ends stand.
 
-    `table`: of, quantity, rank, value, error, exact, at, as the analysis hessian_spectrum returns it.
+    `table`: of, quantity, rank, value, error, exact, at, as hessian_spectrum and energy_hessian return it.
     """
     mine = table[table["of"] == "model"]
     low, most = floor_of(mine), float(mine.loc[mine["quantity"] == "density", "value"].max())
-    figure = lines(_curves(table, low), x_title=UNIT, y_title="density (logarithmic; band: ± s.e.)", height=380)
+    figure = lines(_curves(table, low), x_title=unit, y_title="density (logarithmic; band: ± s.e.)", height=380)
     found = mine[mine["quantity"].isin(["high", "low"])]
     figure.add_scatter(
         x=found["value"], y=[low] * len(found), mode="markers", name="eigenvalues found at both ends",
@@ -74,6 +75,8 @@ def ends(table: pd.DataFrame) -> go.Figure:
     ]
     figure = go.Figure()
     for of, column, name, colour, symbol in known:
+        if column not in table:
+            continue
         rows = table[(table["of"] == of) & table["quantity"].isin(["high", "low"]) & table[column].notna()]
         if len(rows):
             size = {"size": 13 if symbol == "circle-open" else 8, "color": colour, "symbol": symbol}
@@ -89,7 +92,9 @@ def ends(table: pd.DataFrame) -> go.Figure:
     return finish(figure, 340)
 
 
-def ridgeline(table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (), step: int | None = None) -> go.Figure:
+def ridgeline(
+    table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (), step: int | None = None, unit: str = UNIT
+) -> go.Figure:
     """Draw the densities of a run's checkpoints one above the other, the first at the bottom, on a logarithmic height.
 
     `table`: as hessian_spectrum returns it, with a column `step`; `marks`: (step, words, colour) of transitions, drawn
@@ -98,7 +103,7 @@ def ridgeline(table: pd.DataFrame, marks: Sequence[tuple[float, str, str]] = (),
     steps = sorted(int(s) for s in table["step"].unique())
     found = {s: _ridge(table[(table["step"] == s) & (table["of"] == "model")]) for s in steps}
     rows = [Ridge(str(s), x, height, f"step {s}: {x[0]:.3g} to {x[-1]:.3g}") for s, (x, height) in found.items()]
-    figure = ridges(rows, x_title=UNIT, y_title="step<br>(height: log of the density)",
+    figure = ridges(rows, x_title=unit, y_title="step<br>(height: log of the density)",
                     chosen=None if step is None else str(step))  # fmt: skip
     for when, words, colour in marks:
         if steps[0] <= when <= steps[-1]:

@@ -21,7 +21,8 @@ def surface(
     figure = go.Figure(go.Contour(
         x=plain(x), y=plain(y), z=z, colorscale=SEQUENTIAL, line={"width": 0.6, "color": "rgba(255,255,255,0.7)"},
         contours={"start": low, "end": high, "size": (high - low) / 16},
-        colorbar={"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar={"title": {"text": value, "side": "right"}, "thickness": 12, "outlinewidth": 0,
+                  "tickformat": ".3~g"},
         hovertemplate=f"{x_title} %{{x:.3g}}<br>{y_title} %{{y:.3g}}<br>{value}: %{{z:.4g}}<extra></extra>",
     ))  # fmt: skip
     if marked:

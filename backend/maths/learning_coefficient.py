@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.stats import t as student
 from torch import Tensor
@@ -116,6 +117,18 @@ def _trouble(value: float, acceptance: float, mixed: float, widest: bool) -> str
     if acceptance < WELL_ACCEPTED[0] or (acceptance > WELL_ACCEPTED[1] and not widest):
         return f"acceptance {acceptance:.2f}"
     return "" if mixed <= MIXED else f"not mixed: R-hat {mixed:.2f}"
+
+
+def slopes(gammas: np.ndarray, values: np.ndarray, errors: np.ndarray, chains: int) -> list[tuple[float, float, float]]:
+    """Return (slope, low, high) of ln lambda by ln gamma between neighbours, with its 95 % interval over chains.
+
+    Args: gammas ascending, lambda > 0 and its standard errors, each [n]; errors of neighbours taken as independent.
+    Of a quadratic loss with curvatures h far above gamma the slope is 0; of a flat loss, held by the localiser, -1.
+    """
+    logs, relative = np.log(values), (errors / values) ** 2
+    apart, rise = np.diff(np.log(gammas)), np.diff(logs)
+    reach = float(student.ppf(0.975, max(1, chains - 1))) * np.sqrt(relative[1:] + relative[:-1])
+    return [(float(r / a), float((r - w) / a), float((r + w) / a)) for r, a, w in zip(rise, apart, reach, strict=True)]
 
 
 def r_hat(values: Tensor) -> float:

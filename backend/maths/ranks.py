@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import stdtrit
 from scipy.stats import binom, rankdata
 
 LEVEL = 0.95  # of every interval
@@ -89,3 +90,19 @@ def median_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
     middle = x[(len(x) - 1) // 2], x[len(x) // 2]
     mid = middle[0] if middle[0] == middle[1] else (middle[0] + middle[1]) / 2  # inf - inf never
     return float(ends[0]), float(mid), float(ends[1])
+
+
+def difference(
+    a: float, error_a: float, n_a: int, b: float, error_b: float, n_b: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return Welch's t interval of a - b, two independent estimates with standard errors over n_a and n_b samples.
+
+    Freedom: (v_a + v_b)^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1)), v the squared errors. Both errors 0: no width.
+    Source: Welch (1947), The generalization of Student's problem when several population variances are involved.
+    """
+    v_a, v_b = error_a**2, error_b**2
+    if v_a + v_b == 0:
+        return a - b, a - b
+    freedom = (v_a + v_b) ** 2 / (v_a**2 / (n_a - 1) + v_b**2 / (n_b - 1))
+    reach = float(stdtrit(freedom, (1 + level) / 2)) * (v_a + v_b) ** 0.5
+    return a - b - reach, a - b + reach

@@ -55,6 +55,13 @@ class EnergyModel:
         """Return level k for n rows, as the net takes it."""
         return torch.full((n,), k, device=self.device)
 
+    def gradient_at(self, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, level: Tensor) -> Tensor:
+        """Return dE/dy [n, d_y] with these parameters in place of the net's, with its graph by them."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            energies = torch.func.functional_call(self.net, dict(parameters), (x, y, level))
+            return torch.autograd.grad(energies.sum(), y, create_graph=True)[0]
+
     def sibling(self, step: int) -> EnergyNet:
         """Return the net of another checkpoint of the same run, like `net`. Raises NotFound where there is none."""
         spec = parse_spec(self.card.spec)
@@ -102,7 +109,8 @@ def _card(model: EnergyModel, located: Located, print_: str, notes: list[str]) -
         **none, n_layers=4, d_model=model.net.width, n_params=sum(p.numel() for p in parameters),
         dtype=str(parameters[0].dtype).removeprefix("torch."), device=parameters[0].device.type,
         memory_bytes=model.memory_bytes(), fingerprint=print_, capabilities=["energy"], rules=CAPABILITY_RULES,
-        notes=notes, training=located.extra.get("training", {}), energy=model.config,
+        notes=notes, parameters={name: p.numel() for name, p in model.net.named_parameters()},
+        training=located.extra.get("training", {}), energy=model.config,
     )  # fmt: skip
 
 

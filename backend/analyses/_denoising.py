@@ -1,0 +1,75 @@
+"""The loss that an energy model was trained on, over its parameters, as a fixed function whose curvature is at hand.
+
+L = mean over problems, levels k and entries of (dE/dy(x, y_k, k) - eps)^2 at y_k = sqrt(abar_k) y0 + sigma_k eps: every
+problem at every level with one fixed noise, where training drew a level and a noise anew for each update. Its Hessian
+takes third derivatives of E, one by y and two by the parameters. A contrastive term of the training is no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from backend.analyses import _energy
+from backend.analyses._curving import Curved, cut, leaves, slices
+from backend.analyses._work import BYTES
+from backend.contract import Energies, Matrices, ModelCard
+from backend.costs import MATRIX_OPERATIONS, Calls
+from backend.errors import BadInput
+
+GRAPH = 110  # floats per row and unit of width, of a graph ready to be walked (measured: 99 to 103)
+WALK = 10.0  # forwards that one product takes (measured: 5 to 15)
+
+
+class Denoising(Curved):
+    """The loss of an energy model on fixed problems, noise and levels, over the parameters `names`.
+
+    `null`, drawn with `seed`: "shuffled weights" (entries of every tensor) or "shuffled noise" (each noise the target
+    of another problem). Rows go level by level.
+    """
+
+    def __init__(
+        self, model: Energies, problems: Matrices, levels: Sequence[int], names: Sequence[str], matrix: str,
+        null: str = "", seed: int = 0,
+    ):  # fmt: skip
+        import torch
+
+        self.model, self.matrix = model, matrix
+        shuffled = seed if null == "shuffled weights" else None
+        self.parameters = leaves(model.card, dict(model.net.named_parameters()), names, shuffled)
+        n = len(problems.y)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if null == "shuffled noise" else None
+        noise = problems.noise if order is None else problems.noise[order.to(problems.noise.device)]
+        self.x, self.right = (t.repeat(len(levels), 1) for t in (problems.x, noise))
+        self.y = torch.cat([_energy.noised(model, problems, k) for k in levels])
+        self.level = torch.cat([model.level(k, n) for k in levels])
+        step, self.kept = cut(graph_bytes(model.card), len(self.y))
+        self.chunks = slices(len(self.y), step)
+        self._built(len(self.y))
+
+    def _graph(self, chunk: slice) -> tuple[Any, Any]:
+        found = self.model.gradient_at(self.parameters, self.x[chunk], self.y[chunk], self.level[chunk])
+        return found, (found - self.right[chunk]).square().mean()
+
+
+def levels_of(card: ModelCard, level: int) -> list[int]:
+    """Return the levels that are asked about: one, or all for -1. Raises BadInput where the model has no such level."""
+    known = int(card.energy["levels"])
+    if level >= known:
+        raise BadInput(f"Level {level}", f"the model has levels 0 to {known - 1}", "Choose one of them, or -1 for all")
+    return list(range(known)) if level < 0 else [level]
+
+
+def graph_bytes(card: ModelCard) -> int:
+    """Return about what the graph of one row holds, ready to be walked."""
+    return BYTES.get(card.dtype, 4) * GRAPH * int(card.energy["width"])
+
+
+def plan_products(card: ModelCard, rows: int, products: int) -> tuple[list[Calls], float, float]:
+    """Return (gradients of a Denoising on so many rows with its products, bytes held, operations)."""
+    each = graph_bytes(card)
+    step, kept = cut(each, rows)
+    sizes = [s.stop - s.start for s in slices(rows, step)]
+    calls = [Calls(some, 1, gradients=True, n=1 if kept else 1 + products) for some in sizes]
+    held = each * (rows if kept else 2 * step)
+    return calls, float(held), products * WALK * MATRIX_OPERATIONS * card.n_params * rows
