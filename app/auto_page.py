@@ -87,6 +87,18 @@ def link_to(one: Analysis, query: dict[str, Any]) -> None:
         st.page_link(page(one), label=one.title, icon=":material/insights:", query_params=query)
 
 
+def _in_address(one: Analysis, shared: bool) -> dict[str, Any]:
+    before = f"{one.name}." if shared else ""
+    everything = widgets.decode(url.get("params") or "")
+    return {k.removeprefix(before): v for k, v in everything.items() if k.startswith(before)}
+
+
+def told(one: Analysis) -> dict[str, Any]:
+    """Return the params of an analysis that the address of a page of several (`form` with `shared`) changes."""
+    given = widgets.params_from_query(one.params, widgets.encode(_in_address(one, True)))
+    return widgets.changed(one.params, given)
+
+
 def form(
     one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = ()
 ) -> dict[str, Any] | None:
@@ -98,12 +110,14 @@ def form(
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
     before = f"{one.name}." if shared else ""
-    everything = widgets.decode(url.get("params") or "")
-    mine = {k.removeprefix(before): v for k, v in everything.items() if k.startswith(before)}
+    everything, mine = widgets.decode(url.get("params") or ""), _in_address(one, shared)
     told, at = widgets.encode(mine), f"form:{one.name}"
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
     given = widgets.params_from_query(one.params, told)
+    if wrong := [f"{k}={v}" for k, v in mine.items() if k not in given]:
+        url.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting here "
+                "or out of its range. Shown: the usual value.")  # fmt: skip
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given

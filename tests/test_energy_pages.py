@@ -40,8 +40,8 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
     at = visit("experiment_queue", **TINY)
     names = list(house.experiments())
     assert len(names) >= 1 and all(house.experiments()[n].title in said(at) for n in names)
-    button = next(b for b in at.button if b.label.startswith("Run all"))
-    assert button.label == f"Run all {len(names)} missing" and "Nothing is computed yet" in said(at)
+    button = next(b for b in at.button if b.label.endswith(" missing"))
+    assert button.label == f"Run {len(names)} missing" and "Nothing is computed yet" in said(at)
     button.click()
     at = settle(at.run())
     assert ">done<" in said(at) and "not computed" not in said(at)
@@ -54,9 +54,31 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
 def test_the_queue_without_a_model_chosen_or_of_one_that_trains(house: Backend, tmp_path: Path) -> None:
     at = visit("experiment_queue", models="-")
     assert "No model chosen" in said(at)
+    at = visit("experiment_queue", models="run:no", experiment="exp099", params="exp004_grassmann.rank=x", **FEW)
+    assert "run:no, which this page" in said(at) and "exp099, which this page" in said(at)
+    assert "rank=x, which is no setting" not in said(at)  # said where its form is: the first experiment's is open
+    assert at.multiselect[0].value == ["run:inverse-5"]  # one, not all
     places = house.queue(["exp001_hessian"], ["run:nowhere"], {"n": 3})
     assert places[0].state == "waits" and "no such run" in places[0].why
     assert house.run_queue(["exp001_hessian"], ["run:nowhere"], {"n": 3}) == 0
+
+
+def test_settings_of_the_queue_are_in_key_address_and_command(house: Backend) -> None:
+    at = visit("experiment_queue", experiment="exp004_grassmann", params="exp004_grassmann.rank=2", **TINY)
+    assert "EXP-004 rank 2" in said(at) and "--rank 2" in " ".join(c.value for c in at.code)
+    seed = next(n for n in at.number_input if n.key.endswith(".seed"))
+    at = settle(seed.set_value(5).run())
+    assert at.query_params["params"] == "exp004_grassmann.rank=2&exp004_grassmann.seed=5"
+    assert "--rank 2 --seed 5" in " ".join(c.value for c in at.code)
+    about, told = {"n": 3, "seed": 1}, {"exp004_grassmann": {"rank": 2, "seed": 5}}
+    card = house.card("run:tiny", 10)
+    assert card is not None
+    subject = house.subject(house.analysis("exp004_grassmann").subject, card.model_dump(), about)
+    place = house.queue(["exp004_grassmann"], ["run:tiny"], about, told)[0]
+    assert place.key == house.request("exp004_grassmann", card, subject, told["exp004_grassmann"]).key
+    next(b for b in at.button if b.key == "queue-run-one").click()
+    settle(at.run())
+    assert house.queue(["exp004_grassmann"], ["run:tiny"], about, told)[0].state == "kept"
 
 
 def test_what_failed_is_asked_again(house: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
