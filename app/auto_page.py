@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, house, over_checkpoints, theme, url, widgets
+from app import asking, energy_training, house, over_checkpoints, theme, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
 from app.parts import SLIDERS, part_pickers
@@ -53,8 +53,11 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     if key and also:
         also(backend, key)
     if key and params is not None:
-        asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
-        over_checkpoints.section(backend, one, asked, bar.step)
+        if one.subject.family == "energy":
+            energy_training.through(backend, one, bar, params)
+        else:
+            asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
+            over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
 
 

@@ -14,7 +14,7 @@ from app import auto_page, subject_sets, theme, url, widgets
 from app.fields import in_words
 from app.links import link
 from app.run_groups import group_of
-from app.subject import FIRST_ENERGY, is_energy, openable, short_name
+from app.subject import FIRST_ENERGY, family_of, openable, short_name
 from backend.errors import PhasescopeError
 
 LOOK = 1.0  # s between two looks while something runs
@@ -30,7 +30,7 @@ def page(house: Any) -> None:
     """Draw the page."""
     st.markdown("### Experiment queue")
     st.caption(CAPTION)
-    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and is_energy(r)}
+    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and family_of(r) == "energy"}
     runs |= {r.spec: {} for r in house.models().itertuples() if r.energy and not r.spec.startswith("run:")}
     if not runs:
         widgets.empty_state("No energy model yet", "Train one on the Training page: recipe energy model.")

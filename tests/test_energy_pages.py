@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from app.training_start import preset_of
 from backend import Backend, slurm
 from backend.contract import Corpus, Pair, Pairs, Prompt, Weights
 from backend.errors import BadInput, Unfit
@@ -112,7 +113,7 @@ def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
     at = visit("attention", model="run:tiny")
     assert "This is an energy model" in said(at) and not at.exception
     at = visit("energy_landscapes", energy="run:induction-demo")
-    assert "This is a transformer" in said(at) and not at.exception
+    assert "This is a transformer" in said(at) and "no checkpoint" not in said(at) and not at.exception
     at = visit("models", model="run:tiny")
     assert "energy model" in said(at) and not at.exception
 
@@ -120,6 +121,26 @@ def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
 def test_an_energy_run_is_scrubbed_on_the_training_page(house: Backend) -> None:
     at = visit("training", runs="tiny", views="exp001_hessian", at="0", charts="-")
     assert not at.exception and any("EXP-001" in m.value for m in at.markdown)
+    at = visit("training", runs="add-8", recipe="energy", preset="gauss-4", views="-")
+    assert [m.value for m in at.multiselect if m.label.startswith("Charts")] == [["loss", "mse"]]  # no constants
+    start = next(e for e in at.expander if e.label == "Start a run")
+    assert start.proto.expanded and next(s for s in at.selectbox if s.label == "Preset").value == "gauss-4"
+
+
+def test_what_keeps_one_checkpoint_leads_to_the_preset_that_keeps_more(house: Backend) -> None:
+    at = visit("energy_landscapes", energy="run:gauss-4", experiment="exp006_svd_alignment", **FEW)
+    assert "One checkpoint only" in said(at) and "Train gauss-4" in said(at)
+    recipe = house.recipes()["energy"]
+    assert {p.name: preset_of(recipe, dict(p.runs[0]) | {"seed": 3}) for p in recipe.presets if len(p.runs) == 1} == {
+        p.name: p.name for p in recipe.presets if len(p.runs) == 1}  # fmt: skip
+    assert preset_of(recipe, {"task": "inverse", "side": 7}) == ""
+    at = visit("energy_landscapes", energy="run:tiny", experiment="exp008_kernel", **(FEW | {"n_problems": "4"}))
+    next(b for b in at.button if b.key == "drift-from").click()
+    at = settle(at.run())
+    assert at.query_params["params"] == "exp008_kernel.first_step=0"
+    drawn = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    moved = next(d for d in drawn if any("K_0" in str(t.get("name")) for t in d["data"]))
+    assert "Not asked" not in json.dumps(moved)
 
 
 # ---------------------------------------------------------------- command lines and scripts
