@@ -174,7 +174,7 @@ def short_name(spec: str) -> str:
     """Return a spec for people: the last part of a path, the scheme behind."""
     scheme, _, place = spec.partition(":")
     name = place.rstrip("/").rsplit("/", 1)[-1] if scheme in ("dir", "nanogpt", "tl", "energy") else place
-    return f"{name} ({scheme})"
+    return f"{name} ({scheme})" if place else spec
 
 
 def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False) -> int:
@@ -184,10 +184,11 @@ def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False)
     """
     now = url.get(name)
     if now not in steps:
-        if now is not None:
-            url.say(name, f"The address asks for step {now}, which is no checkpoint here: the nearest one is shown.")
-        now = steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
+        asked, now = now, steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
+        wrong = f"The address asks for step {asked}, which is no checkpoint here: step {now}, the nearest, is shown."
+        url.keep_saying(name, now, wrong if asked is not None else "")
         url.put(**{name: now if url.get(name) is not None else None})
+    url.keep_saying(name, now)
     at = list(steps).index(now)
     back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
     back.button(

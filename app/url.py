@@ -195,20 +195,27 @@ def say(name: str, text: str) -> None:
         place.caption(f":material/info: {text}")
 
 
+def keep_saying(name: str, shown: Any, text: str = "") -> None:
+    """Say the text now and, after the address has been put right, as long as the same is shown."""
+    notes = st.session_state.setdefault("address-notes", {})
+    if text:
+        notes[name] = shown, text
+    if name in notes and notes[name][0] == shown:
+        say(name, notes[name][1])
+
+
 def _say_unknown(label: str, name: str, shown: Any, more: Mapping[str, Any]) -> None:
     """Say where the address asks for something else than is `shown`; as long as that is shown, also after the address
     has been put right."""
-    text, notes = st.query_params.get(name), st.session_state.setdefault("address-notes", {})
+    text = st.query_params.get(name)
     if text is None or shown == (asked := get(name)) or asked == [NONE]:
-        if name in notes and notes[name][0] == shown:
-            say(name, notes[name][1])
+        keep_saying(name, shown)
         return
     words = more.get("format_func") or str
     gone = [v for v in asked if v not in shown] if isinstance(asked, list) and asked else [text]
     there = shown if isinstance(shown, list) else [shown]
-    notes[name] = shown, (f"{label}: the address asks for {_listed(gone, str)}, which this page does not offer"
-                          f"{_reach(more, words)}. Shown: {_listed(there, words) or 'nothing'}.")  # fmt: skip
-    say(name, notes[name][1])
+    keep_saying(name, shown, f"{label}: the address asks for {_listed(gone, str)}, which this page does not offer"
+                f"{_reach(more, words)}. Shown: {_listed(there, words) or 'nothing'}.")  # fmt: skip
 
 
 def _listed(values: Sequence[Any], words: Callable[[Any], str], most: int = 6) -> str:

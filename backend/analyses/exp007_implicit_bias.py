@@ -235,7 +235,8 @@ def _shown_each(view: View) -> float:
     if not told:
         return float("inf")
     rank = {"completion": told["rank"], "rank1": 1}.get(told["task"], view.params.get("rank", 1))
-    return float(SHOWN * told["side"] ** 2 / (rank * (2 * told["side"] - rank)))
+    shown = max(SHOWN * told["side"] ** 2, 2 * told["side"])  # two diagonals are always shown, see `_targets`
+    return float(shown / (rank * (2 * told["side"] - rank)))
 
 
 def _depth(last: pd.DataFrame, each: float = float("inf")) -> Claim:
