@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, house, over_checkpoints, theme, url, widgets
+from app import asking, energy_training, house, over_checkpoints, theme, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
 from app.parts import SLIDERS, asked_level, part_pickers
@@ -54,8 +54,11 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     if key and also:
         also(backend, key)
     if key and params is not None:
-        asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
-        over_checkpoints.section(backend, one, asked, bar.step)
+        if one.subject.family == "energy":
+            energy_training.through(backend, one, bar, params)
+        else:
+            asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
+            over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
 
 
@@ -108,6 +111,18 @@ def siblings(backend: Any, one: Analysis, bar: Bar) -> dict[str, Callable[[Any],
     return {run: runs, step: steps}
 
 
+def _in_address(one: Analysis, shared: bool) -> dict[str, Any]:
+    before = f"{one.name}." if shared else ""
+    everything = widgets.decode(url.get("params") or "")
+    return {k.removeprefix(before): v for k, v in everything.items() if k.startswith(before)}
+
+
+def told(one: Analysis) -> dict[str, Any]:
+    """Return the params of an analysis that the address of a page of several (`form` with `shared`) changes."""
+    given = widgets.params_from_query(one.params, widgets.encode(_in_address(one, True)))
+    return widgets.changed(one.params, given)
+
+
 def form(
     one: Analysis, shared: bool = False, columns: int = 1, without: Collection[str] = (),
     most: Mapping[str, int] | None = None,
@@ -122,12 +137,14 @@ def form(
     browser's Back, a link): keyed by the text, every second edit would go to a widget that is no longer there.
     """
     before = f"{one.name}." if shared else ""
-    everything = widgets.decode(url.get("params") or "")
-    mine = {k.removeprefix(before): v for k, v in everything.items() if k.startswith(before)}
+    everything, mine = widgets.decode(url.get("params") or ""), _in_address(one, shared)
     told, at = widgets.encode(mine), f"form:{one.name}"
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
     given = widgets.params_from_query(one.params, told)
+    if wrong := [f"{k}={v}" for k, v in mine.items() if k not in given]:
+        url.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting here "
+                "or out of its range. Shown: the usual value.")  # fmt: skip
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given

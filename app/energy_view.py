@@ -6,11 +6,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import asking, auto_page, over_checkpoints, theme, url
+from app import asking, auto_page, energy_training, theme, url
 from app.links import link
 from app.parts import SLIDERS, asked_level
 from app.subject import Bar, subject_bar
-from backend.contract import Analysis, Problems
+from backend.contract import Problems
 
 ERRORS = {"mse": "this model", "mse_linear": "best linear map", "mse_mean": "mean solution", "mse_zero": "answering 0"}
 CAPTION = (
@@ -43,13 +43,8 @@ def page(house: Any) -> None:
         if key:
             auto_page.figures(house, one, key, bar)
     if key and params is not None:
-        _through_training(house, one, bar, params)
+        energy_training.through(house, one, bar, params, shared=True)
         asking.provenance(house, key)
-
-
-def _through_training(house: Any, one: Analysis, bar: Bar, params: dict[str, Any]) -> None:
-    asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
-    over_checkpoints.section(house, one, asked, bar.step)
 
 
 def _summary(house: Any, bar: Bar) -> None:

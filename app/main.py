@@ -70,6 +70,7 @@ url.carry(chosen.url_path)
 for notice in house.backend().notices:
     st.warning(notice, icon=":material/info:")
 widgets.problem_of_callback()
+url.say_here()
 try:
     chosen.run()
 except PhasescopeError as error:

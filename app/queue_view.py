@@ -10,12 +10,15 @@ from typing import Any
 
 import streamlit as st
 
-from app import auto_page, theme, url, widgets
+from app import auto_page, subject_sets, theme, url, widgets
+from app.fields import in_words
 from app.links import link
-from app.subject import is_energy, openable, short_name
+from app.run_groups import group_of
+from app.subject import FIRST_ENERGY, family_of, openable, short_name
 from backend.errors import PhasescopeError
 
 LOOK = 1.0  # s between two looks while something runs
+OPEN = ("missing", "failed")  # states in which running it makes sense
 MARKS = {"kept": ("done", "good"), "running": ("running", "accent"), "queued": ("queued", "neutral"),
          "failed": ("failed", "bad"), "missing": ("not computed", "neutral"), "waits": ("waits", "warn"),
          "unfit": ("not possible", "neutral")}  # fmt: skip
@@ -27,7 +30,7 @@ def page(house: Any) -> None:
     """Draw the page."""
     st.markdown("### Experiment queue")
     st.caption(CAPTION)
-    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and is_energy(r)}
+    runs = {f"run:{r['name']}": r for r in house.runs() if openable(r) and family_of(r) == "energy"}
     runs |= {r.spec: {} for r in house.models().itertuples() if r.energy and not r.spec.startswith("run:")}
     if not runs:
         widgets.empty_state("No energy model yet", "Train one on the Training page: recipe energy model.")
@@ -37,75 +40,80 @@ def page(house: Any) -> None:
     if not specs:
         widgets.empty_state("No model chosen", "Choose energy models above; the experiments then stand here.")
         return
-    places = house.queue(list(house.experiments()), specs, about)
-    busy = [p for p in places if p.state in ("queued", "running")]
-    waiting = any(p.state == "waits" for p in places)
-    every = LOOK if busy or waiting else None
-    st.fragment(_queue, run_every=every)(house, specs, about, (len(busy), waiting))
+    grid = st.container()
+    params, places = _one(house, specs, about)
+    busy, waiting = _unfinished(places)
+    with grid:
+        every = LOOK if busy or waiting else None
+        st.fragment(_queue, run_every=every)(house, specs, about, params, (len(busy), waiting))
     _claims(house, places)
-    _commands(house, places, about)
+    _commands(house, places, about, params)
 
 
 def _chosen(runs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Draw the pickers of models and problems."""
-    shipped = [s for s, r in runs.items() if r.get("shipped")] or list(runs)
-    left, n_at, seed_at, harder_at = st.columns([7, 2, 2, 3], vertical_alignment="bottom")
+    """Draw the pickers of models and problems; a first visit asks of one model, the last one looked at."""
+    last = url.carried("energy")
+    first = next(s for s in (last, FIRST_ENERGY, *runs) if s in runs)
+    left, n_at, seed_at, harder_at = st.columns([6, 2, 2, 3], vertical_alignment="bottom")
     with left:
-        specs = url.bound(st.multiselect, "Energy models", "models", fallback=shipped, options=list(runs),
-                          format_func=short_name,
-                          help="A family: train the presets sizes or ranks of the energy recipe.")  # fmt: skip
-    with n_at:
-        n = url.bound(st.number_input, "Problems each", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
-    with seed_at:
-        seed = url.bound(st.number_input, "Problem seed", "problem_seed", fallback=0, min_value=0, step=1)
-    with harder_at:
-        words = {"no": "as in training", "yes": "harder"}
-        harder = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(words),
-                           format_func=lambda o: words[o])  # fmt: skip
+        specs = url.bound(st.multiselect, "Energy models", "models", fallback=[first], options=list(runs),
+                          format_func=short_name)  # fmt: skip
+    about = subject_sets.drawn_problems(n_at, seed_at, harder_at, many="Problems")
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.button("All models", key="queue-all", on_click=lambda: url.put(models=list(runs)))
-        st.button("Shipped ones", key="queue-shipped", on_click=lambda: url.put(models=None))
+        for words, names in _at_once(runs).items():
+            st.button(f"{words} ({len(names)})", key=f"queue-set:{words}", on_click=url.put, kwargs={"models": names})
         link("training", "Train a family", icon="monitoring", query={"recipe": "energy", "preset": "sizes"})
-    return [s for s in specs if s in runs], {"n": int(n), "seed": int(seed), "harder": harder == "yes"}
+    return [s for s in specs if s in runs], about
+
+
+def _at_once(runs: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the sets that one click chooses: all, those that ship, and each family that was started together."""
+    found = {"All": list(runs), "Shipped": [s for s, r in runs.items() if r.get("shipped")]}
+    for spec, run in runs.items():
+        if family := group_of(run):
+            found.setdefault(f"Family {family}", []).append(spec)
+    return {words: names for words, names in found.items() if names}
+
+
+def _unfinished(places: Sequence[Any]) -> tuple[list[Any], bool]:
+    """Return the places of jobs that have not ended, and whether a model is waited for."""
+    return [p for p in places if p.state in ("queued", "running")], any(p.state == "waits" for p in places)
 
 
 # ---------------------------------------------------------------- how each stands
 
 
-def _queue(house: Any, specs: Sequence[str], about: dict[str, Any], before: tuple[int, bool]) -> None:
+def _queue(house: Any, specs: Sequence[str], about: Any, params: Any, before: tuple[int, bool]) -> None:
     """Draw status and buttons; the whole page is drawn again when something has landed."""
-    places = house.queue(list(house.experiments()), specs, about)
-    busy = [p for p in places if p.state in ("queued", "running")]
-    now = (len(busy), any(p.state == "waits" for p in places))
-    if now != before:
+    places = house.queue(list(house.experiments()), specs, about, params)
+    busy, waiting = _unfinished(places)
+    if (len(busy), waiting) != before:
         st.rerun()
-    _bar(house, places, busy, specs, about)
+    _bar(house, places, busy, (specs, about, params))
     titles = {n: a.title for n, a in house.experiments().items()}
     st.html(_table(places, specs, titles))
     _failures(places)
-    _one(house, places, specs, about, titles)
 
 
-def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], specs: Any, about: Any) -> None:
-    open_ = [p for p in places if p.state in ("missing", "failed")]
+def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], asked: tuple[Any, Any, Any]) -> None:
+    open_ = [p for p in places if p.state in OPEN]
     done = sum(p.state == "kept" for p in places)
-    left, right = st.columns([3, 7], vertical_alignment="center")
     known = [p.seconds for p in open_ if p.seconds is not None]
-    cost = f" (about {theme.seconds(sum(known))} of one worker)" if known else ""
-    with left:
+    cost = f"about {theme.seconds(sum(known))} of one worker" if known else ""
+    row = st.container(horizontal=True, vertical_alignment="center")
+    with row:
         if busy:
             st.button(f"Cancel {len(busy)}", icon=":material/close:", key="queue-cancel",
                       on_click=_cancel, args=(house, [p.job for p in busy]))  # fmt: skip
         else:
             names = list(dict.fromkeys(p.analysis for p in open_))
-            st.button(f"Run all {len(open_)} missing" if open_ else "All computed", type="primary", key="queue-run",
-                      icon=":material/play_arrow:", disabled=not open_,
-                      on_click=_run, args=(house, names, specs, about),
-                      help=f"What is kept is not computed again{cost}")  # fmt: skip
+            st.button(f"Run {len(open_)} missing" if open_ else "All computed", type="primary", key="queue-run",
+                      icon=":material/play_arrow:", disabled=not open_, on_click=_run, args=(house, names, *asked),
+                      help=f"What is kept is not computed again. Takes {cost}." if cost else None)  # fmt: skip
     running = next((p for p in busy if p.state == "running"), None)
-    words = f"{done} of {len(places)} computed" + (f" · {running.analysis} of {short_name(running.spec)}: {running.why}"
-                                                     if running else cost if open_ else "")  # fmt: skip
-    right.progress(done / max(1, len(places)), text=words)
+    words = f"{done} of {len(places)} computed" + (
+        f" · {running.analysis} of {short_name(running.spec)}: {running.why}" if running else f" · {cost}" * bool(cost))
+    row.progress(done / max(1, len(places)), text=words)
 
 
 def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:
@@ -139,25 +147,40 @@ def _failures(places: Sequence[Any]) -> None:
         st.caption(f":material/hourglass_empty: {why}")
 
 
-def _one(house: Any, places: Sequence[Any], specs: Any, about: Any, titles: dict[str, str]) -> None:
-    """Pick one experiment: run it on all chosen models, or open it."""
-    left, run, go = st.columns([5, 4, 3], vertical_alignment="bottom")
+def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[str, Any]], list[Any]]:
+    """Pick one experiment: its settings, run it on all chosen models, or open it. Returns (the settings of every
+    experiment that the address changes, how all stand with them)."""
+    known = house.experiments()
+    left, run, go = st.columns([5, 3, 2], vertical_alignment="bottom")
     with left:
-        name = url.bound(st.selectbox, "One experiment", "experiment", fallback=next(iter(titles)),
-                         options=list(titles), format_func=lambda n: titles[n])  # fmt: skip
-    mine = [p for p in places if p.analysis == name and p.state in ("missing", "failed")]
-    run.button(f"Run on {len(mine)} models" if mine else "Computed on all", key="queue-run-one", disabled=not mine,
-               on_click=_run, args=(house, [name], specs, about))  # fmt: skip
+        name = url.bound(st.selectbox, "One experiment", "experiment", fallback=next(iter(known)),
+                         options=list(known), format_func=lambda n: known[n].title)  # fmt: skip
+    with st.expander("Settings of this experiment", icon=":material/tune:"):
+        auto_page.form(known[name], shared=True, columns=4)
+    params = {n: told for n, one in known.items() if (told := auto_page.told(one))}
+    _changed(params)
+    places = house.queue(list(known), specs, about, params)
+    mine = [p for p in places if p.analysis == name and p.state in OPEN]
+    run.button(f"Run on {len(mine)} {'model' if len(mine) == 1 else 'models'}" if mine else "Nothing to run",
+               key="queue-run-one", disabled=not mine, on_click=_run, args=(house, [name], specs, about, params))
     with go:
         link("energy_landscapes", "Open it", icon="open_in_full",
-             query=url.query(energy=specs[0], experiment=name))  # fmt: skip
+             query=url.query(energy=specs[0], experiment=name, params=url.get("params")))  # fmt: skip
+    return params, places
 
 
-def _run(house: Any, names: Sequence[str], specs: Sequence[str], about: dict[str, Any]) -> None:
-    try:
-        house.run_queue(names, specs, about)
-    except PhasescopeError as error:
-        st.session_state["problem"] = error.record()
+def _changed(params: dict[str, dict[str, Any]]) -> None:
+    """Say which settings are not the usual ones, of all experiments, and take them back with one click."""
+    if params:
+        words = "; ".join(f"EXP-{n[3:6]} " + ", ".join(f"{in_words(k).lower()} {v}" for k, v in told.items())
+                          for n, told in params.items())  # fmt: skip
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f":material/tune: Not the usual settings: {words}")
+            st.button("Usual settings", key="queue-usual", type="tertiary", on_click=url.put, kwargs={"params": None})
+
+
+def _run(house: Any, names: Sequence[str], specs: Sequence[str], about: Any, params: Any) -> None:
+    widgets.act(house.run_queue, names, specs, about, params)
 
 
 def _cancel(house: Any, jobs: Sequence[str]) -> None:
@@ -189,9 +212,9 @@ def _claims(house: Any, places: Sequence[Any]) -> None:
 # ---------------------------------------------------------------- the same on a cluster
 
 
-def _commands(house: Any, places: Sequence[Any], about: dict[str, Any]) -> None:
+def _commands(house: Any, places: Sequence[Any], about: Any, params: Any) -> None:
     with st.expander("Command lines and a SLURM script", icon=":material/terminal:"):
-        lines = _lines(house, places, about)
+        lines = _lines(house, places, about, params)
         if not lines:
             st.caption("No model is open yet.")
             return
@@ -212,12 +235,12 @@ def _commands(house: Any, places: Sequence[Any], about: dict[str, Any]) -> None:
                            icon=":material/download:")  # fmt: skip
 
 
-def _lines(house: Any, places: Sequence[Any], about: dict[str, Any]) -> list[list[str]]:
+def _lines(house: Any, places: Sequence[Any], about: Any, params: Any) -> list[list[str]]:
     found = []
     for p in places:
         card = house.card(p.spec) if p.state not in ("waits", "unfit") else None
         if card is not None:
             subject = house.subject(house.analysis(p.analysis).subject, card.model_dump(), about)
             out = f"{p.analysis}-{p.spec.removeprefix('run:').replace('/', '-')}.parquet"
-            found.append(house.command(p.analysis, card, subject, out=out))
+            found.append(house.command(p.analysis, card, subject, params.get(p.analysis), out=out))
     return found

@@ -18,12 +18,13 @@ def folded(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        groups.setdefault(_group(run) or f"/{run['name']}", []).append(run)
+        groups.setdefault(group_of(run) or f"/{run['name']}", []).append(run)
     return [_single(g[0]) if name[0] == "/" else _line(name, g) for name, g in groups.items()]
 
 
-def _group(run: Mapping[str, Any]) -> str:
-    name = str(run["name"])
+def group_of(run: Mapping[str, Any]) -> str:
+    """Return what a run was started as a part of: a family, a phase diagram; "" where it was started alone."""
+    name = str(run.get("name", ""))
     return str(run.get("group") or "") or (CELL.sub("", name) if CELL.search(name) else "")
 
 

@@ -13,7 +13,7 @@ from app import asking, auto_page, over_checkpoints, theme, url, widgets
 from app.charts import Curve, Mark, Row, linked
 from app.links import link
 from app.over_checkpoints import Over
-from app.subject import Bar, is_energy, subject_bar
+from app.subject import Bar, family_of, subject_bar
 from app.training_charts import mark_of, transitions_of
 from backend.contract import Corpus, Problems, Subject
 from backend.figures.spectrum import SQUARED_ERROR, UNIT, ridgeline
@@ -93,7 +93,7 @@ def show(house: Any) -> None:
 
 def _family(house: Any) -> str:
     """Return the family of the model that a link names, transformers where it names none."""
-    energies = {f"run:{r['name']}" for r in house.runs() if is_energy(r)}
+    energies = {f"run:{r['name']}" for r in house.runs() if family_of(r) == "energy"}
     named = url.get("model") or ("" if url.get("energy") is None else url.get("energy"))
     return "energy models" if named in energies else "transformers"
 

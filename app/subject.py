@@ -12,7 +12,7 @@ import streamlit as st
 from app import subject_sets, url, widgets
 from app.asking import finish
 from app.links import link
-from backend.contract import Corpus, Pairs, Problems, Prompt, Subject, Weights, parse_spec
+from backend.contract import Corpus, ModelCard, Pairs, Problems, Prompt, Subject, Weights, parse_spec
 from backend.errors import NotFound, PhasescopeError
 
 TEXTS = {
@@ -25,6 +25,9 @@ TEXTS = {
 FIRST_MODEL = "run:induction-demo"  # what a first visit shows
 FIRST_ENERGY = "run:inverse-5"
 
+#: of a family: the fields of the address, the word at the picker, what a first visit shows
+PICKED: dict[str, tuple[str, str, str, str]] = {"transformer": ("model", "step", "Model", FIRST_MODEL),
+                                                "energy": ("energy", "energy_step", "Energy model", FIRST_ENERGY)}
 #: model, checkpoint, and what the question is about
 WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1],
                                           Problems: [3, 3, 7]}
@@ -68,19 +71,19 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = 64) -> Bar
 
     `rows` of a corpus stand there where the URL names none.
     """
-    name, at = ("energy", "energy_step") if kind is Problems else ("model", "step")
+    name, at, label, first = PICKED[kind.family]
     known_runs = {f"run:{r['name']}": r for r in house.runs()}
-    runs = {spec: r for spec, r in known_runs.items() if openable(r) and is_energy(r) == (kind is Problems)}
+    runs = {spec: r for spec, r in known_runs.items() if openable(r) and family_of(r) == kind.family}
     linked = url.get("model") if url.get("model") in runs else ""  # a link may name an energy model like any other
-    spec = url.get(name) or linked or default_model(runs, house, FIRST_ENERGY if kind is Problems else FIRST_MODEL)
+    spec = url.get(name) or linked or default_model(runs, house, first)
     if made_for := (known_runs.get(spec) or {}).get("companion"):
         trained_for(known_runs[spec]["name"], made_for)
         st.stop()
     with st.container(key="subject-bar"):
         left, middle, right = st.columns(WIDTHS[kind], vertical_alignment="top")
         with left:
-            model_picker(house, runs, spec, "Energy model" if kind is Problems else "Model", name, at)
-        steps = runs[spec]["checkpoints"] if spec in runs else []
+            model_picker(house, runs, spec, label, name, at)
+        steps = (known_runs.get(spec) or {}).get("checkpoints", [])  # also of the other family: it is told apart below
         with middle:
             step = checkpoint_of(steps, at) if steps else None
             if not steps and (spec in known_runs or not spec.startswith("run:")):
@@ -94,14 +97,14 @@ def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = 64) -> Bar
     return Bar(spec, step, card, subject, labels, steps)
 
 
-def is_energy(run: Mapping[str, Any]) -> bool:
-    """Say whether a run trains an energy model."""
-    return (run.get("model") or {}).get("kind") == "energy"
+def family_of(run: Mapping[str, Any]) -> str:
+    """Return the family of the model that a run trains."""
+    return "energy" if (run.get("model") or {}).get("kind") == "energy" else "transformer"
 
 
 def _other_family(card: Mapping[str, Any], kind: type[Subject], step: int | None) -> None:
     """Stop a page of tokens on an energy model, and the other way round, with the way to a page that fits."""
-    if bool(card["energy"]) == (kind is Problems):
+    if ModelCard(**card).family == kind.family:
         return
     if card["energy"]:
         widgets.empty_state("This is an energy model", "It answers matrix problems and knows no tokens, so this page "
@@ -159,7 +162,7 @@ def model_picker(
     house: Any, runs: dict[str, Any], spec: str, label: str = "Model", name: str = "model", step: str = "step"
 ) -> None:
     """Draw the picker of a model, bound to the URL field `name`; another model lets go of what belonged to the last."""
-    energies = name == "energy"
+    energies = name == PICKED["energy"][0]
     facts = {r.spec: f"{r.n_layers} x {r.n_heads} heads" if r.n_heads else f"{r.d_model} wide"
              for r in house.models().itertuples() if bool(r.energy) == energies}  # fmt: skip
     options = list(dict.fromkeys([spec, *runs, *(s for s in facts if s not in runs)]))
@@ -179,7 +182,7 @@ def short_name(spec: str) -> str:
     """Return a spec for people: the last part of a path, the scheme behind."""
     scheme, _, place = spec.partition(":")
     name = place.rstrip("/").rsplit("/", 1)[-1] if scheme in ("dir", "nanogpt", "tl", "energy") else place
-    return f"{name} ({scheme})"
+    return f"{name} ({scheme})" if place else spec
 
 
 def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False) -> int:
@@ -189,8 +192,11 @@ def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False)
     """
     now = url.get(name)
     if now not in steps:
-        now = steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
+        asked, now = now, steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
+        wrong = f"The address asks for step {asked}, which is no checkpoint here: step {now}, the nearest, is shown."
+        url.keep_saying(name, now, wrong if asked is not None else "")
         url.put(**{name: now if url.get(name) is not None else None})
+    url.keep_saying(name, now)
     at = list(steps).index(now)
     back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
     back.button(

@@ -155,22 +155,32 @@ def problems_field(house: Any, card: dict[str, Any], place: Any) -> Problems:
         with left:
             task = url.bound(st.selectbox, "Problems", "problem_task", fallback=own, options=fitting,
                              help="What is asked; the first is what the model was trained on.")  # fmt: skip
-        with n_at:
-            n = url.bound(st.number_input, "Number", "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
-        with seed_at:
-            seed = url.bound(st.number_input, "Seed", "problem_seed", fallback=0, min_value=0, step=1)
-        with harder_at:
-            options = {"no": "as in training", "yes": "harder"}
-            harder = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(options),
-                               format_func=lambda o: options[o], disabled=task not in HARDER,
-                               help="Harder: nearer to singular, larger or thinner than in training.")  # fmt: skip
+        drawn = drawn_problems(n_at, seed_at, harder_at, harder=task in HARDER)
         try:
-            return house.problems(card, n=int(n), seed=int(seed), harder=harder == "yes" and task in HARDER,
-                                  task="" if task == own else task)  # fmt: skip
+            return house.problems(card, task="" if task == own else task, **drawn)
         except PhasescopeError as error:
             widgets.error_panel(error)
             st.stop()
     raise AssertionError
+
+
+def drawn_problems(
+    n_at: Any, seed_at: Any, harder_at: Any, harder: bool = True, many: str = "Number"
+) -> dict[str, Any]:
+    """Draw how many problems, their seed and distribution, a column each: {n, seed, harder}.
+
+    `harder`: there is such a distribution; `many`: what the first is called.
+    """
+    with n_at:
+        n = url.bound(st.number_input, many, "n_problems", fallback=64, min_value=1, max_value=4096, step=1)
+    with seed_at:
+        seed = url.bound(st.number_input, "Seed", "problem_seed", fallback=0, min_value=0, step=1)
+    with harder_at:
+        words = {"no": "as in training", "yes": "harder"}
+        chosen = url.bound(st.selectbox, "Distribution", "harder", fallback="no", options=list(words),
+                           format_func=lambda o: words[o], disabled=not harder,
+                           help="Harder: nearer to singular, larger or thinner than in training.")  # fmt: skip
+    return {"n": int(n), "seed": int(seed), "harder": harder and chosen == "yes"}
 
 
 def _same_sizes(task: str, told: Mapping[str, Any]) -> bool:

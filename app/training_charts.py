@@ -116,9 +116,10 @@ def _remember(house: Any, chosen: list[str], runs: Mapping[str, Any], paused: bo
 
 
 def main_metrics(house: Any, runs: Mapping[str, Any], chosen: Sequence[str]) -> list[str]:
-    """Return what the recipes of these runs declare, in their order."""
+    """Return what the recipes of these runs declare, in their order, less the constants to compare with."""
     recipes = [house.recipes().get(runs[n].get("recipe") or "") for n in chosen if n in runs]
-    return list(dict.fromkeys(m.name for r in recipes if r for m in r.metrics))
+    told = [m for r in recipes if r for m in r.metrics]
+    return list(dict.fromkeys(m.name for m in told if not m.still))
 
 
 # ---------------------------------------------------------------- what reruns alone

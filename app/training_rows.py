@@ -10,7 +10,7 @@ import streamlit as st
 
 from app import theme, widgets
 from app.links import link
-from app.subject import is_energy, openable
+from app.subject import family_of, openable
 from backend.errors import PhasescopeError
 
 KINDS = {"running": "accent", "finished": "good", "failed": "bad"}
@@ -30,7 +30,7 @@ def run_row(house: Any, name: str, run: Mapping[str, Any] | None, state: str, co
             _resume_button(house, name)
         if run and openable(run):
             step = run["checkpoints"][-1]
-            if is_energy(run):
+            if family_of(run) == "energy":
                 link("energy_landscapes", label=f"Landscape at step {step}", icon="landscape",
                      query={"energy": f"run:{name}", "energy_step": str(step)})  # fmt: skip
             else:

@@ -20,7 +20,8 @@ FIRST = "induction"  # the shortest that shows a transition
 
 def start_form(house: Any) -> None:
     """A form made from the recipe's params; starting shows the run at once."""
-    with st.expander("Start a run", icon=":material/play_arrow:", expanded=not house.runs()):
+    with st.expander("Start a run", icon=":material/play_arrow:",
+                     expanded=not house.runs() or bool(url.get("recipe"))):  # a link that names a recipe is to start it
         recipes = house.recipes()
         name = url.bound(st.selectbox, "Recipe", "recipe", fallback=FIRST if FIRST in recipes else next(iter(recipes)),
                          options=list(recipes),
@@ -46,6 +47,18 @@ def _preset(recipe: Recipe) -> Preset | None:
     if preset:
         st.caption(preset.help)
     return preset
+
+
+def preset_of(recipe: Recipe, params: Mapping[str, Any]) -> str:
+    """Return the preset of a single run that these params are of, "" where they are of none."""
+    single = [p for p in recipe.presets if len(p.runs) == 1]
+    defaults = recipe.params().model_dump()
+    free = ("seed", "device", "n_checkpoints", "log_every", "monitor_every")  # it stays the same preset
+    for preset in single:
+        told = {k: v for k, v in (defaults | dict(preset.runs[0])).items() if k not in free}
+        if all(params.get(k, v) == v for k, v in told.items()):
+            return preset.name
+    return ""
 
 
 def seconds_of(recipe: Recipe, given: dict[str, Any]) -> float | None:

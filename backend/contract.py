@@ -19,6 +19,7 @@ from backend.costs import Work
 from backend.errors import BadInput
 from backend.subjects import (
     Corpus,
+    Family,
     Matrices,
     Pair,
     Pairs,
@@ -207,10 +208,9 @@ class Analysis:
 
     def unfit(self, capabilities: Sequence[str]) -> str:
         """Return why a model with these capabilities cannot be asked, or ''."""
-        if ("energy" in capabilities) != (self.subject is Problems):
-            wanted, found = ("an energy model", "a transformer") if self.subject is Problems else (
-                "a transformer", "an energy model")  # fmt: skip
-            return f"{self.title} asks {wanted}, this is {found}"
+        found: Family = "energy" if "energy" in capabilities else "transformer"
+        if found != self.subject.family:
+            return f"{self.title} asks {FAMILIES[self.subject.family]}, this is {FAMILIES[found]}"
         missing = [NEEDS.get(n, n) for n in self.needs if n not in capabilities]
         return f"{self.title} needs {', '.join(missing)}" if missing else ""
 
@@ -236,6 +236,7 @@ class Analysis:
 
 
 #: capability -> words for the reason shown when a model lacks it
+FAMILIES = {"transformer": "a transformer", "energy": "an energy model"}
 NEEDS = {
     "attention_patterns": "attention patterns (the model's attention is not exposed)",
     "unembed": "a residual stream that can be read through the final norm and W_U",
@@ -375,6 +376,11 @@ class ModelCard(BaseModel):
         default_factory=dict, description="of an energy model {task, side, rank, d_x, d_y, width, levels}; sizes of "
         "tokens and heads are 0 then; {} of a transformer"
     )  # fmt: skip
+
+    @property
+    def family(self) -> Family:
+        """Return which subjects it can be asked about: those that name this family."""
+        return "energy" if self.energy else "transformer"
 
 
 class Described(Protocol):
@@ -591,6 +597,7 @@ class Metric:
     "frequency" (`name_w14`). `better` is "low" or "high" where one is. A metric with jumps of its own making (an
     accuracy) names the `continuous` one that a real transition would show in as well. `span` is the range it can move
     over, where that is known (1 for a share; 0: unknown): detection calls a jump below 5 % of it immaterial.
+    One that is `still` has the same value at every step: a line to compare with, drawn where it is asked for.
     """
 
     name: str
@@ -601,6 +608,7 @@ class Metric:
     better: Literal["", "low", "high"] = ""
     continuous: str = ""
     span: float = 0.0
+    still: bool = False
 
 
 @dataclass

@@ -14,8 +14,13 @@ from backend.errors import BadInput
 MOST_PAIRS = 512
 
 
+#: what kind of model a question is asked of
+Family = Literal["transformer", "energy"]
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    family: ClassVar[Family] = "transformer"  # said of a subject: who can answer
 
 
 class Prompt(_Frozen):
@@ -148,6 +153,7 @@ class Problems(_Frozen):
     harder: bool = Field(False, description="drawn from a harder distribution than that of training")
     task: Literal["", "inverse", "addition", "completion", "gauss", "rank1"] = ""
     asks_for_text: ClassVar[bool] = False
+    family: ClassVar[Family] = "energy"
 
     def identity(self) -> dict[str, Any]:
         """Return what the key depends on."""

@@ -9,6 +9,7 @@ import torch
 
 from backend.analyses import exp007_implicit_bias as code
 from backend.analyses import registry
+from backend.contract import View
 from backend.errors import BadInput
 from backend.maths import factorisation
 from tests.energy_kit import problems, shipped_energy, tiny_energy
@@ -64,6 +65,13 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
         return code._falls(last, last.loc["model"]).verdict
 
     assert [falls(r) for r in (3.7, 3.9, 4.1, 4.3)] == ["holds", "met by its null", "met by its null", "fails"]
+
+    last.loc["target", ["effective_rank", "hidden_error"]] = [4.0, 0.0]
+    view = View(card={"energy": {"task": "inverse", "side": 5, "rank": 1}}, params={"rank": 1})
+    small, large = code._shown_each(view), code._shown_each(View(card={"energy": {**view.card["energy"], "side": 8}}))
+    assert (small, large) == pytest.approx((12.5 / 9, 32 / 15)), "shown entries over r (2 n - r)"
+    assert code._depth(last, small).verdict == "cannot be tested here" and "too small" in code._depth(last, small).value
+    assert code._depth(last, large).verdict == "fails" and "too small" not in code._depth(last, large).value
 
     def completes(error, best):
         last.loc[["model", "depth 2"], "hidden_error"] = [error, best]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from app.training_start import preset_of
 from backend import Backend, slurm
 from backend.contract import Corpus, Pair, Pairs, Prompt, Weights
 from backend.errors import BadInput, Unfit
@@ -40,8 +41,8 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
     at = visit("experiment_queue", **TINY)
     names = list(house.experiments())
     assert len(names) >= 1 and all(house.experiments()[n].title in said(at) for n in names)
-    button = next(b for b in at.button if b.label.startswith("Run all"))
-    assert button.label == f"Run all {len(names)} missing" and "Nothing is computed yet" in said(at)
+    button = next(b for b in at.button if b.label.endswith(" missing"))
+    assert button.label == f"Run {len(names)} missing" and "Nothing is computed yet" in said(at)
     button.click()
     at = settle(at.run())
     assert ">done<" in said(at) and "not computed" not in said(at)
@@ -54,9 +55,31 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
 def test_the_queue_without_a_model_chosen_or_of_one_that_trains(house: Backend, tmp_path: Path) -> None:
     at = visit("experiment_queue", models="-")
     assert "No model chosen" in said(at)
+    at = visit("experiment_queue", models="run:no", experiment="exp099", params="exp004_grassmann.rank=x", **FEW)
+    assert "run:no, which this page" in said(at) and "exp099, which this page" in said(at)
+    assert "rank=x, which is no setting" not in said(at)  # said where its form is: the first experiment's is open
+    assert at.multiselect[0].value == ["run:inverse-5"]  # one, not all
     places = house.queue(["exp001_hessian"], ["run:nowhere"], {"n": 3})
     assert places[0].state == "waits" and "no such run" in places[0].why
     assert house.run_queue(["exp001_hessian"], ["run:nowhere"], {"n": 3}) == 0
+
+
+def test_settings_of_the_queue_are_in_key_address_and_command(house: Backend) -> None:
+    at = visit("experiment_queue", experiment="exp004_grassmann", params="exp004_grassmann.rank=2", **TINY)
+    assert "EXP-004 rank 2" in said(at) and "--rank 2" in " ".join(c.value for c in at.code)
+    seed = next(n for n in at.number_input if n.key.endswith(".seed"))
+    at = settle(seed.set_value(5).run())
+    assert at.query_params["params"] == "exp004_grassmann.rank=2&exp004_grassmann.seed=5"
+    assert "--rank 2 --seed 5" in " ".join(c.value for c in at.code)
+    about, told = {"n": 3, "seed": 1}, {"exp004_grassmann": {"rank": 2, "seed": 5}}
+    card = house.card("run:tiny", 10)
+    assert card is not None
+    subject = house.subject(house.analysis("exp004_grassmann").subject, card.model_dump(), about)
+    place = house.queue(["exp004_grassmann"], ["run:tiny"], about, told)[0]
+    assert place.key == house.request("exp004_grassmann", card, subject, told["exp004_grassmann"]).key
+    next(b for b in at.button if b.key == "queue-run-one").click()
+    settle(at.run())
+    assert house.queue(["exp004_grassmann"], ["run:tiny"], about, told)[0].state == "kept"
 
 
 def test_what_failed_is_asked_again(house: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +131,7 @@ def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
     at = visit("attention", model="run:tiny")
     assert "This is an energy model" in said(at) and not at.exception
     at = visit("energy_landscapes", energy="run:induction-demo")
-    assert "This is a transformer" in said(at) and not at.exception
+    assert "This is a transformer" in said(at) and "no checkpoint" not in said(at) and not at.exception
     at = visit("models", model="run:tiny")
     assert "energy model" in said(at) and not at.exception
 
@@ -116,6 +139,26 @@ def test_each_family_is_sent_to_its_own_pages(house: Backend) -> None:
 def test_an_energy_run_is_scrubbed_on_the_training_page(house: Backend) -> None:
     at = visit("training", runs="tiny", views="exp001_hessian", at="0", charts="-")
     assert not at.exception and any("EXP-001" in m.value for m in at.markdown)
+    at = visit("training", runs="add-8", recipe="energy", preset="gauss-4", views="-")
+    assert [m.value for m in at.multiselect if m.label.startswith("Charts")] == [["loss", "mse"]]  # no constants
+    start = next(e for e in at.expander if e.label == "Start a run")
+    assert start.proto.expanded and next(s for s in at.selectbox if s.label == "Preset").value == "gauss-4"
+
+
+def test_what_keeps_one_checkpoint_leads_to_the_preset_that_keeps_more(house: Backend) -> None:
+    at = visit("energy_landscapes", energy="run:gauss-4", experiment="exp006_svd_alignment", **FEW)
+    assert "One checkpoint only" in said(at) and "Train gauss-4" in said(at)
+    recipe = house.recipes()["energy"]
+    assert {p.name: preset_of(recipe, dict(p.runs[0]) | {"seed": 3}) for p in recipe.presets if len(p.runs) == 1} == {
+        p.name: p.name for p in recipe.presets if len(p.runs) == 1}  # fmt: skip
+    assert preset_of(recipe, {"task": "inverse", "side": 7}) == ""
+    at = visit("energy_landscapes", energy="run:tiny", experiment="exp008_kernel", **(FEW | {"n_problems": "4"}))
+    next(b for b in at.button if b.key == "drift-from").click()
+    at = settle(at.run())
+    assert at.query_params["params"] == "exp008_kernel.first_step=0"
+    drawn = [json.loads(c.proto.spec) for c in at.get("plotly_chart")]
+    moved = next(d for d in drawn if any("K_0" in str(t.get("name")) for t in d["data"]))
+    assert "Not asked" not in json.dumps(moved)
 
 
 # ---------------------------------------------------------------- command lines and scripts

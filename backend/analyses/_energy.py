@@ -6,11 +6,12 @@ Level 0 is the sharpest everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from backend.analyses._work import BYTES
+from backend.analyses._work import BYTES, parts
 from backend.contract import Axis, Energies, Matrices, ModelCard
 from backend.costs import MATRIX_OPERATIONS, Calls, Work
 
@@ -29,10 +30,11 @@ def noised(model: Energies, problems: Matrices, k: int) -> Tensor:
     return float(schedule.abar[k]) ** 0.5 * problems.y + float(schedule.sigma[k]) * problems.noise
 
 
-def parts(n: int, most: int = AT_ONCE) -> Iterator[slice]:
-    """Yield slices of at most `most` rows that cover n."""
-    for start in range(0, n, most):
-        yield slice(start, min(start + most, n))
+def slices(n: int) -> Iterator[slice]:
+    """Yield slices of at most AT_ONCE rows that cover n: `_work.parts` as places."""
+    sizes = parts(n, AT_ONCE)
+    for size, stop in zip(sizes, accumulate(sizes), strict=True):
+        yield slice(stop - size, stop)
 
 
 def layered_hessian(net: Any, x: Tensor, y: Tensor, level: Tensor) -> dict[str, Tensor]:
@@ -48,7 +50,7 @@ def hessian(net: Any, x: Tensor, y: Tensor, level: Tensor) -> Tensor:
 def hessians(model: Energies, problems: Matrices, k: int, y: Tensor | None = None, net: Any = None) -> Iterator[Tensor]:
     """Yield the Hessians [<= AT_ONCE, d, d] at the noised points of level k, or at `y`."""
     y = noised(model, problems, k) if y is None else y
-    for some in parts(len(y)):
+    for some in slices(len(y)):
         level = model.level(k, some.stop - some.start)
         yield hessian(net or model.net, problems.x[some], y[some], level)
 

@@ -20,7 +20,7 @@ def implicit_maps(model: Energies, problems: Matrices, k: int) -> tuple[Any, np.
     mean = _energy.posterior_mean(problems)
     y = float(model.schedule.abar[k]) ** 0.5 * (problems.y if mean is None else mean)
     both, net, maps, low = torch.cat([problems.x, y], 1), model.net.joint(), [], []
-    for some in _energy.parts(n):
+    for some in _energy.slices(n):
         z = both[some]
         whole = _energy.hessian(net, z[:, :0], z, model.level(k, len(z))).double()
         bent = whole[:, d_x:, d_x:]

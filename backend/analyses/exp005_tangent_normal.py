@@ -87,7 +87,7 @@ def _level(model: Energies, problems: Matrices, params: TangentParams, k: int) -
     solution = float(model.schedule.abar[k]) ** 0.5 * problems.y
     y = solution if params.at == "solution" else _energy.noised(model, problems, k)
     bend = torch.cat([_both(h, problems, some, rank) for some, h in zip(
-        _energy.parts(n), _energy.hessians(model, problems, k, y), strict=True)]).double().cpu().numpy()  # fmt: skip
+        _energy.slices(n), _energy.hessians(model, problems, k, y), strict=True)]).double().cpu().numpy()  # fmt: skip
     slope = model.net.gradient(problems.x, y, model.level(k, n)).detach()
     with np.errstate(divide="ignore", invalid="ignore"):
         rho, other = (np.where(t > 0, a / t, np.nan) for t, a in ((bend[:, 0], bend[:, 1]), (bend[:, 2], bend[:, 3])))

@@ -173,7 +173,7 @@ def _first_layer(model: Energies, problems: Matrices) -> list[dict[str, float]]:
 def _shares(model: Energies, problems: Matrices, k: int) -> list[dict[str, Any]]:
     """Return rows of layers: the share of each in the trace of d2E/dy2 at the noised solutions."""
     y, traces = _energy.noised(model, problems, k), []
-    for some in _energy.parts(len(y)):
+    for some in _energy.slices(len(y)):
         found = _energy.layered_hessian(model.net, problems.x[some], y[some], model.level(k, some.stop - some.start))
         traces.append(np.stack([found[b].diagonal(dim1=1, dim2=2).sum(1).double().cpu().numpy() for b in BENDS], 1))
     trace = np.concatenate(traces)

@@ -16,6 +16,8 @@ from backend.settings import SHIPPED_RUNS
 
 #: written by `make experiments-energy`
 CLAIMS = SHIPPED_RUNS / "energy-claims.json"
+#: {analysis: {param: value}}
+Told = Mapping[str, Mapping[str, Any]]
 CANNOT = ("BadInput", "Unfit")  # errors that say that this cannot be asked
 
 
@@ -43,25 +45,33 @@ class Queue(Work, Asking):
         """Return the experiments on energy models, in their order."""
         return {n: a for n, a in sorted(self.analyses().items()) if n.startswith("exp") and a.subject is Problems}
 
-    def queue(self, names: Sequence[str], specs: Sequence[str], about: Mapping[str, Any]) -> list[Place]:
-        """Return how every analysis of every model stands; starts nothing but the opening of a model."""
+    def queue(
+        self, names: Sequence[str], specs: Sequence[str], about: Mapping[str, Any], params: Told | None = None
+    ) -> list[Place]:
+        """Return how every analysis of every model stands; starts nothing but the opening of a model.
+
+        `params` {analysis: what its params are where they are not the defaults}.
+        """
         jobs = {j["key"]: j for j in self.jobs(states=["queued", "running"])}
         found: list[Place] = []
         for spec in specs:
             card, waits = self._ready(spec)
-            found += [self._place(n, spec, card, about, jobs) if card else Place(n, spec, "waits", why=waits)
-                      for n in names]  # fmt: skip
+            found += [self._place(n, spec, card, about, (params or {}).get(n, {}), jobs) if card else
+                      Place(n, spec, "waits", why=waits) for n in names]  # fmt: skip
         return found
 
-    def run_queue(self, names: Sequence[str], specs: Sequence[str], about: Mapping[str, Any]) -> int:
+    def run_queue(
+        self, names: Sequence[str], specs: Sequence[str], about: Mapping[str, Any], params: Told | None = None
+    ) -> int:
         """Ask all that is missing or failed; returns how many. Nobody waits for one of them: what is looked at goes
-        before."""
+        before. `params` as `queue` takes them."""
         asked = 0
-        for place in self.queue(names, specs, about):
+        for place in self.queue(names, specs, about, params):
             if place.state in ("missing", "failed"):
                 card = self.card(place.spec)
                 if card is not None:
-                    self.ask(place.analysis, card, self._about(place.analysis, card, about), urgent=False)
+                    subject, told = self._about(place.analysis, card, about), (params or {}).get(place.analysis)
+                    self.ask(place.analysis, card, subject, told, urgent=False)
                     asked += 1
         return asked
 
@@ -81,17 +91,18 @@ class Queue(Work, Asking):
         return self.subject(self.analysis(name).subject, card.model_dump(), about)
 
     def _place(
-        self, name: str, spec: str, card: ModelCard, about: Mapping[str, Any], jobs: Mapping[str, Mapping[str, Any]]
-    ) -> Place:
+        self, name: str, spec: str, card: ModelCard, about: Mapping[str, Any], params: Mapping[str, Any],
+        jobs: Mapping[str, Mapping[str, Any]],
+    ) -> Place:  # fmt: skip
         try:
             subject = self._about(name, card, about)
-            key = self.request(name, card, subject, {}).key
+            key = self.request(name, card, subject, params).key
             if self.has(key):
                 return Place(name, spec, "kept", key)
             if key in jobs:
                 job = jobs[key]
                 return Place(name, spec, job["state"], key, job["id"], job["progress"], job["words"])
-            told = self.estimate(name, card, subject)
+            told = self.estimate(name, card, subject, params)
             last = self.last_job(key)
         except PhasescopeError as error:
             return Place(name, spec, "unfit", why=error.found)

@@ -8,11 +8,13 @@ regularization in deep matrix factorization, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+MEMORY = 0.99  # of the gradient's size, over steps
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,11 @@ def complete(
     target: Tensor, shown: Tensor, depth: int, size: float, steps: int, lr: float, seed: int = 0, note: int = 50,
     said: Callable[[int], None] = lambda step: None,
 ) -> Fit:  # fmt: skip
-    """Fit a product of `depth` square matrices to the shown entries [.., n, n] of bool of targets, by Adam, each target
-    by itself.
+    """Fit a product of `depth` square matrices to the shown entries [.., n, n] of bool of targets, each by itself.
+
+    Gradient descent with one rate for all factors: `lr`, falling to 0 over the steps, over the running size of the
+    gradient. That is the path of plain descent, only faster over the flat start (Arora et al., appendix). Adam scales
+    each entry by itself and loses the bias: 20 x 20 of rank 2, half shown, depth 2: hidden entries off by 0.2 to 0.4.
 
     The start is `size` times a random orthogonal matrix for each factor. Errors are relative: |.| over that of the
     target on the same entries.
@@ -39,7 +44,7 @@ def complete(
     dice, counts = torch.Generator().manual_seed(seed), shown.sum((-1, -2))
     drawn = (torch.randn(target.shape, generator=dice, dtype=torch.float64) for _ in range(depth))
     factors = [(size * torch.linalg.qr(one).Q).to(target).requires_grad_() for one in drawn]
-    optimizer = torch.optim.Adam(factors, lr=lr)
+    square = torch.zeros_like(counts, dtype=torch.float64)
     noted: tuple[list, ...] = ([], [], [], [])
     for step in range(steps + 1):
         product = _product(factors)
@@ -47,10 +52,18 @@ def complete(
             for kept, value in zip(noted, _read(product.detach(), target, shown, step), strict=True):
                 kept.append(value)
         said(step)
-        optimizer.zero_grad()
-        (((product - target) * shown).square().sum((-1, -2)) / counts).sum().backward()
-        optimizer.step()
+        loss = (((product - target) * shown).square().sum((-1, -2)) / counts).sum()
+        _descend(factors, torch.autograd.grad(loss, factors), square, lr * (1 - step / (steps + 1)), step)
     return Fit(product.detach(), noted[0], *(torch.stack(one) for one in noted[1:]))
+
+
+def _descend(factors: list[Tensor], slopes: Sequence[Tensor], square: Tensor, lr: float, step: int) -> None:
+    """Take one step down in place; `square` [..] is the running mean of the squared gradient's norm of each target."""
+    square.lerp_(sum(slope.square().sum((-1, -2)) for slope in slopes).to(square), 1 - MEMORY)  # type: ignore[union-attr]
+    rate = lr / ((square / (1 - MEMORY ** (step + 1))).sqrt() + 1e-6)
+    with torch.no_grad():
+        for factor, slope in zip(factors, slopes, strict=True):
+            factor -= rate[..., None, None] * slope
 
 
 def _product(factors: list[Tensor]) -> Tensor:

@@ -42,9 +42,10 @@ METRICS = (
     Metric("loss", "Loss", "", "squared error of grad E against the noise, mean over entries; of 4 rows a level",
            better="low"),
     Metric("mse", "Error of whole answers", "", "squared error per entry, held-out problems", better="low"),
-    Metric("mse_zero", "Error of answering 0", "", "mean square of the solutions"),
-    Metric("mse_mean", "Error of the mean solution", "", "variance of the solutions, entry by entry"),
-    Metric("mse_linear", "Error of a linear map", "", "of the best linear map from x to y, with a constant"),
+    Metric("mse_zero", "Error of answering 0", "", "mean square of the solutions", still=True),
+    Metric("mse_mean", "Error of the mean solution", "", "variance of the solutions, entry by entry", still=True),
+    Metric("mse_linear", "Error of a linear map", "", "of the best linear map from x to y, with a constant",
+           still=True),
 )  # fmt: skip
 PRESETS = (
     Preset("gauss-4", "Gaussian 4 x 4, every answer known in closed form; about 30 CPU seconds",
