@@ -21,13 +21,9 @@ $(STAMP): requirements.txt requirements-dev.txt
 	fi
 	@touch $(STAMP)
 
-# files of numbers alone (no server, no browser, no clock): two of them run at once
-TOGETHER := $(wildcard $(patsubst %,tests/test_%.py,analyses_* maths_* models_* figures_* monitors* recipes_[c-l]* \
-  recipes_ma* recipes_[s-t]* recipe_energy contract library prompts annealed_inference energy_net))
-
+# two files at once: much of the time is waiting for servers and browsers
 test: setup
-	status=0; $(PY) -m pytest -n 2 --dist loadfile $(TOGETHER) || status=1; \
-	$(PY) -m pytest $(addprefix --ignore=,$(TOGETHER)) || status=1; exit $$status
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: setup
 	.venv/bin/ruff check .

@@ -44,7 +44,7 @@ def wrote(left: Any) -> None:
     if now is None or now == left:
         return
     kept = st.session_state.setdefault(_KEPT, {"left": {}})
-    kept["left"] = {a: t for a, t in kept["left"].items() if a != now and time.monotonic() - t < TICKING}
+    kept["left"] = {a: t for a, t in kept["left"].items() if time.monotonic() - t < TICKING}
     kept["left"][left] = time.monotonic()
     kept["now"] = now
 

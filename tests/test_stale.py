@@ -1,0 +1,113 @@
+"""What a tick brings from before a click does not undo the click; what the user asks for counts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import streamlit as st
+
+from app import stale, url
+
+
+class Query(dict):
+    """Streamlit's query parameters, as text."""
+
+    def to_dict(self) -> dict[str, str]:
+        return dict(self)
+
+    def from_dict(self, values: dict[str, str]) -> None:
+        self.clear()
+        self.update(values)
+
+
+class Session:
+    """One browser: `arrives` begins a run with the address (and values of widgets) that it sent."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.context: Any = None
+        patch.setattr(st, "session_state", {})
+        patch.setattr(st, "query_params", Query())
+        patch.setattr(stale, "get_script_run_ctx", lambda **_: self.context)
+        patch.setattr(stale, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.now = 100.0
+
+    def arrives(self, *, tick: bool = False, back: bool = False, page: str = "training", after: float = 0.1,
+                **address: str) -> None:  # fmt: skip
+        self.now += after
+        self.context = SimpleNamespace(
+            page_script_hash=page, is_history_navigation=back, fragment_ids_this_run=["f"] if tick else None
+        )
+        st.query_params.from_dict(address)
+
+    def focus(self, sent: str | None = None) -> str:
+        """Draw the picker of the focused run; `sent` is its value as it arrived, which Streamlit takes for a change."""
+        kept: dict[str, Any] = {}
+
+        def widget(label: str, key: str, on_change: Any, **more: Any) -> Any:
+            kept["changed"] = on_change
+            return st.session_state[key]
+
+        if sent is not None and sent != st.session_state.get("url:focus"):
+            st.session_state["url:focus"] = sent
+            self.changed()
+        shown = url.bound(widget, "Of which run", "focus", fallback="b", options=["a", "b"],
+                          also=lambda _: {"marker": None})  # fmt: skip
+        self.changed = kept["changed"]
+        return str(shown)
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+    """On run a; then a click on a marker of b wrote focus and marker."""
+    made = Session(monkeypatch)
+    made.arrives(focus="a")
+    assert made.focus() == "a"
+    url.put(focus="b", marker=213)
+    assert made.focus() == "b"
+    return made
+
+
+def test_a_tick_from_before_the_click_undoes_nothing(session: Session) -> None:
+    for after in (0.1, 15.0):
+        session.arrives(tick=True, after=after, focus="a")
+        assert session.focus(sent="a") == "b" and url.get("marker") == 213
+    session.arrives(tick=True, focus="b", marker="213")  # the browser has caught up
+    st.session_state["url:focus"] = "a"
+    assert session.focus(sent="b") == "b" and url.get("marker") == 213
+
+
+def test_it_is_put_back_whole_before_anything_else_is_written(session: Session) -> None:
+    session.arrives(tick=True, focus="a")
+    url.put(at=40)
+    assert st.query_params.to_dict() == {"focus": "b", "marker": "213", "at": "40"}
+    session.arrives(focus="a", after=1.0)  # waited together with a rerun of the whole page
+    assert url.get("marker") == 213
+    session.arrives(tick=True, focus="b", marker="213")  # one write behind
+    assert url.get("at") == 40
+
+
+def test_what_the_user_asks_for_counts(session: Session) -> None:
+    session.arrives(focus="b", marker="213")
+    assert session.focus(sent="a") == "a" and url.get("marker") is None  # picked by hand, soon after
+    url.put(focus="b", marker=213)
+    session.arrives(back=True, focus="a")
+    assert url.get("focus") == "a" and url.get("marker") is None
+    url.put(focus="b", marker=213)
+    session.arrives(page="attention", focus="a")
+    assert url.get("focus") == "a"
+    session.arrives(focus="b", marker="213")
+    url.put(focus="a", marker=None)
+    session.arrives(focus="b", marker="213", after=stale.WHOLE + 1)  # a link, long after
+    assert url.get("marker") == 213
+
+
+def test_what_is_put_back_to_an_earlier_state_stays_there(session: Session) -> None:
+    url.put(focus="a", marker=None)
+    session.arrives(tick=True, focus="a")
+    assert url.get("focus") == "a" and url.get("marker") is None
+    session.arrives(tick=True, focus="b", marker="213")
+    assert url.get("focus") == "a" and url.get("marker") is None
+    session.arrives(tick=True, after=stale.TICKING + 1, focus="b", marker="213")
+    assert url.get("marker") == 213
