@@ -111,8 +111,8 @@ def test_the_landscapes_page_draws_an_experiment_with_one_level_slider(house: Ba
 
 def test_an_experiment_of_one_level_is_asked_at_the_sliders_and_forms_know_the_sizes(house: Backend) -> None:
     few = "exp003_sparse_features.steps=5&exp003_sparse_features.samples=64&exp003_sparse_features.d_sae=8"
-    at = visit("energy_landscapes", energy="run:tiny", experiment="exp003_sparse_features", level="2", params=few,
-               **FEW)  # fmt: skip
+    at = settle(visit("energy_landscapes", energy="run:tiny", experiment="exp003_sparse_features", level="2",
+                      params=few, **FEW))  # fmt: skip
     assert [s.value for s in at.select_slider if s.label.startswith("Annealing level")] == [2]
     asked = [json.loads(p) if isinstance(p, str) else p for p in house.results("exp003_sparse_features")["params"]]
     assert [p["level"] for p in asked] == [2]

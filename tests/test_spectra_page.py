@@ -75,7 +75,7 @@ def test_ridges_are_the_densities_above_their_floor() -> None:
         for q, v in (("n_params", 1e3), ("high", 2.0), ("low", -1.0), ("trace", 5.0), ("participation_ratio", 3))
     ]
     figure = ridgeline(pd.DataFrame(rows), [(5.0, "kink", "#000000"), (99.0, "after the last", "#000000")], step=9)
-    first = next(t for t in figure.data if t.name == "step 1")
+    first = next(t for t in figure.data if t.name.startswith("step 1:"))
     heights = np.array(first.y[1:-1])
     assert heights.argmax() in (24, 25) and heights.min() >= 0 and 1.0 < heights.max() <= 1.7
     assert [a.text for a in figure.layout.annotations] == ["kink"] and figure.layout.shapes[0].y0 == pytest.approx(0.52)

@@ -454,8 +454,8 @@ def test_a_marker_that_moved_since_it_was_drawn_opens_the_nearest(monkeypatch: p
     chosen: list[float] = []
     monkeypatch.setattr(training_charts, "choose", lambda found: chosen.append(found["step"]))
     found = {"r": [{"step": 100.0}, {"step": 201.3}]}
-    training_charts._pick([(["mark", "r", 200.1], 200.1)], found, {})
-    training_charts._pick([(["mark", "r", 200.1], 200.1)], {"r": []}, {})
+    training_charts._pick(["mark", "r", 200.1], 200.1, found, {})
+    training_charts._pick(["mark", "r", 200.1], 200.1, {"r": []}, {})
     assert chosen == [201.3]
 
 
