@@ -130,7 +130,8 @@ def _wait_here(house: Any, job: dict[str, Any], place: Any, patience: float) -> 
 
 
 def _progress_row(house: Any, job: dict[str, Any], where: str) -> Any:
-    left, right = st.columns([6, 1], vertical_alignment="center")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        left, right = st.container(), st.container(width="content")
     bar = left.progress(min(job["progress"], 1.0), text=words(job))
     right.button("Cancel", key=f"cancel-{where}:{job['id']}", on_click=widgets.act,
                  args=(house.cancel, job["id"]))

@@ -107,13 +107,18 @@ def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], asked: tuple[An
                       on_click=_cancel, args=(house, [p.job for p in busy]))  # fmt: skip
         else:
             names = list(dict.fromkeys(p.analysis for p in open_))
-            st.button(f"Run {len(open_)} missing" if open_ else "All computed", type="primary", key="queue-run",
+            label = f"Run {len(open_)} missing" if open_ else _nothing(places, "All computed")
+            st.button(label, type="primary", key="queue-run",
                       icon=":material/play_arrow:", disabled=not open_, on_click=_run, args=(house, names, *asked),
                       help=f"What is kept is not computed again. Takes {cost}." if cost else None)  # fmt: skip
     running = next((p for p in busy if p.state == "running"), None)
     words = f"{done} of {len(places)} computed" + (
         f" · {running.analysis} of {short_name(running.spec)}: {running.why}" if running else f" · {cost}" * bool(cost))
     row.progress(done / max(1, len(places)), text=words)
+
+
+def _nothing(places: Sequence[Any], words: str) -> str:
+    return "Opening the model" if any(p.state == "waits" for p in places) else words
 
 
 def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:
@@ -161,7 +166,8 @@ def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[s
     _changed(params)
     places = house.queue(list(known), specs, about, params)
     mine = [p for p in places if p.analysis == name and p.state in OPEN]
-    run.button(f"Run on {len(mine)} {'model' if len(mine) == 1 else 'models'}" if mine else "Nothing to run",
+    run.button(f"Run on {len(mine)} {'model' if len(mine) == 1 else 'models'}" if mine else
+               _nothing([p for p in places if p.analysis == name], "Nothing to run"),
                key="queue-run-one", disabled=not mine, on_click=_run, args=(house, [name], specs, about, params))
     with go:
         link("energy_landscapes", "Open it", icon="open_in_full",

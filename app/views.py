@@ -131,7 +131,16 @@ def single(house: Any, name: str, card: dict[str, Any], prompt: Prompt | None) -
 
 def heads(card: Mapping[str, Any]) -> tuple[int, int]:
     """Return layer and head of the address, within the model."""
-    return (max(0, min(url.get("layer"), card["n_layers"] - 1)), max(0, min(url.get("head"), card["n_heads"] - 1)))
+    return _within("layer", card["n_layers"]), _within("head", card["n_heads"])
+
+
+def _within(name: str, n: int) -> int:
+    """Return the address's layer or head, the nearest there is where the model has only `n`, which is said."""
+    asked = url.get(name)
+    shown = max(0, min(asked, n - 1))
+    if shown != asked:
+        url.say(name, f"The address asks for {name} {asked}; this model has 0 to {n - 1}. Shown: {name} {shown}.")
+    return int(shown)
 
 
 def _part(house: Any, key: str, axes: Sequence[str], card: Mapping[str, Any]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import asking, house, url
+from app import asking, house, views
 from app.attention_view import grid, large_head, scores_table, through_training
 from app.subject import begin
 from backend.contract import Weights
@@ -12,8 +12,7 @@ bar = begin(backend, "attention", "Where does each head look? All heads at a gla
 key = asking.answer(backend, "attention", bar.card, bar.subject)
 if key is None:
     st.stop()
-layer = max(0, min(url.get("layer"), bar.card["n_layers"] - 1))
-head = max(0, min(url.get("head"), bar.card["n_heads"] - 1))
+layer, head = views.heads(bar.card)
 before = backend.kept("head_scores", bar.card, Weights())
 left, right = st.columns([1, 1], gap="medium")
 with right:

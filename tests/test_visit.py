@@ -82,6 +82,8 @@ def test_a_link_opens_its_view_and_nonsense_is_forgiven(backend: Backend, page: 
     slider = at.select_slider[0].value
     steps, asked = backend.run("induction-demo")["checkpoints"], query.get("step", "")
     assert slider == (min(steps, key=lambda s: abs(s - int(asked))) if asked.isdigit() else steps[-1])
+    told = [c.value for c in at.caption if "asks for layer 99" in c.value]
+    assert len(told) == (page == "attention" and query.get("layer") == "99"), told
 
 
 @pytest.mark.parametrize(("query", "words"), [
