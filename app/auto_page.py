@@ -192,7 +192,8 @@ def claims_table(rows: list[dict[str, str]], key: str) -> None:
     heads = [*before, "verdict", "criterion", "its null", "measured"]
     lines = ""
     for row in rows:
-        cells = {name: f"<td>{html.escape(str(row[name]))}</td>" for name in (*before, "criterion", "null", "value")}
+        named = {**{n: n for n in before}, "criterion": "criterion", "null": "its null", "value": "measured"}
+        cells = {n: f'<td data-label="{words}">{html.escape(str(row[n]))}</td>' for n, words in named.items()}
         mark = theme.badge(row["verdict"], VERDICTS.get(row["verdict"], "neutral"))
         first, rest = ("".join(cells[name] for name in names) for names in (before, ("criterion", "null", "value")))
         lines += f'<tr>{first}<td class="ps-verdict">{mark}</td>{rest}</tr>'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from app import over_checkpoints, url, widgets
@@ -27,7 +29,19 @@ def through(house: Any, one: Analysis, bar: Bar, params: dict[str, Any], shared:
                   help="The kernel beside that of the first checkpoint: how far training has moved it.",
                   on_click=_set, args=(name, at))  # fmt: skip
     asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
-    over_checkpoints.section(house, one, asked, bar.step)
+    over_checkpoints.section(house, replace(one, axes=tuple(a for a in one.axes if a.name != "problem")), asked,
+                             bar.step, keep=lambda table: _of_level(table, one))  # fmt: skip
+
+
+def _of_level(table: pd.DataFrame, one: Analysis) -> pd.DataFrame:
+    """Return the rows of the page's level where the experiment has it, means over problems."""
+    axes = [a.name for a in one.axes]
+    if "level" in axes and (table["level"] == url.get("level")).any():
+        table = table[table["level"] == url.get("level")]
+    if "problem" not in axes:
+        return table
+    parts = ["step", *(a for a in axes if a != "problem")]
+    return table.groupby(parts, as_index=False, dropna=False).mean(numeric_only=True).drop(columns="problem")
 
 
 def _set(name: str, value: Any) -> None:

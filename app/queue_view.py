@@ -16,6 +16,7 @@ from app.links import link
 from app.run_groups import group_of
 from app.subject import FIRST_ENERGY, family_of, openable, short_name
 from backend.errors import PhasescopeError
+from backend.settings import Settings
 
 LOOK = 1.0  # s between two looks while something runs
 OPEN = ("missing", "failed")  # states in which running it makes sense
@@ -118,7 +119,8 @@ def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], asked: tuple[An
 
 
 def _nothing(places: Sequence[Any], words: str) -> str:
-    return "Opening the model" if any(p.state == "waits" for p in places) else words
+    states = {p.state for p in places}
+    return "Opening the model" if "waits" in states else "Running" if states & {"queued", "running"} else words
 
 
 def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:
@@ -162,6 +164,8 @@ def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[s
                          options=list(known), format_func=lambda n: known[n].title)  # fmt: skip
     with st.expander("Settings of this experiment", icon=":material/tune:"):
         auto_page.form(known[name], shared=True, columns=4)
+        if not known[name].params.model_fields:
+            st.caption("Nothing to choose: problems, seed and distribution say it all.")
     params = {n: told for n, one in known.items() if (told := auto_page.told(one))}
     _changed(params)
     places = house.queue(list(known), specs, about, params)
@@ -224,6 +228,9 @@ def _commands(house: Any, places: Sequence[Any], about: Any, params: Any) -> Non
         if not lines:
             st.caption("No model is open yet.")
             return
+        if (runs := house.settings.runs) != Settings.model_fields["runs"].default:
+            st.caption(f"Your runs lie elsewhere than usual: in the shell, and on the cluster before sbatch, say first "
+                       f"`export PHASESCOPE_RUNS={shlex.quote(str(runs))}`")  # fmt: skip
         st.code("\n".join(shlex.join(line) for line in lines), language="bash", height=220)
         cells = st.columns(5)
         partition = cells[0].text_input("Partition", placeholder="the cluster's default")

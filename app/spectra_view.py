@@ -103,8 +103,9 @@ def _params(house: Any, one: Any, bar: Bar, family: Family) -> dict[str, Any] | 
     blocks = house.blocks(bar.card)
     block = url.bound(st.selectbox, f"Block ({len(blocks)} to choose from)", "block", fallback="all", options=blocks,
                       help=family.blocks)  # fmt: skip
+    st.caption(f"The loss is {family.caption}.{_not_of_it(bar.card)} Every ± is of the random vectors: other rows or "
+               "problems give other values.")  # fmt: skip
     with st.expander("What is computed, and how"):
-        st.caption(f"The loss is {family.caption}.{_not_of_it(bar.card)}")
         params = auto_page.form(one, without=("block",))
     return params and {**params, "block": block}
 

@@ -210,6 +210,12 @@ CSS = """
 .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
   border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
 .ps-claims .ps-verdict, .ps-claims td:first-child { white-space: nowrap; }
+@media (max-width: 900px) {  /* a line each would be wider than the window: a block each, every cell with its name */
+  .ps-claims tr, .ps-claims td { display: block; } .ps-claims tr:first-child { display: none; }
+  .ps-claims tr { border-bottom: 1px solid rgba(128, 128, 128, 0.4); padding: 0.4rem 0; }
+  .ps-claims td { border-bottom: none; padding: 0.1rem 0.5rem; }
+  .ps-claims td[data-label]::before { content: attr(data-label) ": "; opacity: 0.65; }
+}
 .ps-ticks { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.8rem; }
 .ps-ticks .ps-num { margin-left: 0.5rem; opacity: 0.8; }
 .ps-tick { width: 9px; height: 9px; border-radius: 50%; box-sizing: border-box;

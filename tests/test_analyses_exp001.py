@@ -106,7 +106,8 @@ TRUE = np.linspace(0.5, 1.5, 40) * 1e-3
 
 @pytest.mark.parametrize(("implied", "true", "mean", "order"), [
     (TRUE, TRUE, "holds", "holds"), (1.5 * TRUE, TRUE, "fails", "holds"), (0 * TRUE + 1e-3, TRUE, "holds", "fails"),
-    (TRUE[::-1], TRUE, "holds", "fails"), (20 * TRUE, 20 * TRUE, "met by its null", "holds"),
+    (TRUE[::-1], TRUE, "holds", "fails"), (28 * TRUE, 28 * TRUE, "met by its null", "holds"),
+    (20 * TRUE, 20 * TRUE, "holds", "holds"),  # a flat energy claims .0286, 43 % too much
     (np.where(np.arange(40) < 3, 2e-2, -3e-4), TRUE, "cannot be tested here", "fails"),
 ])  # fmt: skip
 def test_the_trace_is_judged_by_its_interval_and_its_order(implied, true, mean, order):

@@ -41,8 +41,8 @@ def _floor(end: pd.Series) -> str:
     return f"{known}the cut to +-2 alone leaves {end.clamp:.3g}"
 
 
-def _interval(low: float, high: float) -> str:
-    return f" [{low:.3g}, {high:.3g}]" if np.isfinite([low, high]).all() else ""
+def _interval(low: float, high: float, form: str = ".3g") -> str:
+    return f" [{low:{form}}, {high:{form}}]" if np.isfinite([low, high]).all() else ""
 
 
 def steps(table: pd.DataFrame) -> Claim:
@@ -50,7 +50,7 @@ def steps(table: pd.DataFrame) -> Claim:
     last = table[(table.level == 0) & table.inner.isin(INNER)].set_index("inner")
     most: Any = last.loc[max(INNER)]
     words = ", ".join(f"{i}: {last.mse[i]:.3g}" for i in INNER)
-    gain = f"20 steps gain {most.gain:.1%}{_interval(most.gain_low, most.gain_high)}"
+    gain = f"20 steps gain {most.gain:.1%}" + _interval(most.gain_low, most.gain_high, ".1%")
     known = _least(most, IGNORANT)
     answers, gains = _beats(most, known), most.gain >= 0.1 and most.gain_low > 0
     if not answers:

@@ -176,7 +176,7 @@ def _of_nothing(table: pd.DataFrame, quantity: str, null: str, n: int, knob: str
             if low <= 0 <= high and error:
                 said = f"{value:.3g} ± {error:.2g}, 95 % [{low:.3g}, {high:.3g}]: not resolved at this sample"
                 said += f". Raise {knob}"
-                criterion = f"the {quantity.replace('_', ' ')} of {whose} is not 0"
+                criterion = f"these random vectors tell the {quantity.replace('_', ' ')} of {whose} from 0"
                 found.append(Claim(criterion, "0", said, "cannot be tested here"))
     return found
 

@@ -36,8 +36,8 @@ LEVELS = 10
 EVAL_PROBLEMS, FIT_PROBLEMS = 256, 20_000
 #: one seed gives independent streams: the first weights, the problems of training, held-out ones, the linear fit
 _DATA, _EVAL, _FIT = 1_000_003, 2_000_003, 3_000_003
-#: CPU seconds per (row x multiplication of a forward), one core; measured on the presets
-SECONDS_PER_PRODUCT = 1.1e-10
+#: CPU seconds per (row x multiplication of a forward) and per step, one core; measured on the presets (30 to 100)
+SECONDS_PER_PRODUCT, STEP_SECONDS = 3.2e-10, 5.3e-3
 METRICS = (
     Metric("loss", "Loss", "", "squared error of grad E against the noise, mean over entries; of 4 rows a level",
            better="low"),
@@ -91,7 +91,8 @@ def seconds(params: Params) -> float:
     p: Any = params
     side = p.side**2
     products = 2 * p.width * (p.width + 2 * side)
-    return p.steps * p.batch_size * products * SECONDS_PER_PRODUCT * (4 if p.contrastive else 1)
+    step = STEP_SECONDS + p.batch_size * products * SECONDS_PER_PRODUCT
+    return p.steps * step * (4 if p.contrastive else 1)
 
 
 @recipe(title="Energy model (IRED)", asks="Does an energy learn to reason, or to denoise?", params=EnergyParams,
