@@ -12,6 +12,7 @@ from typing import Any
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState
 
 TICKING, WHOLE = 20.0, 3.0  # s that a state left behind may still arrive by a fragment, by a run of the whole page
 _KEPT = "address-written"
@@ -58,10 +59,14 @@ def displace(key: str, value: Any) -> None:
 
 
 def displaced(key: str) -> bool:
-    """Say whether the widget's value that has arrived is the one it showed before `displace`, sent by a tick."""
+    """Say, in its callback, whether the value that has arrived is the one it showed before `displace`, sent by a tick.
+
+    A widget outside of all fragments that is changed by hand brings a run of the whole page; one inside a fragment
+    brings a run of that fragment, which looks like a tick: what it says counts.
+    """
     context = get_script_run_ctx(suppress_warning=True)
     shown, since = st.session_state.get("displaced", {}).get(key, (None, -TICKING))
-    ticking = context is not None and bool(context.fragment_ids_this_run)
+    ticking = context is not None and bool(context.fragment_ids_this_run) and not ThreadState.get().in_fragment_callback
     return ticking and shown == st.session_state[key] and time.monotonic() - since < TICKING
 
 

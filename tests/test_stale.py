@@ -30,6 +30,8 @@ class Session:
         patch.setattr(st, "session_state", {})
         patch.setattr(st, "query_params", Query())
         patch.setattr(stale, "get_script_run_ctx", lambda **_: self.context)
+        self.inside = False  # a fragment is the widget
+        patch.setattr(stale.ThreadState, "get", lambda: SimpleNamespace(in_fragment_callback=self.inside))
         patch.setattr(stale, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.now = 100.0
 
@@ -101,6 +103,31 @@ def test_what_the_user_asks_for_counts(session: Session) -> None:
     url.put(focus="a", marker=None)
     session.arrives(focus="b", marker="213", after=stale.WHOLE + 1)  # a link, long after
     assert url.get("marker") == 213
+
+
+def test_a_pick_inside_a_fragment_and_one_long_after_count(session: Session) -> None:
+    session.inside = True
+    session.arrives(tick=True, focus="b", marker="213")
+    assert session.focus(sent="a") == "a"
+    url.put(focus="b")
+    session.focus()
+    session.inside = False
+    session.arrives(tick=True, after=stale.TICKING + 1, focus="b")
+    assert session.focus(sent="a") == "a", "the line is not that slow"
+
+
+def test_a_value_that_was_not_changed_was_not_displaced(session: Session) -> None:
+    session.arrives(focus="b", marker="213")
+    session.focus()  # drawn again with the same value: what it showed before is still a
+    session.arrives(tick=True, focus="b", marker="213")
+    assert session.focus(sent="a") == "b" and url.get("marker") == 213
+
+
+def test_where_the_user_has_gone_is_where_they_are(session: Session) -> None:
+    session.arrives(back=True, focus="a")
+    assert url.get("focus") == "a"
+    session.arrives(tick=True, focus="a")  # ticks go on there
+    assert url.get("focus") == "a" and url.get("marker") is None
 
 
 def test_what_is_put_back_to_an_earlier_state_stays_there(session: Session) -> None:
