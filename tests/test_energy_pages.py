@@ -16,7 +16,7 @@ from app.training_start import preset_of
 from backend import Backend, slurm
 from backend.contract import Corpus, Pair, Pairs, Prompt, Weights
 from backend.errors import BadInput, Unfit
-from backend.facade.queue import flags
+from backend.facade.queue import CLAIMS, flags
 from backend.settings import ROOT
 from benchmarks.experiments import energy as experiment
 from tests.energy_kit import energy_run
@@ -238,3 +238,15 @@ def test_the_experiments_write_what_the_page_shows(tmp_path: Path, monkeypatch: 
         told["command"] == "python -m benchmarks.experiments energy"
         and (ROOT / "benchmarks/experiments/energy.py").exists()
     )
+
+
+def test_what_ships_is_what_the_experiments_say_as_they_are(house: Backend) -> None:
+    told = json.loads(CLAIMS.read_text())
+    assert told["versions"] == {name: house.analysis(name).version for name in house.experiments()}
+    table = pd.read_csv(ROOT / "benchmarks" / "results" / "energy" / "claims.csv", keep_default_na=False)
+    assert told["claims"] == table.to_dict("records")
+    for name in ("exp001_hessian", "exp005_tangent_normal", "exp006_svd_alignment"):  # the quick ones
+        place = experiment._computed(house, name, "run:inverse-3")
+        mine = [c for c in told["claims"] if (c["model"], c["experiment"][-3:]) == ("inverse-3", place.analysis[3:6])]
+        now = house.claims(place.key)
+        assert [(c["criterion"], c["verdict"]) for c in now] == [(c["criterion"], c["verdict"]) for c in mine]

@@ -38,8 +38,9 @@ def main(place: Path, out: Path, models: Sequence[str] = MODELS, claims: Path = 
     pd.DataFrame(rows).to_csv(out / "claims.csv", index=False, lineterminator="\n")
     pd.DataFrame([*times, *more]).to_csv(out / "times.csv", index=False, lineterminator="\n", float_format="%.3g")
     spent = round(sum(t["seconds"] for t in more), 1)
+    versions = {name: house.analysis(name).version for name in house.experiments()}
     told = {"command": COMMAND, "seconds": spent, "machine": f"{os.cpu_count()} CPU cores", "problems": PROBLEMS,
-            "claims": rows}  # fmt: skip
+            "versions": versions, "claims": rows}  # fmt: skip
     claims.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(pd.DataFrame(rows).to_string(index=False))
     for line in failed:
@@ -64,10 +65,10 @@ def asked(house: Backend, models: Sequence[str]) -> tuple[list[dict[str, Any]], 
     failed: list[str] = []
     for name in house.experiments():
         for model in models:
-            began = time.monotonic()
             place = _computed(house, name, f"run:{model}")
-            times.append({"what": name, "model": model, "seconds": time.monotonic() - began})
             if place.state == "kept":
+                took = house.results(name).set_index("key")["seconds"][place.key]  # of the result, when it was computed
+                times.append({"what": name, "model": model, "seconds": float(took)})
                 claims += [{"model": model, "experiment": f"EXP-{name[3:6]}", **c} for c in house.claims(place.key)]
             elif place.state == "unfit":
                 print(f"{name} of {model}: not possible, {place.why}")
@@ -77,11 +78,14 @@ def asked(house: Backend, models: Sequence[str]) -> tuple[list[dict[str, Any]], 
 
 
 def _computed(house: Backend, name: str, spec: str) -> Any:
-    about = {"n": PROBLEMS, "seed": 0}
+    about, params = {"n": PROBLEMS, "seed": 0}, {}
+    steps = house.run(spec.removeprefix("run:"))["checkpoints"]
+    if "first_step" in house.analysis(name).params.model_fields and len(steps) > 1:
+        params = {name: {"first_step": steps[0]}}  # what has changed since the first checkpoint, where one is kept
     while True:
-        place = house.queue([name], [spec], about)[0]
+        place = house.queue([name], [spec], about, params)[0]
         if place.state == "missing":
-            house.run_queue([name], [spec], about)
+            house.run_queue([name], [spec], about, params)
         elif place.state not in ("waits", "queued", "running"):
             return place
         time.sleep(0.05)
