@@ -25,7 +25,7 @@ class SpectrumParams(Params):
 
     matrix: Literal["hessian", "gauss-newton"] = Field("hessian", description="H, or its Gauss-Newton part")
     block: str = Field("all", max_length=200, description="all, layer N, or one parameter by its name")
-    k: int = Field(5, ge=1, le=50, description="eigenvalues at each end")
+    k: int = Field(5, ge=1, le=50, title="Eigenvalues", description="eigenvalues at each end")
     products: int = Field(120, ge=10, le=1000, description="products at most for both ends")
     tolerance: float = Field(1e-4, ge=1e-10, le=0.1, description="Ritz residual, relative to the largest |eigenvalue|")
     probes: int = Field(4, ge=2, le=50, description="random vectors of the density")

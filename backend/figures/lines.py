@@ -139,6 +139,8 @@ def _decades(values: Sequence[Any]) -> dict[str, Any]:
     found = np.concatenate([np.asarray(v, float) for v in values if v is not None] or [np.ones(1)])
     found = found[np.isfinite(found) & (found > 0)]
     decades = float(np.ptp(np.log10(found))) if len(found) else 0.0
+    if decades < 1:  # Plotly's own ticks are evenly spaced numbers then
+        return {"type": "log", "exponentformat": "none", "nticks": 6}
     return {"type": "log", "exponentformat": "power", "dtick": "D2" if decades < 2.5 else max(1, round(decades / 8))}
 
 
