@@ -120,7 +120,7 @@ def _bar(house: Any, places: Sequence[Any], busy: Sequence[Any], asked: tuple[An
 
 def _nothing(places: Sequence[Any], words: str) -> str:
     states = {p.state for p in places}
-    return "Opening the model" if "waits" in states else "Running" if states & {"queued", "running"} else words
+    return "Opening" if "waits" in states else "Running" if states & {"queued", "running"} else words
 
 
 def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:

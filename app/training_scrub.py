@@ -13,6 +13,7 @@ from app.links import link
 from app.subject import openable, trained_for
 from app.training_data import LIVE, nearest
 from app.training_rows import at as at_step
+from app.training_runs import POLL
 from backend.contract import Prompt
 from backend.errors import PhasescopeError
 
@@ -29,7 +30,18 @@ def scrubber(house: Any, focus: str, chosen: Sequence[str], runs: Mapping[str, A
         return None
     now = nearest(steps, url.get("at"))
     _moves(steps, now)
+    if runs[focus]["state"] in LIVE:
+        st.fragment(newer, run_every=POLL)(house, focus, len(steps))
     return now
+
+
+def newer(house: Any, run: str, shown: int) -> None:
+    """Offer the checkpoints that a run in progress has written since the scrubber was drawn: it stands still for those
+    who look at a view."""
+    more = len(house.run(run)["checkpoints"]) - shown
+    words = f"Show {more} newer checkpoint{'s' * (more > 1)}"
+    if more > 0 and st.button(words, key="newer", icon=":material/update:", type="tertiary"):
+        st.rerun()
 
 
 def _without_model(run: Mapping[str, Any] | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 from app import house, terms, theme, training_data
@@ -499,6 +500,23 @@ st.session_state["told"] = training_start._shared(recipe, five)
     assert "steps" in labels and "seed" not in labels, "what the runs vary is not offered"
     next(n for n in at.number_input if n.label == "steps").set_value(77).run()
     assert at.session_state["told"] == {"steps": 77}
+
+
+def test_what_a_run_writes_meanwhile_is_offered(backend: Backend) -> None:
+    def page() -> None:
+        from app import house
+        from app.training_scrub import newer
+
+        newer(house.backend(), "writes-on", 1)
+
+    with Recorder(backend.settings.runs / "writes-on") as run:
+        for step, offered in ((0, []), (5, ["Show 1 newer checkpoint"]), (9, ["Show 2 newer checkpoints"])):
+            run.log(step, loss=1.0)
+            run.checkpoint(step, torch.nn.Linear(2, 2))
+            backend.follower.poll()
+            at = AppTest.from_function(page).run()
+            assert [b.label for b in at.button] == offered
+    assert not at.button[0].click().run().exception
 
 
 def test_the_page_follows_the_first_point_and_the_first_checkpoint() -> None:
