@@ -176,6 +176,7 @@ def test_an_end_of_a_module_that_has_not_converged_is_not_called_so() -> None:
     for curved, whole in ((few, [1, 1]), (many, [0, 0])):
         trace, *ends = energy_hessian._module(Bowl(curved), ["w"], params, lambda _: None)
         assert [row["quantity"] for row in ends] == ["module_high", "module_low"]
-        assert [row["converged"] for row in ends] == whole and trace["value"] == pytest.approx(float(curved.sum()))
+        assert [row["converged"] for row in ends] == whole
+        assert trace["value"] == pytest.approx(float(curved.sum()), abs=1e-9)
         if all(whole):
             assert [row["value"] for row in ends] == pytest.approx([5, -3])

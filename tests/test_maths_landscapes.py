@@ -201,7 +201,8 @@ def test_what_is_no_minimum_or_has_not_mixed_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize(("value", "acceptance", "mixed", "widest", "trouble"), [
-    (1.0, 0.6, 1.1, False, ""), (1.0, 0.6, 1.21, False, "not mixed: R-hat 1.21"), (1.0, 0.6, math.nan, False, "not mixed"),
+    (1.0, 0.6, 1.1, False, ""), (1.0, 0.6, 1.21, False, "not mixed: R-hat 1.21"),
+    (1.0, 0.6, math.nan, False, "not mixed"),
     (1.0, 0.29, 1.0, False, "acceptance 0.29"), (1.0, 0.29, 1.0, True, "acceptance 0.29"),
     (1.0, 0.995, 1.0, False, "acceptance 0.9"), (1.0, 0.995, 1.0, True, ""),
     (-0.1, 0.6, 1.0, False, "negative"), (math.inf, 0.6, 1.0, False, "the chains left"),
