@@ -229,8 +229,8 @@ def _commands(house: Any, places: Sequence[Any], about: Any, params: Any) -> Non
             st.caption("No model is open yet.")
             return
         if (runs := house.settings.runs) != Settings.model_fields["runs"].default:
-            st.caption(f"Your runs lie elsewhere than usual: in the shell, and on the cluster before sbatch, say first "
-                       f"`export PHASESCOPE_RUNS={shlex.quote(str(runs))}`")  # fmt: skip
+            st.caption(f"Your runs lie elsewhere than usual: in a shell say first "
+                       f"`export PHASESCOPE_RUNS={shlex.quote(str(runs))}`; the script says it itself.")  # fmt: skip
         st.code("\n".join(shlex.join(line) for line in lines), language="bash", height=220)
         cells = st.columns(5)
         partition = cells[0].text_input("Partition", placeholder="the cluster's default")

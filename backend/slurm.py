@@ -40,10 +40,11 @@ def command(
 
 def script(
     commands: Sequence[Sequence[str]], name: str = "phasescope", hours: float = 1.0, memory_gb: int = 8, cpus: int = 1,
-    gpus: int = 0, partition: str = "",
+    gpus: int = 0, partition: str = "", runs: str = "",
 ) -> str:  # fmt: skip
     """Return the text of a job script that runs the commands one after the other, on one node.
 
+    `runs`: the folder of runs (PHASESCOPE_RUNS), where it is not the checkout's own.
     Raises BadInput for a name, partition or amount that SLURM would not take.
     """
     for what, word in (("name", name), ("partition", partition)):
@@ -54,9 +55,10 @@ def script(
         found = f"{len(commands)} commands, {hours} hours, {memory_gb} GB, {cpus} CPUs, {gpus} GPUs"
         raise BadInput("A job script", found, f"Give a command, up to {MOST_HOURS} hours, and at least 1 GB and 1 CPU")
     more = [f"#SBATCH --partition={partition}"] * bool(partition) + [f"#SBATCH --gres=gpu:{gpus}"] * bool(gpus)
+    first = [f"export PHASESCOPE_RUNS={shlex.quote(runs)}"] * bool(runs)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=name, time=_clock(hours), memory=memory_gb, cpus=cpus, more="\n".join(more) or "#", device="auto" if gpus
-        else "cpu", commands="\n".join(_run(line) for line in commands))  # fmt: skip
+        else "cpu", commands="\n".join([*first, *(_run(line) for line in commands)]))  # fmt: skip
 
 
 def _clock(hours: float) -> str:

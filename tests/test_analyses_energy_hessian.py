@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from backend.analyses import _curving, _denoising, _energy, registry
-from backend.analyses._curving import parts_of
+from backend.analyses import _curving, _denoising, _energy, energy_hessian, registry
+from backend.analyses._curving import Curved, parts_of
 from backend.analyses._denoising import Denoising
 from backend.contract import Problems
 from backend.errors import BadInput
@@ -72,6 +72,7 @@ def test_everything_is_that_of_the_dense_hessian(net: Any, some: Any) -> None:
         assert ratio == pytest.approx(values.sum() ** 2 / (values**2).sum())
         assert set(found[found["quantity"] == "module_high"]["block"]) == {block.partition(".")[0]}
         assert of(found, "module_high") == pytest.approx(values[-1], rel=1e-3)
+        assert of(found, "module_low") == pytest.approx(values[0], abs=1e-3 * size)
     sharp = table(net, some, block="fc3.weight", level=0)
     assert of(sharp, "high")[0] == pytest.approx(
         float(torch.linalg.eigvalsh(truth(net, some, names[2:3], [0]))[-1]), rel=1e-8
@@ -134,3 +135,48 @@ def test_modules_sum_to_the_whole_and_the_null_is_drawn_anew(net: Any, some: Any
         table(net, some, level=10)
     with pytest.raises(BadInput, match="no such block"):
         table(net, some, block="layer 7")
+
+
+def test_the_null_has_the_models_weights_in_another_order(net: Any, some: Any) -> None:
+    """By default: each tensor holds the same entries elsewhere, so that the loss is another; the data stay."""
+    names = list(net.card.parameters)
+    assert registry()["energy_hessian"].params().null == "shuffled weights"
+    own, null, again = (Denoising(net, some, [0], names, "hessian", *told)
+                        for told in ((), ("shuffled weights", 0), ("shuffled weights", 1)))  # fmt: skip
+    for name, tensor in own.parameters.items():
+        other = null.parameters[name]
+        torch.testing.assert_close(other.detach().flatten().sort().values, tensor.detach().flatten().sort().values)
+        assert tensor.numel() < 4 or not torch.equal(other, tensor), name
+    assert len({round(one.loss, 9) for one in (own, null, again)}) == 3
+    assert torch.equal(own.y, null.y) and torch.equal(own.right, null.right)
+    found = table(net, some, block="fc4.bias", level=0, null="shuffled weights")
+    assert of(found, "loss")[0] == pytest.approx(own.loss) and of(found, "loss", whose="null")[0] == pytest.approx(
+        null.loss
+    )
+
+
+class Bowl(Curved):
+    """sum h w^2 / 2, curved by h."""
+
+    def __init__(self, curved: torch.Tensor):
+        self.model, self.matrix, self.curved = None, "hessian", curved
+        self.parameters = {"w": torch.ones_like(curved, requires_grad=True)}
+        self.chunks, self.kept = [slice(0, 1)], True
+        self._built(1)
+
+    def _graph(self, chunk: slice) -> tuple[Any, Any]:
+        w = self.parameters["w"]
+        return w, (self.curved * w.square()).sum() / 2
+
+
+def test_an_end_of_a_module_that_has_not_converged_is_not_called_so() -> None:
+    """30 products find both ends of four eigenvalues, and neither of 2000 that lie evenly."""
+    params = registry()["energy_hessian"].params(tolerance=1e-6)
+    few, many = torch.tensor([-3.0, 1.0, 2.0, 5.0]).double(), torch.linspace(-1, 1, 2000).double()
+    for curved, whole in ((few, [1, 1]), (many, [0, 0])):
+        trace, *ends = energy_hessian._module(Bowl(curved), ["w"], params, lambda _: None)
+        assert [row["quantity"] for row in ends] == ["module_high", "module_low"]
+        assert [row["converged"] for row in ends] == whole
+        assert trace["value"] == pytest.approx(float(curved.sum()), abs=1e-9)
+        if all(whole):
+            assert [row["value"] for row in ends] == pytest.approx([5, -3])

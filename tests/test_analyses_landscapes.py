@@ -326,6 +326,41 @@ def test_a_scan_tells_a_plateau_from_the_localisers_own_slope():
     assert "4 of 5 localisations are refused" in llc_room.plateau(scanned(of(1e6), trouble=refused))
 
 
+def without(*gone):
+    return ["Refused: x." if i in gone else "" for i in range(5)]
+
+
+@pytest.mark.parametrize(("rises", "gone", "said"), [
+    ([10, 10, 10, 2, 1], (), "Plateau from gamma 10 to 100, lambda 10."),
+    ([20, 10, 10, 10, 1], (), "Plateau from gamma 31.6 to 316, lambda 10."),
+    ([10] * 5, (1, 2, 3), "No plateau can be told: 3 of 5 localisations are refused, no two neighbours are left."),
+    ([10] * 5, (1,), "Plateau from gamma 100 to 1e+03, lambda 10."),
+    ([10] * 5, (2,), "Plateaus from gamma 10 to 31.6, lambda 10; from gamma 316 to 1e+03, lambda 10. They agree."),
+    ([10, 10, 4, 4, 1], (), "Plateaus from gamma 10 to 31.6, lambda 10; from gamma 100 to 316, lambda 4. "
+                            "They disagree: which is the loss's own is not known."),
+    ([10, 10, 9, 7.9, 7.9], (2,), "Plateaus from gamma 10 to 31.6, lambda 10; from gamma 316 to 1e+03, lambda 7.9. "
+                                  "Whether they agree is not resolved: more chains or draws."),
+    ([40, 20, 10, 10, 5], (3,), "None is flat of those told (1 of 5 localisations are refused): the flattest slope"),
+])  # fmt: skip
+def test_a_plateau_is_of_neighbours_that_were_asked_and_two_are_held_against_each_other(rises, gone, said):
+    """31.6, 100 and 316 refused leave no neighbours; a slope across of ln(7.9 / 10) / ln 10 = -.102 is open."""
+    assert llc_room.plateau(scanned(rises, error=1e-2, trouble=without(*gone))).startswith(said)
+
+
+def test_every_localisation_of_a_scan_has_a_seed_of_its_own(tiny):
+    params = llc_room.LearningCoefficientParams
+    assert llc_room.seeds_of(params(seed=7)) == [7]
+    seeds = llc_room.seeds_of(params(seed=2**31 - 1, scan="yes"))
+    assert seeds[2] == 2**31 - 1 and len({s + free for s in seeds for free in (0, 1)}) == 10 and max(seeds) < 2**32
+    few = {"chains": 2, "draws": 10, "burn": 10}
+    scan = ask("learning_coefficient", tiny["native"], scan="yes", localisation=1e6, **few)
+    for at, same in ((2, True), (4, False)):
+        gamma = sorted(scan["localisation"].unique())[at]
+        alone = ask("learning_coefficient", tiny["native"], localisation=gamma, **few)
+        rises = scan[scan["localisation"] == gamma]["rise"].to_numpy()
+        assert np.array_equal(rises, alone["rise"].to_numpy()) == same
+
+
 def test_a_model_that_is_no_minimum_is_refused(tiny):
     table = ask("learning_coefficient", tiny["native"], chains=2, draws=10, burn=10, localisation=100.0, scan="yes")
     row = llc_room.asked_about(table).iloc[0]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ import pytest
 
 from app.training_start import preset_of
 from backend import Backend, slurm
+from backend.analyses import _energy
 from backend.contract import Corpus, Pair, Pairs, Prompt, Weights
 from backend.errors import BadInput, Unfit
 from backend.facade.queue import CLAIMS, flags
+from backend.runs import layout
 from backend.settings import ROOT
 from benchmarks.experiments import energy as experiment
 from tests.energy_kit import energy_run
@@ -31,6 +36,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     root = tmp_path_factory.mktemp("energy-pages")
     energy_run(root / "runs" / "tiny")
     with settled_house(root) as one:
+        one.open("run:tiny")
+        for job in one.jobs(states=["queued", "running"]):
+            one.wait(job["id"], 60)
         yield one
 
 
@@ -97,6 +105,41 @@ def test_what_failed_is_asked_again(house: Backend, monkeypatch: pytest.MonkeyPa
     assert house.queue(["exp001_hessian"], ["run:tiny"], about)[0].state == "kept"
 
 
+def test_what_the_queue_asks_comes_after_what_somebody_looks_at(
+    house: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first job holds the one worker until three stand in line."""
+    go, real = threading.Event(), _energy.hessian
+    monkeypatch.setattr("backend.analyses._energy.hessian", lambda *told: go.wait(60) and real(*told))
+    try:
+        for seed in (81, 82):
+            assert house.run_queue(["exp001_hessian"], ["run:tiny"], {"n": 2, "seed": seed}) == 1
+        card = house.card("run:tiny", 10)
+        assert card is not None
+        looked_at = house.ask("exp001_hessian", card, house.problems(card.model_dump(), n=2, seed=83))["job"]
+        line = sorted(house.jobs(states=["queued"]), key=lambda job: job["position"])
+        assert [job["id"] for job in line][0] == looked_at["id"] and len(line) == 2
+    finally:
+        go.set()
+    for job in house.jobs(states=["queued", "running"]):
+        house.wait(job["id"], 60)
+
+
+def test_a_model_that_trains_is_waited_for(house: Backend) -> None:
+    folder = energy_run(house.settings.runs / "trains")
+    writer = {"pid": os.getpid(), "host": socket.gethostname(), "born": layout.born(os.getpid())}
+    (folder / layout.METRICS).write_text('{"event":"started","step":0,"time":0}\n')
+    (folder / layout.LOCK).write_text(json.dumps(writer))
+    try:
+        house.follower.poll()
+        place = house.queue(["exp001_hessian"], ["run:trains"], {"n": 2})[0]
+        assert (place.state, place.why) == ("waits", "trains is still training")
+        assert house.run_queue(["exp001_hessian"], ["run:trains"], {"n": 2}) == 0
+    finally:
+        shutil.rmtree(folder)
+        house.follower.poll()
+
+
 # ---------------------------------------------------------------- landscapes, and the other family's pages
 
 
@@ -115,7 +158,7 @@ def test_an_experiment_of_one_level_is_asked_at_the_sliders_and_forms_know_the_s
                       params=few, **FEW))  # fmt: skip
     assert [s.value for s in at.select_slider if s.label.startswith("Annealing level")] == [2]
     asked = [json.loads(p) if isinstance(p, str) else p for p in house.results("exp003_sparse_features")["params"]]
-    assert [p["level"] for p in asked] == [2]
+    assert [p["level"] for p in asked if p["steps"] == 5] == [2]  # others share the house
     labels = [w.label for w in (*at.number_input, *at.slider, *at.selectbox)]
     assert {"Dictionary features", "Active features"} <= set(labels) and not {"K", "D sae", "Level"} & set(labels)
     picker = next(s for s in at.selectbox if s.label == "source")
@@ -191,6 +234,7 @@ def test_a_script_is_bash_and_calls_the_command(tmp_path: Path) -> None:
     )
     text = slurm.script([line, line], "name", hours=1.5, memory_gb=4, cpus=3, gpus=2, partition="gpu")
     assert "--time=01:30:00" in text and "--gres=gpu:2" in text and "--partition=gpu" in text and "$" + "{" in text
+    assert "#SBATCH --mem=4G\n" in text and "#SBATCH --cpus-per-task=3\n" in text
     fake = tmp_path / ".venv" / "bin" / "python"
     fake.parent.mkdir(parents=True)
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" "$PHASESCOPE_CACHE" >> called.txt\n')
@@ -203,9 +247,43 @@ def test_a_script_is_bash_and_calls_the_command(tmp_path: Path) -> None:
     assert called == want * 2 and (tmp_path / "results").is_dir()
 
 
+@pytest.mark.parametrize(("words", "ends"), [(["true"], 0), (["false"], 1), (["false", "true"], 1)])
+def test_a_script_fails_where_a_command_of_it_has(words: list[str], ends: int, tmp_path: Path) -> None:
+    """Each command runs, and any that fails is the job's own failure."""
+    tried = [["bash", "-c", f"echo {word} >> tried.txt; {word}"] for word in words]
+    assert _ran(slurm.script(tried), tmp_path).returncode == ends
+    assert (tmp_path / "tried.txt").read_text().split() == words
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "auto")])
+def test_a_script_says_the_device_and_where_the_runs_lie(gpus: int, device: str, tmp_path: Path) -> None:
+    told = [["bash", "-c", "echo $PHASESCOPE_DEVICE/$PHASESCOPE_RUNS"]]
+    assert _ran(slurm.script(told, gpus=gpus), tmp_path).stdout == f"{device}/\n"
+    assert _ran(slurm.script(told, gpus=gpus, runs="a's $HOME"), tmp_path).stdout == f"{device}/a's $HOME\n"
+
+
+def test_the_houses_script_names_its_folder_where_it_is_not_the_usual(house: Backend) -> None:
+    assert f"\nexport PHASESCOPE_RUNS={house.settings.runs}\n" in house.job_script([["true"]])
+    assert "PHASESCOPE_RUNS" not in house.job_script([["true"]], runs="")
+    assert "the script says it itself" in said(visit("experiment_queue", **TINY))
+
+
+def _ran(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as SLURM would, in a checkout that is set up."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.touch(mode=0o755)
+    env = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(folder), "TMPDIR": str(folder)}
+    return subprocess.run(["bash", "-c", text], cwd="/", env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_longest_job_is_two_weeks() -> None:
+    assert "--time=336:00:00" in slurm.script([["python"]], hours=slurm.MOST_HOURS)
+
+
 @pytest.mark.parametrize("more", [
     {"name": "a; rm -rf"}, {"name": ""}, {"partition": "a b"}, {"hours": 0}, {"memory_gb": 0}, {"cpus": 0},
-    {"gpus": -1},
+    {"gpus": -1}, {"hours": 337},
 ])  # fmt: skip
 def test_what_slurm_would_not_take_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(BadInput):

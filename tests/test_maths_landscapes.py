@@ -200,6 +200,33 @@ def test_what_is_no_minimum_or_has_not_mixed_is_not_believed() -> None:
     assert learning_coefficient.r_hat(torch.randn(4, 4000, generator=dice())) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize(("value", "acceptance", "mixed", "widest", "trouble"), [
+    (1.0, 0.6, 1.1, False, ""), (1.0, 0.6, 1.21, False, "not mixed: R-hat 1.21"),
+    (1.0, 0.6, math.nan, False, "not mixed"),
+    (1.0, 0.29, 1.0, False, "acceptance 0.29"), (1.0, 0.29, 1.0, True, "acceptance 0.29"),
+    (1.0, 0.995, 1.0, False, "acceptance 0.9"), (1.0, 0.995, 1.0, True, ""),
+    (-0.1, 0.6, 1.0, False, "negative"), (math.inf, 0.6, 1.0, False, "the chains left"),
+])  # fmt: skip
+def test_what_is_refused_and_why(value: float, acceptance: float, mixed: float, widest: bool, trouble: str) -> None:
+    found = learning_coefficient._trouble(value, acceptance, mixed, widest)
+    assert found.startswith(trouble) and bool(found) == bool(trouble)
+
+
+def test_chains_that_lie_apart_are_refused_by_their_own_losses() -> None:
+    apart = 1 + torch.arange(4.0)[:, None] + 0.01 * torch.randn(4, 100, generator=dice())
+    assert learning_coefficient._told(apart, 0.6, 1.0, 0.1, False).trouble.startswith("not mixed: R-hat")
+    mixed = 1 + 0.1 * torch.randn(4, 1000, generator=dice())
+    assert learning_coefficient._told(mixed, 0.6, 1.0, 0.1, False).trouble == ""
+
+
+def test_a_slopes_interval_holds_both_neighbours_errors_at_students_quantile() -> None:
+    """Relative errors .3 and .4 add up to .5 in ln lambda; 2.7764 at 97.5 % for 5 chains, over an ln gamma of 2."""
+    one, two = learning_coefficient.slopes(np.exp([0.0, 2.0, 4.0]), np.exp([3.0, 1.0, 1.0]),
+                                           np.exp([3.0, 1.0, 1.0]) * [0.3, 0.4, 0.0], 5)  # fmt: skip
+    assert one == pytest.approx((-1, -1 - 0.25 * 2.7764, -1 + 0.25 * 2.7764), abs=1e-4)
+    assert two == pytest.approx((0, -0.2 * 2.7764, 0.2 * 2.7764), abs=1e-4)
+
+
 # ---------------------------------------------------------------- implicit bias
 
 

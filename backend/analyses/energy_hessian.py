@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._curving import names_of, parts_of, size_of
+from backend.analyses._curving import Curved, names_of, parts_of, size_of
 from backend.analyses._denoising import Denoising, levels_of, plan_products
 from backend.analyses._energy import FEWER
 from backend.analyses._spectrum import (
@@ -115,7 +115,7 @@ def _table(
 
 
 def _module(
-    surface: Denoising, names: list[str], params: EnergyHessianParams, told: Callable[[int], None]
+    surface: Curved, names: list[str], params: EnergyHessianParams, told: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """Return trace and both ends of a module's diagonal block."""
     from backend.maths import curvature

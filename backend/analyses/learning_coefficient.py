@@ -5,8 +5,9 @@ lambda = n beta (E[L] - L(w*)), beta = 1 / log n, n predicted tokens, the mean o
 directions do not matter. Sampled by `chains` chains of Metropolis-adjusted Langevin steps (exact at any step size);
 [low, high] is the 95 % t interval over chains. It is of these rows, and of gamma (`localisation`): of a quadratic loss
 with curvatures h it is the sum of n beta h / (2 (n beta h + gamma)), so compare at one gamma only, and scan it: `scan`
-asks at a tenth to ten times of it, five times the work. A plateau, where the slope d ln lambda / d ln gamma between
-neighbours is within 0.1 of 0 with its interval, is a property of the loss; a slope of -1 is the localiser's own.
+asks at a tenth to ten times of it, five times the work, each gamma with a seed of its own. A plateau, where the slope
+d ln lambda / d ln gamma between neighbours (of those asked: none beyond a refused one) is within 0.1 of 0 with its
+interval, is a property of the loss where there is one alone; a slope of -1 is the localiser's own.
 
 An estimate is refused (NULL, with the reason and the knob in `trouble`) where chains have not mixed (R-hat of the loss
 above 1.2), acceptance is out of hand, or it is negative: then w* is no minimum. The trace plot shows every chain.
@@ -19,6 +20,7 @@ coefficient; Hoogland et al. (2024), The developmental landscape of in-context l
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Any, Literal
 
@@ -35,6 +37,7 @@ from backend.errors import BadInput
 from backend.figures import CATEGORIES, NULL_GREY, Line, bars, level, lines
 
 SCAN = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)  # times the localisation
+APART = 10**8  # between the seeds of neighbouring localisations; a generator knows 32 bits, a seed has 31
 FLAT = 0.1  # |d ln lambda / d ln gamma| of a plateau
 FREE = 12  # draws from the localiser alone
 KNOBS = {
@@ -54,11 +57,11 @@ class LearningCoefficientParams(Params):
     draws: int = Field(100, ge=10, le=100_000, description="draws of each chain that are kept")
     burn: int = Field(40, ge=10, le=100_000, description="steps before, in which the step size is tuned")
     rows_used: int = Field(8, ge=1, le=1024, description="rows of the corpus that the loss is the mean over, at most")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the chains")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the chains; in a scan of the middle ones")
 
 
 @analysis(
-    version=2, group="Spectra",
+    version=3, group="Spectra",
     title="Learning coefficient", asks="How degenerate is the minimum that training found?",
     subject=Corpus, params=LearningCoefficientParams, needs=["gradients"],
     axes=[Axis("localisation", "gamma", kind="float"), Axis("chain", "chain"), Axis("draw", "draw after burn-in")],
@@ -83,9 +86,9 @@ def learning_coefficient(
     """Return one row per (localisation, chain, draw)."""
     losses = _at_weights.Losses(model, _at_weights.used(subject, params.rows_used))
     frames, gammas = [], gammas_of(params)
-    for i, gamma in enumerate(gammas):
+    for i, (gamma, seed) in enumerate(zip(gammas, seeds_of(params), strict=True)):
         told = _part(progress, i, len(gammas), gamma)
-        held = params.model_copy(update={"localisation": gamma})
+        held = params.model_copy(update={"localisation": gamma, "seed": seed})
         frames.append(_sampled(losses, held, told).assign(localisation=gamma))
     declared: Any = learning_coefficient
     return pd.concat(frames, ignore_index=True)[[c.name for c in (*declared.axes, *declared.values)]]
@@ -94,6 +97,12 @@ def learning_coefficient(
 def gammas_of(params: LearningCoefficientParams) -> list[float]:
     """Return the localisations that are asked about, ascending."""
     return [params.localisation * times for times in (SCAN if params.scan == "yes" else (1.0,))]
+
+
+def seeds_of(params: LearningCoefficientParams) -> list[int]:
+    """Return the seed of each localisation: that asked for where it alone is asked about, and of a scan's middle."""
+    n = len(gammas_of(params))
+    return [params.seed + APART * ((i - n // 2) % n) for i in range(n)]
 
 
 def _part(progress: Progress, turn: int, of: int, gamma: float) -> Progress:
@@ -187,29 +196,71 @@ def work(card: ModelCard, subject: Corpus, params: LearningCoefficientParams) ->
 
 
 def plateau(table: pd.DataFrame) -> str:
-    """Say in words over which localisations the estimate is flat, where a scan tells; '' without one."""
-    from backend.maths import learning_coefficient as maths
+    """Say in words over which neighbouring localisations the estimate is flat, where a scan tells; '' without one.
 
+    None reaches beyond a refused localisation; of several plateaus each is named, and whether they agree.
+    """
     each = table.groupby("localisation").first()
     if len(each) < 2:
         return ""
-    told = each[each["trouble"] == ""]
-    if len(told) < 2:
-        return f"No plateau can be told: {len(each) - len(told)} of {len(each)} localisations are refused."
-    chains = int(table["chain"].nunique())
-    slopes = maths.slopes(told.index.to_numpy(float), told["estimate"].to_numpy(float),
-                          told["estimate_se"].to_numpy(float), chains)  # fmt: skip
-    flat = [max(abs(low), abs(high)) <= FLAT for _, low, high in slopes]
-    if any(flat):
-        at = flat.index(True)
-        end = at + (flat[at:] + [False]).index(False)
-        span = f"gamma {told.index[at]:.3g} to {told.index[end]:.3g}"
-        return f"Plateau from {span}, lambda {told['estimate'].iloc[at]:.3g}."
-    middle, low, high = min(slopes, key=lambda slope: abs(slope[0]))
-    known = "None is flat" if all(min(abs(a), abs(b)) > FLAT and a * b > 0 for _, a, b in slopes) else "Not resolved"
-    more = "lambda says as much of gamma as of the loss" if known == "None is flat" else "more chains or draws"
+    fine, chains = [not trouble for trouble in each["trouble"]], int(table["chain"].nunique())
+    refused = f"{fine.count(False)} of {len(each)} localisations are refused"
+    slopes = {i: _slope(each, i, i + 1, chains) for i in range(len(each) - 1) if fine[i] and fine[i + 1]}
+    if not slopes:
+        return f"No plateau can be told: {refused}{', no two neighbours are left' * (fine.count(True) > 1)}."
+    spans = _spans([i for i, slope in slopes.items() if _within(slope)])
+    if spans:
+        said = [f"from gamma {each.index[start]:.3g} to {each.index[end]:.3g}, lambda {_mean(each, start, end):.3g}"
+                for start, end in spans]  # fmt: skip
+        across = [_slope(each, first[1], second[0], chains) for first, second in itertools.pairwise(spans)]
+        return f"Plateau{'s' * (len(spans) > 1)} {'; '.join(said)}.{_agreeing(across)}"
+    middle, low, high = min(slopes.values(), key=lambda slope: abs(slope[0]))
+    steep = all(_beyond(slope) for slope in slopes.values())
+    known = f"None is flat{f' of those told ({refused})' * (False in fine)}" if steep else "Not resolved"
+    more = "lambda says as much of gamma as of the loss" if steep else "more chains or draws"
     return (f"{known}: the flattest slope of ln lambda by ln gamma is {middle:.2g}, 95 % [{low:.2g}, {high:.2g}] "
             f"(0: a plateau, -1: the localiser alone): {more}.")  # fmt: skip
+
+
+Slope = tuple[float, float, float]
+
+
+def _slope(each: pd.DataFrame, start: int, end: int, chains: int) -> Slope:
+    """Return slope and interval of ln lambda by ln gamma between two localisations."""
+    from backend.maths import learning_coefficient as maths
+
+    two = each.iloc[[start, end]]
+    values, errors = (two[name].to_numpy(float) for name in ("estimate", "estimate_se"))
+    return maths.slopes(two.index.to_numpy(float), values, errors, chains)[0]
+
+
+def _within(slope: Slope) -> bool:
+    return max(abs(slope[1]), abs(slope[2])) <= FLAT
+
+
+def _beyond(slope: Slope) -> bool:
+    return min(abs(slope[1]), abs(slope[2])) > FLAT and slope[1] * slope[2] > 0
+
+
+def _spans(flat: list[int]) -> list[tuple[int, int]]:
+    """Return (first, last localisation) of each run of flat steps; step i leads from localisation i to i + 1."""
+    spans: list[tuple[int, int]] = []
+    for i in flat:
+        spans = [*spans[:-1], (spans[-1][0], i + 1)] if spans and spans[-1][1] == i else [*spans, (i, i + 1)]
+    return spans
+
+
+def _mean(each: pd.DataFrame, start: int, end: int) -> float:
+    return float(each["estimate"].iloc[start : end + 1].mean())
+
+
+def _agreeing(across: list[Slope]) -> str:
+    """Say whether plateaus agree, by the slopes from each to the next; '' for one."""
+    if not across:
+        return ""
+    if any(_beyond(slope) for slope in across):
+        return " They disagree: which is the loss's own is not known."
+    return " They agree." if all(map(_within, across)) else " Whether they agree is not resolved: more chains or draws."
 
 
 def asked_about(table: pd.DataFrame) -> pd.DataFrame:
