@@ -16,7 +16,6 @@ from app.links import link
 from app.run_groups import group_of
 from app.subject import FIRST_ENERGY, family_of, openable, short_name
 from backend.errors import PhasescopeError
-from backend.settings import Settings
 
 LOOK = 1.0  # s between two looks while something runs
 OPEN = ("missing", "failed")  # states in which running it makes sense
@@ -228,9 +227,9 @@ def _commands(house: Any, places: Sequence[Any], about: Any, params: Any) -> Non
         if not lines:
             st.caption("No model is open yet.")
             return
-        if (runs := house.settings.runs) != Settings.model_fields["runs"].default:
+        if runs := house.settings.runs_elsewhere:
             st.caption(f"Your runs lie elsewhere than usual: in a shell say first "
-                       f"`export PHASESCOPE_RUNS={shlex.quote(str(runs))}`; the script says it itself.")  # fmt: skip
+                       f"`export PHASESCOPE_RUNS={shlex.quote(runs)}`; the script says it itself.")  # fmt: skip
         st.code("\n".join(shlex.join(line) for line in lines), language="bash", height=220)
         cells = st.columns(5)
         partition = cells[0].text_input("Partition", placeholder="the cluster's default")

@@ -296,7 +296,8 @@ def _job_script(args: argparse.Namespace) -> str:
     at = next(i for i, w in enumerate(typed) if w.startswith("--sb") and "--sbatch".startswith(w.partition("=")[0]))
     del typed[at : at + (1 if "=" in typed[at] else 2)]
     out = [] if args.out else ["--out", f"{args.analysis}.parquet"]
-    text = slurm.script([[*slurm.PYTHON, *typed, *out]], args.analysis)
+    text = slurm.script([[*slurm.PYTHON, *typed, *out]], args.analysis,
+                        runs=settings_room.load().runs_elsewhere)  # fmt: skip
     try:
         Path(args.sbatch).expanduser().write_text(text, encoding="utf-8")
     except OSError as error:

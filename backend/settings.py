@@ -44,6 +44,11 @@ class Settings(BaseModel):
         8.0, gt=0, description="size of kept results; the least recently used leave, pinned ones stay"
     )
 
+    @property
+    def runs_elsewhere(self) -> str:
+        """The folder of runs where it is not the usual one, else ""."""
+        return "" if self.runs == Settings.model_fields["runs"].default else str(self.runs)
+
 
 def load(environ: dict[str, str] | None = None) -> Settings:
     """Read the settings. Raises BadInput that names the variable, its value and its range."""

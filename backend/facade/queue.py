@@ -12,7 +12,7 @@ from backend.contract import Analysis, Corpus, ModelCard, Problems, Prompt, Subj
 from backend.errors import PhasescopeError, Unfit
 from backend.facade.asking import Asking
 from backend.facade.work import Work
-from backend.settings import SHIPPED_RUNS, Settings
+from backend.settings import SHIPPED_RUNS
 
 #: written by `make experiments-energy`
 CLAIMS = SHIPPED_RUNS / "energy-claims.json"
@@ -138,9 +138,7 @@ class Queue(Work, Asking):
 
     def job_script(self, commands: Sequence[Sequence[str]], **more: Any) -> str:
         """Return the text of a SLURM script that runs these commands on this house's runs, see `slurm.script`."""
-        runs = self.settings.runs
-        elsewhere = "" if runs == Settings.model_fields["runs"].default else str(runs)
-        return slurm.script(commands, **{"runs": elsewhere, **more})
+        return slurm.script(commands, **{"runs": self.settings.runs_elsewhere, **more})
 
 
 def flags(subject: Subject) -> dict[str, Any]:
