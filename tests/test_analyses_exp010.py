@@ -43,6 +43,28 @@ def test_the_share_of_a_singular_direction_is_that_of_the_answer(tmp_path):
     told = _annealed.directions(((u * s[:, None]) @ vt).flatten(1), some)
     assert told == pytest.approx({"coarse": 0.5, "fine": 0.25})
     assert _annealed.settled(np.array([1.0, 0.95, 0.8, 0.99])) == 1 and _annealed.settled(np.ones(4)) == 3
+    assert _annealed.settled(np.array([1.0, 0.91, 0.89])) == 1, "a tenth of the last one off, no more"
+
+
+def test_a_jump_is_made_at_its_own_level_and_starts_spread_as_their_standard_deviation(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 6)
+    for k, row in enumerate(_annealed.trivial(model, some)):
+        noise = model.net.gradient(some.x, some.noise, torch.full((6,), k))
+        y = (some.noise - float(model.schedule.sigma[k]) * noise) / float(model.schedule.abar[k]) ** 0.5
+        assert row["one_jump"] == pytest.approx(float((y.clamp(-2, 2) - some.y).square().mean()), rel=1e-5), k
+    told = _annealed.chosen(model, some, 3, 1, 0)
+    others = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1)).double()
+    runs = [_annealed.infer(model, some.x, start, 1).solutions.numpy() for start in (some.noise, *others)]
+    spread = np.sqrt(np.var(runs, axis=0, ddof=1).mean((1, 2)))
+    np.testing.assert_allclose([row["spread"] for row in told], spread, rtol=1e-6)
+
+
+def test_a_gain_that_every_problem_has_alike_has_no_width():
+    plain = np.array([1.0, 2, 4, 8, 16, 32])
+    told = _annealed.error(0.75 * plain, plain, 0)
+    assert [told[f"gain{e}"] for e in ("", "_low", "_high")] == pytest.approx([0.25] * 3)
+    assert told["mse_low"] < told["mse"] < told["mse_high"]
 
 
 def test_what_every_problem_does_alike_has_no_interval_and_what_half_do_otherwise_has_one(tmp_path):

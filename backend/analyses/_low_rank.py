@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.contract import Matrices, ModelCard, Params
+from backend.contract import Claim, Matrices, ModelCard, Params
 from backend.errors import Unfit
 from backend.figures import NULL_GREY, Line
 
@@ -76,6 +77,12 @@ def spanned(low: float, mid: float, high: float) -> str:
 def has_rank(tail: float) -> bool:
     """Say whether solutions with this median s_(r+1) / s_r have rank r."""
     return tail < TOLD
+
+
+def judged(claims: list[Claim], tail: float) -> list[Claim]:
+    """Return claims on the manifold of rank r; where the solutions have not that rank (median s_(r+1) / s_r), they lie
+    on no such manifold, and nothing is said of it."""
+    return claims if has_rank(tail) else [replace(c, verdict="cannot be tested here") for c in claims]
 
 
 def rank_words(tail: float, rank: int) -> str:

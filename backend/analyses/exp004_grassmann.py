@@ -11,7 +11,8 @@ more than turning (isotropic: one half). Then the energy along the geodesic of b
 singular values kept, beside the straight line, whose middle has rank 2r, and that line rescaled to the geodesic's norm.
 
 Ground truth: for an energy of dist^2 / 2 the correlation with dist^2 is 1, raw and partial, turning and geodesic cost
-nothing. Control: a task without low rank (inverse), where the partial correlations should vanish.
+nothing. Control: a task without low rank (inverse), where the partial correlations should vanish; that raising the rank
+costs more and that the geodesic is a valley is judged only where the solutions have the rank.
 Means, shares and correlations with bootstrap intervals over problems (points of a problem stay together).
 Source: Edelman, Arias and Smith (1998), The geometry of algorithms with orthogonality constraints; Vandereycken (2013),
 Low-rank matrix completion by Riemannian optimization.
@@ -92,18 +93,19 @@ def _told(row: pd.Series) -> str:
 def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     """Do the correlations outlive the size, does raising the rank cost more, is the geodesic a valley?"""
     size, share = _at(table, "size"), _at(table, "cost more overall")
-    has = _low_rank.rank_words(float(_at(table, "tail").value), view.params.get("rank", 1))
+    tail = float(_at(table, "tail").value)
+    has = _low_rank.rank_words(tail, view.params.get("rank", 1))
     claims = [_correlation(table, a, size) for a in ("angle", "distance")]
     own, line = _at(table, "geodesic middle"), _at(table, "rescaled middle")
-    return [
-        *claims,
+    of_rank = [
         Claim("raising the rank costs more energy than turning as far (level 0)", "isotropic energy: half of the time",
               f"share of problems, all sizes: {_told(share)}; {has}", "holds" if share.low > 0.6 else "fails"),
         Claim("the geodesic of low-rank matrices is a valley between solutions' spaces (level 0)",
               f"the straight line at the same norm: its middle lies {_told(line)} above its ends",
-              f"geodesic: {_told(own)}; straight line: {_told(_at(table, 'straight middle'))}",
+              f"geodesic: {_told(own)}; straight line: {_told(_at(table, 'straight middle'))}; {has}",
               "holds" if own.high < line.low else "fails"),
     ]  # fmt: skip
+    return [*claims, *_low_rank.judged(of_rank, tail)]
 
 
 def _correlation(table: pd.DataFrame, measure: str, size: pd.Series) -> Claim:

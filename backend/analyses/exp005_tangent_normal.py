@@ -10,14 +10,13 @@ Ground truth: isotropic curvature gives rho = 1; where x decides y the ideal ene
 and normal spaces of another problem's solution at the same Hessian (rho about 1); for gradients the noise. Trivial
 baseline: the counted dimensions. Exact in the dtype of the model; the median over problems has the distribution-free
 interval of order statistics. Where the tangent curvature is not positive rho is absent from the table, and counted as
-above every other in the median if the normal curvature is positive.
+above every other in the median if the normal curvature is positive; so is the null's.
 Source: Vandereycken (2013), Low-rank matrix completion by Riemannian optimization, section 2; Du, Mao and Tenenbaum
 (2024), Learning Iterative Reasoning through Energy Diffusion.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +40,7 @@ class TangentParams(_low_rank.RankParams):
 
 
 @analysis(
-    version=1, group="Energy landscapes",
+    version=2, group="Energy landscapes",
     title="EXP-005 Along and across low rank",
     asks="Does the energy bend more across the matrices of rank r than along them, dimension by dimension?",
     subject=Problems, params=TangentParams,
@@ -51,6 +50,7 @@ class TangentParams(_low_rank.RankParams):
         Value("tangent_curvature", "tr P_T H / dim T: mean curvature along it"),
         Value("rho", "normal over tangent curvature; 1 where isotropic; absent where the tangent one is not positive"),
         Value("rho_other", "the same with the spaces of another problem's solution: the null"),
+        Value("normal_other", "tr P_N H / dim N with those spaces; positive where rho_other is absent: unbounded"),
         Value("gradient_ratio", "|P_N g| / |P_T g| of the gradient, as the original study has it"),
         Value("noise_ratio", "|P_N e| / |P_T e| of the noise e that was added to this very solution: its null"),
         Value("noise_line", "sqrt(dim N / dim T): the ratio of white noise by counting dimensions"),
@@ -93,7 +93,8 @@ def _level(model: Energies, problems: Matrices, params: TangentParams, k: int) -
         rho, other = (np.where(t > 0, a / t, np.nan) for t, a in ((bend[:, 0], bend[:, 1]), (bend[:, 2], bend[:, 3])))
     return pd.DataFrame({
         "level": k, "problem": np.arange(n), "normal_curvature": bend[:, 1], "tangent_curvature": bend[:, 0],
-        "rho": rho, "rho_other": other, "gradient_ratio": _ratio(slope, problems, rank, side),
+        "rho": rho, "rho_other": other, "normal_other": bend[:, 3],
+        "gradient_ratio": _ratio(slope, problems, rank, side),
         "noise_ratio": _ratio(problems.noise, problems, rank, side),
         "noise_line": low_rank.noise_ratio(side, side, rank), "rank_tail": _low_rank.tails(problems, rank),
     })  # fmt: skip
@@ -135,6 +136,11 @@ def _rho(rows: pd.DataFrame) -> np.ndarray:
     return np.where(rows.rho.isna() & (rows.normal_curvature > 0), np.inf, rows.rho)
 
 
+def _rho_other(rows: pd.DataFrame) -> np.ndarray:
+    """Return the same of another solution's spaces, the null."""
+    return np.where(rows.rho_other.isna() & (rows.normal_other > 0), np.inf, rows.rho_other)
+
+
 def _ranked(rows: pd.DataFrame) -> str:
     """Say what share of points has no positive tangent curvature and is ranked as infinite, and the median without."""
     from backend.maths.ranks import median_interval
@@ -152,7 +158,7 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     sharp = table[table.level == table.level.min()]
     line, noise = float(sharp.noise_line.iloc[0]), float(sharp.noise_ratio.median())
     ratio, rho = median_interval(sharp.gradient_ratio.to_numpy()), median_interval(_rho(sharp))
-    other = median_interval(sharp.rho_other.dropna().to_numpy()) if sharp.rho_other.notna().any() else (1.0, 1.0, 1.0)
+    other = median_interval(_rho_other(sharp))
     tail = float(table.rank_tail.median())
     told = _low_rank.rank_words(tail, view.params.get("rank", 1))
     claims = [
@@ -164,11 +170,10 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
         Claim("the energy is stiffer across the manifold than along it, by dimension (rho > 1.25, level 0)",
               f"isotropic curvature gives 1; another solution's spaces {_low_rank.spanned(*other)}",
               f"rho {_low_rank.spanned(*rho)}; {_ranked(sharp)}; {told}",
-              "fails" if not rho[0] > _low_rank.MORE else "holds" if rho[0] > other[2] else "met by its null"),
+              "cannot be tested here" if np.isnan([rho, other]).any() else "fails" if not rho[0] > _low_rank.MORE else
+              "holds" if rho[0] > other[2] else "met by its null"),
     ]  # fmt: skip
-    if _low_rank.has_rank(tail):
-        return claims
-    return [replace(c, verdict="cannot be tested here") for c in claims]  # the solutions lie on no such manifold
+    return _low_rank.judged(claims, tail)
 
 
 # ---------------------------------------------------------------- figures
@@ -178,7 +183,7 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
 def ratio(table: pd.DataFrame, view: View) -> Any:
     """Median over problems with its interval; 1 is isotropic; beside it another solution's spaces."""
     curves = [_low_rank.medians(table, _rho, "rho, own solution"),
-              _low_rank.medians(table, "rho_other", "another solution's spaces"),
+              _low_rank.medians(table, _rho_other, "another solution's spaces"),
               _low_rank.level_line(table, 1.0, "isotropic")]  # fmt: skip
     figure = lines(curves, x_title=_low_rank.X_LEVEL, y_title="normal / tangent curvature")
     positive = np.concatenate([np.asarray(c.low, float) for c in curves[:2]])
