@@ -118,16 +118,17 @@ def test_every_problem_costs_its_films(tmp_path):
 
 
 def test_film_is_needed_only_beyond_zero_and_beyond_a_random_move():
-    def verdict(d, se=0.01, null=0.0, n=500, smooth=0.0):
-        rows = [{"level": k, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d if i == 2 else 0.0,
+    def verdict(d, se=0.01, null=0.0, n=500, smooth=0.0, other=0.0):
+        rows = [{"level": k, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d if i == 2 else other,
                  "d_mse_se": se, "d_mse_null": null, "d_mse_null_se": se, "problems": n}
                 for k, d in enumerate((d, smooth)) for i in range(4)]  # fmt: skip
         return code._film_claim(pd.DataFrame(rows)).verdict
 
     assert verdict(0.1) == "holds" and verdict(0.1, null=0.09) == verdict(0.1, null=0.3) == "met by its null"
-    assert verdict(0.1, smooth=-1.0) == "holds" and verdict(0.0, smooth=1.0) == "fails", "of level 0"
-    assert verdict(0.1, n=2) == verdict(0.02, n=500) == "fails", "two problems are 25 standard errors"
-    assert verdict(0.02) == verdict(-0.1) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
+    assert verdict(0.1, smooth=-1.0) == "holds" and verdict(-0.1, smooth=1.0, other=-0.2) == "fails", "of level 0"
+    told = verdict(0.1, n=2), verdict(0.2, n=2), verdict(0.02), verdict(0.0)
+    assert set(told) == {"cannot be tested here"}, "an interval that reaches 0; of two problems 25 standard errors"
+    assert verdict(0.0, se=0.0) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
 
 
 def test_effective_units_are_those_of_equal_effect():

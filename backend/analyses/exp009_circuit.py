@@ -277,7 +277,8 @@ def _film_claim(table: pd.DataFrame) -> Claim:
                  "where the level says nothing",
                  f"error {best.d_mse:+.2g} +- {half:.1g}, energy {best.d_energy:+.2g}; "
                  f"{_film.PARTS[int(best['index'])]}, the larger of two layers",
-                 "fails" if low <= 0 else "holds" if low > null else "met by its null")  # fmt: skip
+                 "fails" if best.d_mse + half <= 0 else "cannot be tested here" if low <= 0 else
+                 "holds" if low > null else "met by its null")  # fmt: skip
 
 
 def _first_claim(table: pd.DataFrame) -> list[Claim]:
