@@ -8,6 +8,7 @@ the lowest rank that fits (depth 2 and 3), depth 1 leaves what is not shown. Two
 without them no method could tell a matrix of rank 1. At the sizes of the CPU presets few entries are shown for each
 free number of a matrix of low rank: below 2 no depth is reliable, and the page says that it is too small to tell.
 
+Answers smaller than a tenth of the solutions are about 0: their rank is that of a residue, and says nothing.
 Targets: for completion the problems themselves with their own masks, for rank1 their solutions, else random matrices
 of rank `rank`. Null of the answers' rank: the solutions' own, and white noise of this size, from which inference
 starts. Trivial baseline: the best linear map of x. Ground truth: factorisation recovers a matrix of low rank (tests).
@@ -255,10 +256,10 @@ def _fallen(first: Any, model: Any, truth: Any) -> Any:
     least, most = truth.rank_low * (1 - SAME), truth.rank_high * (1 + SAME)
     if first.effective_rank <= model.effective_rank or model.rank_low > most:
         return "fails"
-    if model.rank_low > least:
-        return "met by its null"  # as low as the solutions
-    fallen, lower = model.rank_high < first.rank_low, model.rank_high < least
-    return "holds" if fallen and lower else "cannot be tested here"
+    if model.rank_high >= first.rank_low:
+        return "cannot be tested here"
+    lower, alike = model.rank_high < least, model.rank_low > least  # as low as the solutions
+    return "holds" if lower else "met by its null" if alike else "cannot be tested here"
 
 
 def _residue(model: Any) -> str:

@@ -15,7 +15,8 @@ effects). `share` says which layer's bend makes the Hessian: its trace over that
 Gauss-Newton part); shares are signed and add to 1. First layer, addition only: cosine of the weights of a_i and b_i,
 null: other pairs. FiLM, per layer: what energy and error gain where the level's (gain, bias) is set to its mean over
 the levels, or to the identity; control: moved as far in a random direction, another for each problem.
-Exact but for the errors over problems. Cost: a Hessian of [x, y] per problem and level, and per level a gradient for
+Exact but for the errors over problems; intervals are Student's t, the best level's corrected for the looks at all.
+Cost: a Hessian of [x, y] per problem and level, and per level a gradient for
 every unit and ablated problem.
 Source: Krantz and Parks (2002), The Implicit Function Theorem; Morcos et al. (2018), On the importance of single
 directions; backend/models/energy_net.py for the Hessian by layers.
