@@ -8,7 +8,8 @@ plane, scaled to each level; how far it lies from the plane is said beside it.
 Check at the centre: the second difference along u, in float64, is u'Hu of the exact Hessian. Ground truth: on a
 quadratic y'Ay/2 the slice on eigenvectors is (l1 a^2 + l2 b^2)/2, ellipses with axes in the ratio sqrt(l1 / l2); where
 x decides y an ideal energy is a round bowl of curvature 1/sigma in every plane, without any learning. Null: a random
-plane, drawn on the same scale. Of the two largest eigenvalues none is the floor of a valley: that asks another plane. Trivial baseline of the path: the straight line from its first guess to its answer.
+plane, drawn on the same scale. Of the two largest eigenvalues none is the floor of a valley: that asks another plane.
+Trivial baseline of the path: the straight line from its first guess to its answer.
 Exact in the dtype of the model; of one problem, so without an interval. The problem's matrices are kept to look at.
 Source: Li et al. (2018), Visualizing the loss landscape of neural nets; Du, Mao and Tenenbaum (2024), Learning
 Iterative Reasoning through Energy Diffusion, algorithm 2.
