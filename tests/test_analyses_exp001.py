@@ -116,6 +116,12 @@ def test_the_trace_is_judged_by_its_interval_and_its_order(implied, true, mean, 
     assert f"{(np.asarray(implied) < 0).mean():.0%}" in level0.value
 
 
+def test_an_order_that_could_be_chance_is_none():
+    table = table_of((6.0, 1.0), (1 / 6, 1.0), TRUE[[3, 5, 0, 6, 1, 2, 7, 4]], TRUE[:8])
+    ranked = EXP.judge(table, None)[2]
+    assert ranked.verdict == "cannot be tested here" and float(ranked.value.split()[2]) > 0
+
+
 def test_the_condition_number_is_largest_over_smallest(tmp_path):
     table = ask(tiny_energy(tmp_path), problems(tiny_energy(tmp_path), 3))
     known = table.condition.notna()

@@ -11,7 +11,7 @@ from backend.analyses import exp007_implicit_bias as code
 from backend.analyses import registry
 from backend.contract import View
 from backend.errors import BadInput
-from backend.maths import factorisation
+from backend.maths import annealed_inference, factorisation
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
 
@@ -56,15 +56,30 @@ def test_a_rank_that_the_matrices_cannot_have_is_refused(tmp_path):
 
 
 def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them():
-    rows = {who: {"effective_rank": 4.0, "rank_low": 3.9, "rank_high": 4.1, "hidden_error": 0.2}
+    rows = {who: {"effective_rank": 4.0, "rank_low": 3.99, "rank_high": 4.01, "hidden_error": 0.2, "size": 1.0,
+                  "targets_error": 0.5, "matrices": 2}
             for who in ("model", "truth", "noise", "linear", "depth 1", "depth 2", "depth 3")}  # fmt: skip
     last = pd.DataFrame(rows).T
 
-    def falls(rank):
-        last.loc["model", "effective_rank"] = rank
-        return code._falls(last, last.loc["model"]).verdict
+    def falls(rank, half=0.01, size=1.0, first=6.0):
+        last.loc["model", ["effective_rank", "rank_low", "rank_high", "size"]] = [rank, rank - half, rank + half, size]
+        start = pd.Series({"effective_rank": first, "rank_low": first - half, "rank_high": first + half})
+        return code._falls(last, start)
 
-    assert [falls(r) for r in (3.7, 3.9, 4.1, 4.3)] == ["holds", "met by its null", "met by its null", "fails"]
+    asked = [falls(r).verdict for r in (3.7, 3.9, 4.1, 4.3)]
+    assert asked == ["holds", "met by its null", "met by its null", "fails"]
+    assert falls(3.7, first=3.7).verdict == falls(3.7, first=3.5).verdict == "fails", "it does not fall"
+    assert falls(3.9, first=3.91).verdict == "cannot be tested here"
+    assert falls(3.7, 0.2).verdict == falls(3.7, first=3.71).verdict == "cannot be tested here", "within the interval"
+    assert falls(3.7, float("nan")).verdict == "cannot be tested here", "one matrix"
+    nothing = falls(3.7, size=0.0084)
+    assert nothing.verdict == "cannot be tested here" and "about 0 (0.8%" in nothing.value
+    falls(4.0)
+
+    view = View(card={"energy": {"task": "rank1", "side": 5, "rank": 1}})
+    for rank, error, verdict in ((4.0, 0.05, "holds"), (4.0, 0.5, "fails"), (4.3, 0.05, "fails"), (4.3, 0.5, "fails")):
+        last.loc["model", ["effective_rank", "error"]] = [rank, error]
+        assert code._average(last, view)[0].verdict == verdict, "of low rank, and fits"
 
     last.loc["target", ["effective_rank", "hidden_error"]] = [4.0, 0.0]
     view = View(card={"energy": {"task": "inverse", "side": 5, "rank": 1}}, params={"rank": 1})
@@ -73,10 +88,50 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
     assert code._depth(last, small).verdict == "cannot be tested here" and "too small" in code._depth(last, small).value
     assert code._depth(last, large).verdict == "fails" and "too small" not in code._depth(last, large).value
 
-    def completes(error, best):
-        last.loc[["model", "depth 2"], "hidden_error"] = [error, best]
+    def depth(rank, error, flat=(9.0, 1.0)):
+        last.loc["depth 3", ["effective_rank", "hidden_error"]] = [rank, error]
+        last.loc["depth 1", ["effective_rank", "hidden_error"]] = flat
+        return code._depth(last, large).verdict
+
+    assert depth(4.0, 0.05) == "holds" and depth(4.0, 0.05, (4.0, 0.05)) == "met by its null"
+    assert depth(4.5, 0.05) == depth(4.0, 0.2) == depth(4.0, 0.2, (4.0, 0.05)) == "fails"
+    last.loc["depth 1", "hidden_error"] = last.loc["depth 3", "hidden_error"] = 0.2
+
+    last.loc["model", "hidden_error"] = 0.01  # of other matrices
+
+    def completes(error, best, linear=0.5):
+        last.loc["depth 2", "hidden_error"], last.loc["model", "targets_error"] = best, error
+        last.loc["linear", "targets_error"] = linear
         return code._completes(last)
 
     assert completes(0.1, 0.15)[0].verdict == "holds" and "depth 2" in completes(0.1, 0.15)[0].null
     assert completes(0.16, 0.15)[0].verdict == completes(0.3, 0.15)[0].verdict == "fails"
+    assert completes(0.1, 0.15, linear=0.09)[0].verdict == "met by its null", "a linear map does as well"
     assert completes(float("nan"), 0.15) == [], "nothing is hidden"
+
+
+def test_the_answers_are_those_of_five_steps_and_what_is_hidden_is_what_x_leaves_out(tmp_path):
+    model = tiny_energy(tmp_path, "float64", task="completion", side=4)
+    some, params = problems(model, 3), EXP.params(steps=10, targets=2)
+    hidden = code._hidden(some)
+    assert torch.equal(some.x[~hidden], some.y[~hidden]) and (some.x[hidden] == 0).all() and 0 < hidden.sum() < 48
+    target, shown = code._targets(some, params)
+    assert torch.equal(shown.flatten(1), ~hidden[:2]) and torch.equal(target.flatten(1), some.y[:2].double())
+    end = EXP.compute(model, some, params, quiet).query("level == 0").set_index("who").loc["model"]
+    five, none = (annealed_inference.infer(model.net, some.x, some.noise, model.schedule, n).solutions[0]
+                  for n in (5, 0))  # fmt: skip
+
+    def off(y, n):
+        return float((((y - some.y) * hidden)[:n].norm(dim=1) / (some.y * hidden)[:n].norm(dim=1)).mean())
+
+    assert end.error == pytest.approx(float(((five - some.y).norm(dim=1) / some.y.norm(dim=1)).mean()))
+    assert (end.hidden_error, end.targets_error) == pytest.approx((off(five, 3), off(five, 2)))
+    assert end["size"] == pytest.approx(float(five.norm() / some.y.norm())) and abs(off(five, 3) - off(none, 3)) > 1e-3
+
+
+def test_the_course_of_a_fit_is_the_mean_over_its_targets():
+    singular = torch.tensor([[[1.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    fit = factorisation.Fit(torch.eye(2), [0, 7], singular, torch.zeros(2, 2), torch.zeros(2, 2))
+    told = code._course(fit, EXP.params())
+    np.testing.assert_allclose(told["fit_rank"], [1.5, 1])
+    assert list(told["fit_step"]) == [0, 7] and told["fit_low"][0] == 1 and told["fit_high"][0] == 2

@@ -59,12 +59,17 @@ def test_the_jackknife_is_its_definition():
 def test_the_targets_are_the_noise_for_the_field_and_its_square_for_the_energy(tmp_path):
     model = tiny_energy(tmp_path, steps=(10,))
     some = problems(model, 6)
-    table = EXP.compute(model, some, EXP.params(shuffles=20), quiet)
+    few = EXP.params(shuffles=20)
+    table = EXP.compute(model, some, few, quiet)
     noise, y = some.noise.double(), _energy.noised(model, some, 3)
     targets = {"field": noise @ noise.T, "energy": torch.outer(noise.square().sum(1), noise.square().sum(1))}
     found = code.kernels(model.net, some.x, y, model.level(3, 6), EXP.params())
     for name, row in table[table.level == 3].set_index("kernel").iterrows():
         assert row.alignment == pytest.approx(tangent_kernel.alignment(found[name], targets[name]), rel=1e-6)
+        null = code.shuffled(found[name], some.noise.double() if name == "field" else noise.square().sum(1, True), few)
+        assert row.alignment_null_high == pytest.approx(np.quantile(null, 0.95), rel=1e-6) and np.ptp(null) > 0.01
+        null = code.shuffled(found[name], some.y.double(), few)
+        assert row.solution_null_high == pytest.approx(np.quantile(null, 0.95), rel=1e-6)
         solved = some.y.double() @ some.y.double().T
         assert row.solution_alignment == pytest.approx(tangent_kernel.alignment(found[name], solved), rel=1e-6)
     assert table.drift.isna().all() and table.kept.isna().all()
@@ -125,5 +130,9 @@ def test_what_the_verdicts_ask():
     assert verdicts(input_alignment=0.6)[:2] == ["met by its null"] * 2
     assert verdicts(alignment_null_high=0.6)[:2] == ["fails"] * 2
     assert verdicts(effective_rank=4.0)[2] == "fails"
-    assert verdicts(drift=0.9)[3] == verdicts(kept=0.99)[3] == "fails", "it must move, and not by its size alone"
+    assert verdicts(drift=0.9)[3] == verdicts(drift=0.9, kept=0.99)[3] == "fails"
+    assert verdicts(kept=0.99)[3] == "met by its null", "it must move, and not by its size alone"
+    for rank in (1.0, 9.0):
+        assert verdicts(effective_rank=rank, points=19)[2] == "cannot be tested here", "a tenth is about one mode"
+    assert verdicts(effective_rank=1.0, points=20)[2] == "fails"
     assert verdicts(drift=np.nan, kept=np.nan)[3] == "cannot be tested here"

@@ -9,6 +9,7 @@ import torch
 
 from backend.analyses import _energy, _energy_maps, _film, registry
 from backend.analyses import exp009_circuit as code
+from backend.contract import Problems
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
 
@@ -53,8 +54,14 @@ def test_a_unit_that_is_not_read_has_no_effect_and_another_has_that_of_its_weigh
     energy, error = _energy_maps.ablated(model, some, 3, 4, 0)
     assert (energy[5] == 0).all() and (error[5] == 0).all() and (abs(error[[0, 7]]) > 0).all()
     before = _energy.squared_error(_energy.guess(model, some, 3), some)
+    before_7 = model.net.fc2.weight[:, 7].clone()
     with torch.no_grad():
         model.net.fc2.weight[:, 7] = 0
+        gone = model.net(some.x, _energy.noised(model, some, 3), model.level(3, 4)).numpy()
+        model.net.fc2.weight[:, 7] = before_7
+        was = model.net(some.x, _energy.noised(model, some, 3), model.level(3, 4)).numpy()
+        model.net.fc2.weight[:, 7] = 0
+    np.testing.assert_allclose(energy[7], gone - was, rtol=1e-9)
     np.testing.assert_allclose(error[7], _energy.squared_error(_energy.guess(model, some, 3), some) - before, rtol=1e-9)
 
 
@@ -77,16 +84,51 @@ def test_a_modulation_that_is_not_there_has_no_effect_and_the_identity_is_the_ne
     chance = _film.moved(own, instead, 50, torch.Generator().manual_seed(0))
     torch.testing.assert_close(chance.norm(dim=1), torch.full((50,), 5.0))
     assert (chance[0] - chance[1]).norm() > 1
+    chance = _film.moved(instead, own, 50, torch.Generator().manual_seed(0))
+    torch.testing.assert_close((chance - instead).norm(dim=1), torch.full((50,), 5.0), msg="from where it was")
+
+
+def test_the_mean_over_levels_is_over_all_and_a_rise_is_what_is_gained(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 3)
+    y, films = _energy.noised(model, some, 4), [model.net.film(model.level(k, 3)) for k in range(10)]
+    found = _film.ablated(model, some, 4, 0)
+    for at, part in enumerate(("fc2: mean over levels", "fc3: mean over levels")):
+        mean = tuple(sum(f[at][i] for f in films) / 10 for i in range(2))
+        instead = tuple(mean if i == at else films[4][i] for i in range(2))
+        with torch.no_grad():
+            after, before = (model.net.run(some.x, y, model.level(4, 3), None, f).output.square().sum(1)
+                             for f in (instead, films[4]))  # fmt: skip
+        assert abs(after - before).min() > 1e-6
+        np.testing.assert_allclose(found[_film.PARTS.index(part)]["d_energy"], after - before, rtol=1e-6)
+
+
+def test_standard_errors_and_intervals_are_students():
+    np.testing.assert_allclose(code._se(np.array([[1.0, 0], [2, 0], [3, 0], [4, 8]])), [(5 / 12) ** 0.5, 2])
+    assert np.isnan(code._se(np.ones((1, 2)))).all()
+    assert code.half_widths(2) == pytest.approx(12.706, rel=1e-4) and code.half_widths(10**6, 2) == pytest.approx(
+        2.2414, rel=1e-4)  # fmt: skip
+    assert code.half_widths(3, 10) > code.half_widths(3, 2) > code.half_widths(3) and np.isnan(code.half_widths(1))
+
+
+def test_every_problem_costs_its_films(tmp_path):
+    card, params = tiny_energy(tmp_path).card, EXP.params(ablated=2)
+    rows = [sum(c.n * c.rows for c in EXP.work(card, Problems(n=n), params).calls if c.gradients) for n in (5, 6)]
+    assert rows[1] - rows[0] == 10 * (1 + 2 * 4), "ten levels; as it is, two layers twice, and each at random"
 
 
 def test_film_is_needed_only_beyond_zero_and_beyond_a_random_move():
-    def verdict(d, se=0.01, null=0.0):
-        rows = [{"level": 0, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d if i == 2 else 0.0,
-                 "d_mse_se": se, "d_mse_null": null, "d_mse_null_se": se} for i in range(4)]  # fmt: skip
+    def verdict(d, se=0.01, null=0.0, n=500, smooth=0.0, other=0.0):
+        rows = [{"level": k, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d if i == 2 else other,
+                 "d_mse_se": se, "d_mse_null": null, "d_mse_null_se": se, "problems": n}
+                for k, d in enumerate((d, smooth)) for i in range(4)]  # fmt: skip
         return code._film_claim(pd.DataFrame(rows)).verdict
 
     assert verdict(0.1) == "holds" and verdict(0.1, null=0.09) == verdict(0.1, null=0.3) == "met by its null"
-    assert verdict(0.02) == verdict(-0.1) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
+    assert verdict(0.1, smooth=-1.0) == "holds" and verdict(-0.1, smooth=1.0, other=-0.2) == "fails", "of level 0"
+    told = verdict(0.1, n=2), verdict(0.2, n=2), verdict(0.02), verdict(0.0)
+    assert set(told) == {"cannot be tested here"}, "an interval that reaches 0; of two problems 25 standard errors"
+    assert verdict(0.0, se=0.0) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
 
 
 def test_effective_units_are_those_of_equal_effect():
@@ -144,16 +186,19 @@ def test_the_first_layer_of_shares_is_gauss_newtons(tmp_path):
         assert told[i] == pytest.approx(float((trace[name] / sum(trace.values())).mean())), name
 
 
-def verdict_of_map(error, linear, n=4):
+def verdict_of_map(error, linear, n=4, levels=2):
     at = {"what": "problem", "null_error": 1.3}
     spread = np.linspace(-0.001, 0.001, n) if n > 1 else np.zeros(1)
     rows = [{"level": k, "index": i, **at, "error": error + s + 0.2 * k, "linear_error": linear}
-            for k in range(2) for i, s in enumerate(spread)]  # fmt: skip
-    return code._map_claim(pd.DataFrame(rows), 0).verdict
+            for k in range(levels) for i, s in enumerate(spread)]  # fmt: skip
+    return code._map_claim(pd.DataFrame(rows)).verdict
 
 
-@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("n", [4, 12])
 def test_a_map_that_is_far_off_fails_whatever_the_linear_one_does(n):
+    assert verdict_of_map(0.02, 0.9, 1) == verdict_of_map(0.9, 0.95, 1) == "cannot be tested here", "no interval"
+    assert verdict_of_map(0.05, 0.9, n) == "cannot be tested here"
+    assert verdict_of_map(0.048, 0.9, 4) == "holds" and verdict_of_map(0.048, 0.9, 4, 10) == "cannot be tested here"
     assert verdict_of_map(0.02, 0.9, n) == "holds" and verdict_of_map(0.02, 0.03, n) == "holds"
     assert verdict_of_map(0.02, 0.01, n) == verdict_of_map(0.013, 0.01, n) == "met by its null"
     assert verdict_of_map(0.9, 0.01, n) == verdict_of_map(0.9, 0.95, n) == verdict_of_map(0.06, 0.95, n) == "fails"
@@ -161,12 +206,23 @@ def test_a_map_that_is_far_off_fails_whatever_the_linear_one_does(n):
 
 
 def test_few_units_are_under_a_tenth_and_the_first_layer_adds_over_one_half():
-    def verdict(effects):
-        rows = [{"level": 0, "what": code.HIDDEN[i % 3], "d_mse": d} for i, d in enumerate(effects)]
+    def verdict(effects, smooth=()):
+        rows = [{"level": k, "what": code.HIDDEN[i % 3], "d_mse": d}
+                for k, some in enumerate((effects, smooth)) for i, d in enumerate(some)]  # fmt: skip
         return code._unit_claim(pd.DataFrame(rows)).verdict
 
     assert verdict([1.0] + [0] * 29) == verdict([1.0, -1.0] + [0] * 28) == "holds"
     assert verdict([1.0] * 4 + [0] * 26) == verdict([1.0] * 15 + [0] * 15) == verdict([1.0] * 30) == "fails"
-    rows = pd.DataFrame([{"level": 0, "what": "row", "cosine": c, "cosine_null": 0.0} for c in (0.5, 0.6)])
-    assert code._first_claim(rows)[0].verdict == "holds"
-    assert code._first_claim(rows.assign(cosine=0.4))[0].verdict == "fails"
+    assert verdict([1.0] * 4 + [0] * 26, smooth=[0] * 30) == "fails", "of level 0 alone"
+    assert verdict([1.0] + [0] * 29, smooth=[1.0] * 30) == "holds"
+
+
+def test_the_first_layer_adds_over_one_half_and_beyond_other_pairs():
+    def verdict(cosines, null=0.0):
+        rows = pd.DataFrame([{"level": 0, "what": "row", "cosine": c, "cosine_null": null} for c in cosines])
+        return code._first_claim(rows)[0].verdict
+
+    assert verdict((0.59, 0.6, 0.61)) == "holds" and verdict((0.6, 0.61), 0.59) == "met by its null"
+    assert verdict((0.59, 0.6, 0.61), 0.9) == verdict((0.59, 0.6, 0.61), 0.59) == "met by its null"
+    assert verdict((0.5, 0.6)) == verdict((0.6,)) == "cannot be tested here", "an interval that reaches one half"
+    assert verdict((0.4, 0.4, 0.41)) == "fails"

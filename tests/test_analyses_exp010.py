@@ -152,6 +152,26 @@ def test_what_the_verdicts_ask():
     assert ask_one("of those that fit", to_mean=0.004) == "fails" and ask_one("of those that fit") == "holds"
 
 
+def test_what_is_far_from_all_is_none_of_those_that_fit_and_zeros_do_not_depend_on_their_start():
+    def fits(**more):
+        return verdicts(zero=0.55, mean=0.55, **{"bayes": 0.055, "to_mean": 3.0, **more})[0]["of those that fit"]
+
+    assert fits(mse=3.1, mse_low=2.9, mse_high=3.3) == "fails", "an untrained net"
+    assert fits(mse=0.11, mse_low=0.105, mse_high=0.115, to_mean=0.055) == "holds", "as one drawn from those that fit"
+    assert fits(mse=0.11, mse_low=0.01, mse_high=0.6) == "fails", "an interval that reaches knowing nothing"
+    assert fits(mse=2.0, mse_high=2.1, bayes=0.5) == "cannot be tested here", "one that fits has twice .5, more than 0"
+
+    def one(**more):
+        claims = verdicts(**{"mse": 0.3, "mse_low": 0.28, "mse_high": 0.32, "rms": 0.55, **more})
+        return claims[0]["one"], "no better than answering without x" in claims[1][3]
+
+    assert one() == ("met by its null", True) and one(spread=0.2) == ("fails", True)
+    assert one(mse=0.1, mse_low=0.09, mse_high=0.11) == ("holds", False)
+    end = pd.DataFrame([{**GOOD, "coarse": 1.0, "fine": f, "ahead": 1, "ahead_low": 1, "ahead_high": 1}
+                        for f in (1.0, 0.5)])  # fmt: skip
+    assert "linear" not in code._claims.emergence(end).null, "it has no levels: no null of an order of levels"
+
+
 def test_a_null_meets_only_what_is_met_and_less_of_a_large_error_is_no_answer():
     """The numbers of an untrained net: error 2.44 beside a linear .046, and steps that gain a fourth of 3.1."""
     met = verdicts(mse=0.047, mse_low=0.04, mse_high=0.06)[0]

@@ -230,6 +230,12 @@ def test_a_slopes_interval_holds_both_neighbours_errors_at_students_quantile() -
 # ---------------------------------------------------------------- implicit bias
 
 
+def test_a_fit_starts_from_the_seed_that_is_asked() -> None:
+    target = torch.eye(3, dtype=torch.float64)
+    a, again, b = (factorisation.complete(target, target > 0, 2, 0.1, 1, 0.01, seed).product for seed in (3, 3, 4))
+    assert torch.equal(a, again) and (a - b).norm() > 1e-3
+
+
 def test_depth_finds_the_low_rank_matrix_as_published_and_a_large_start_or_depth_one_does_not() -> None:
     """The reference's table: 20 x 20 of rank 2, half shown: rank 11.8, 1.98, 1.94, 9-11; off by 1, .006, .000, > .8.
 
