@@ -235,8 +235,8 @@ class Analysis:
         }
 
 
-#: capability -> words for the reason shown when a model lacks it
 FAMILIES = {"transformer": "a transformer", "energy": "an energy model"}
+#: capability -> words for the reason shown when a model lacks it
 NEEDS = {
     "attention_patterns": "attention patterns (the model's attention is not exposed)",
     "unembed": "a residual stream that can be read through the final norm and W_U",
