@@ -35,7 +35,7 @@ def complete(
     """Fit a product of `depth` square matrices to the shown entries [.., n, n] of bool of targets, each by itself.
 
     Gradient descent with one rate for all factors: `lr`, falling to 0 over the steps, over the running size of the
-    gradient. That is the path of plain descent, only faster over the flat start (Arora et al., appendix). Adam scales
+    gradient. That is the path of plain descent, only faster over the flat start. Adam scales
     each entry by itself and loses the bias: 20 x 20 of rank 2, half shown, depth 2: hidden entries off by 0.2 to 0.4.
 
     The start is `size` times a random orthogonal matrix for each factor. Errors are relative: |.| over that of the
