@@ -10,6 +10,7 @@ import torch
 from backend.analyses import _energy, _energy_maps, _film, registry
 from backend.analyses import exp009_circuit as code
 from backend.contract import Problems
+from backend.maths import ranks
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
 
@@ -106,9 +107,9 @@ def test_the_mean_over_levels_is_over_all_and_a_rise_is_what_is_gained(tmp_path)
 def test_standard_errors_and_intervals_are_students():
     np.testing.assert_allclose(code._se(np.array([[1.0, 0], [2, 0], [3, 0], [4, 8]])), [(5 / 12) ** 0.5, 2])
     assert np.isnan(code._se(np.ones((1, 2)))).all()
-    assert code.half_widths(2) == pytest.approx(12.706, rel=1e-4) and code.half_widths(10**6, 2) == pytest.approx(
+    assert ranks.half_widths(2) == pytest.approx(12.706, rel=1e-4) and ranks.half_widths(10**6, 2) == pytest.approx(
         2.2414, rel=1e-4)  # fmt: skip
-    assert code.half_widths(3, 10) > code.half_widths(3, 2) > code.half_widths(3) and np.isnan(code.half_widths(1))
+    assert ranks.half_widths(3, 10) > ranks.half_widths(3, 2) > ranks.half_widths(3) and np.isnan(ranks.half_widths(1))
 
 
 def test_every_problem_costs_its_films(tmp_path):

@@ -216,21 +216,13 @@ def judge(table: pd.DataFrame, view: View) -> list[Claim]:
     return [_map_claim(table), _unit_claim(table), _film_claim(table), *_first_claim(table)]
 
 
-def half_widths(n: int, at_once: int = 1) -> float:
-    """Return how many standard errors of a mean over n a 95 % interval reaches, of `at_once` means together.
-
-    Student's t with Bonferroni's correction; NaN for one.
-    """
-    from scipy.stats import t as student
-
-    return float(student.ppf(1 - 0.025 / at_once, n - 1)) if n > 1 else float("nan")
-
-
 def _map_claim(table: pd.DataFrame) -> Claim:
     """A map within the tolerance that is not closer than the linear one says nothing of the energy.
 
     The best of several levels is judged by an interval that holds for all of them at once.
     """
+    from backend.maths import ranks
+
     criterion = f"the energy has learnt the task's own map (within {CLOSE:.0%} at its best level)"
     mine = table[(table.what == "problem") & table.error.notna()]
     if not len(mine):
@@ -240,7 +232,7 @@ def _map_claim(table: pd.DataFrame) -> Claim:
     at = mine[mine.level == best]
     levels = mine.level.nunique()
     null, linear, mean = (float(at[c].mean()) for c in ("null_error", "linear_error", "error"))
-    wide, gain = half_widths(len(at), levels) / len(at) ** 0.5, at.linear_error - at.error
+    wide, gain = ranks.half_widths(len(at), levels) / len(at) ** 0.5, at.linear_error - at.error
     low, high, less = mean - wide * at.error.std(), mean + wide * at.error.std(), gain.mean() - wide * gain.std()
     told = f"[{low:.1%}, {high:.1%}], {levels} levels at once," if len(at) > 1 else "of one problem, no interval,"
     verdict: Any = ("fails" if low > CLOSE else "cannot be tested here" if not high <= CLOSE else "holds" if less > 0
@@ -266,12 +258,14 @@ def effective(effects: np.ndarray) -> float:
 
 def _film_claim(table: pd.DataFrame) -> Claim:
     """The layer of larger effect, with intervals of both at once over problems."""
+    from backend.maths import ranks
+
     rows = table[(table.what == "film") & (table.level == table.level.min())]
     best: Any = rows[rows["index"] % len(_film.INSTEAD) == 0].sort_values("d_mse").iloc[-1]
     criterion = "the answer needs what the level says through FiLM (set to its mean over levels, level 0)"
     if not np.isfinite(best.d_mse_se):
         return Claim(criterion, "0 where the level says nothing", "one problem: no interval", "cannot be tested here")
-    wide = half_widths(int(best.problems), 2)
+    wide = ranks.half_widths(int(best.problems), 2)
     half, null_half = wide * best.d_mse_se, wide * best.d_mse_null_se
     low, null = best.d_mse - half, best.d_mse_null + null_half
     return Claim(criterion, f"moved as far in a random direction: error {best.d_mse_null:+.2g} +- {null_half:.1g}; 0 "
@@ -283,10 +277,12 @@ def _film_claim(table: pd.DataFrame) -> Claim:
 
 
 def _first_claim(table: pd.DataFrame) -> list[Claim]:
+    from backend.maths import ranks
+
     rows = table[(table.what == "row") & (table.level == table.level.min()) & table.cosine.notna()]
     if not len(rows):
         return []
-    wide = half_widths(len(rows)) / len(rows) ** 0.5
+    wide = ranks.half_widths(len(rows)) / len(rows) ** 0.5
     more, mean = rows.cosine - rows.cosine_null, rows.cosine.mean()
     low, high, above = mean - wide * rows.cosine.std(), mean + wide * rows.cosine.std(), more.mean() - wide * more.std()
     verdict: Any = ("fails" if high <= 0.5 else "cannot be tested here" if not low > 0.5 else "holds" if above > 0
@@ -362,19 +358,23 @@ def units(table: pd.DataFrame, view: View) -> Any:
 
 
 def _spread(row: Any, name: str) -> str:
-    return f"{row[name]:+.3g} +- {half_widths(int(row['problems'])) * row[name + '_se']:.2g}"
+    from backend.maths import ranks
+
+    return f"{row[name]:+.3g} +- {ranks.half_widths(int(row['problems'])) * row[name + '_se']:.2g}"
 
 
 @exp009_circuit.figure("Without what the level says through FiLM: rise of the squared error", choose=["level"])
 def film(table: pd.DataFrame, view: View) -> Any:
     """With 95 % intervals over problems; grey: moved as far in a random direction."""
+    from backend.maths import ranks
+
     rows = _level(table, view)
     rows = rows[rows.what == "film"].sort_values("index")
     numbers: list[Any] = rows.to_dict("records")
     hover = [f"{n}: error {_spread(r, 'd_mse')}, energy {_spread(r, 'd_energy')}; at random error "
              f"{_spread(r, 'd_mse_null')}, energy {_spread(r, 'd_energy_null')}"
              for n, r in zip(_film.PARTS, numbers, strict=True)]  # fmt: skip
-    wide = half_widths(int(rows.problems.max()))
+    wide = ranks.half_widths(int(rows.problems.max()))
     return bars(list(_film.PARTS), rows.d_mse, errors=wide * rows.d_mse_se, null=rows.d_mse_null, hover=hover,
                 x_title="layer, and what stands in place of its (gain, bias)", y_title="rise of the squared error",
                 names_of=("taken away", "moved as far at random"))  # fmt: skip

@@ -92,6 +92,14 @@ def median_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, fl
     return float(ends[0]), float(mid), float(ends[1])
 
 
+def half_widths(n: int, at_once: int = 1, level: float = LEVEL) -> float:
+    """Return how many standard errors of a mean over n an interval reaches, of `at_once` means together.
+
+    Student's t with Bonferroni's correction; NaN for one.
+    """
+    return float(stdtrit(n - 1, 1 - (1 - level) / 2 / at_once)) if n > 1 else float("nan")
+
+
 def difference(
     a: float, error_a: float, n_a: int, b: float, error_b: float, n_b: int, level: float = LEVEL
 ) -> tuple[float, float]:
