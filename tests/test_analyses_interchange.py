@@ -112,4 +112,4 @@ def test_both_figures_name_every_condition(model, frame):
     bars = DAS.figures["accuracy"].build(frame, View())
     assert len(bars.data[0].x) == 6
     both = DAS.figures["accuracy"].build(ask(DAS, model, two_answers(4), epochs=1, draws=1), View())
-    assert len([t for t in both.data if t.mode == "lines+markers"]) == 6
+    assert len([t for t in both.data if t.hoverinfo != "skip"]) == 6

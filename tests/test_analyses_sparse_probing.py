@@ -88,5 +88,5 @@ def test_a_token_that_is_hardly_there_is_refused(model, rows):
 def test_the_figure_draws_controls_grey(model, rows):
     frame = ask(PROBE, model, rows, token=3, **ONE)
     figure = PROBE.figures["accuracy"].build(frame, View(params={"property": "token before"}))
-    names = [t.name for t in figure.data if t.mode == "lines+markers"]
+    names = [t.name for t in figure.data if t.hoverinfo != "skip"]
     assert names == ["probe", "shuffled labels", "random coordinates", "the frequent answer"]
