@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.runtime.scriptrunner_utils.script_run_context import ThreadState
 
 TICKING, WHOLE = 20.0, 3.0  # s that a state left behind may still arrive by a fragment, by a run of the whole page
-_KEPT = "address-written"
+_KEPT, _SENT = "address-written", "address-sent"
 
 
 def renew() -> None:
@@ -29,6 +29,7 @@ def renew() -> None:
     since = time.monotonic() - kept["left"].get(here, -TICKING)
     if not context.is_history_navigation and since < _reach(context):
         st.query_params.from_dict(dict(kept["now"][1]))
+        st.session_state[_SENT] = time.monotonic()
     else:
         del st.session_state[_KEPT]  # the user has gone elsewhere
 
@@ -48,6 +49,17 @@ def wrote(left: Any) -> None:
     kept["left"] = {a: t for a, t in kept["left"].items() if time.monotonic() - t < TICKING}
     kept["left"][left] = time.monotonic()
     kept["now"] = now
+    st.session_state[_SENT] = time.monotonic()
+
+
+def arrived() -> None:
+    """Send the browser the address of the page it has come to, where the page before wrote one of its own just now.
+
+    Written between the click on a link and the first word of the new page, that one would be the address under which
+    the browser shows the new page, and the one it asks for at its next request.
+    """
+    if time.monotonic() - st.session_state.get(_SENT, -TICKING) < TICKING:
+        st.query_params.from_dict(st.query_params.to_dict())
 
 
 def displace(key: str, value: Any) -> None:
@@ -68,6 +80,12 @@ def displaced(key: str) -> bool:
     shown, since = st.session_state.get("displaced", {}).get(key, (None, -TICKING))
     ticking = context is not None and bool(context.fragment_ids_this_run) and not ThreadState.get().in_fragment_callback
     return ticking and shown == st.session_state[key] and time.monotonic() - since < TICKING
+
+
+def page() -> str | None:
+    """Return what tells the page of this run from others."""
+    context = get_script_run_ctx(suppress_warning=True)
+    return None if context is None else context.page_script_hash
 
 
 def _reach(context: Any) -> float:

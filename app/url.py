@@ -153,14 +153,15 @@ def get(name: str) -> Any:
 
 
 def put(**values: Any) -> None:
-    """Write fields; a value that is None or the default leaves the URL."""
+    """Write fields; a value that is None or the default leaves the URL. What stands there already is not sent again: it
+    might arrive after the user has left the page, whose address it would then replace."""
     stale.renew()
     left = stale.before()
     for name, value in values.items():
         if value is None or value == FIELDS[name].default:
             st.query_params.pop(name, None)
-        else:
-            st.query_params[name] = FIELDS[name].encode(value)
+        elif st.query_params.get(name) != (text := FIELDS[name].encode(value)):
+            st.query_params[name] = text
     stale.wrote(left)
 
 
@@ -180,6 +181,7 @@ def carry(page: str) -> None:
     st.session_state["page"] = page
     if arrived:
         st.session_state.pop("address-notes", None)
+        stale.arrived()
     if arrived and names and names[0] not in st.query_params:
         put(**{n: before[n] for n in names if n in before and n not in st.query_params})
     before |= dict.fromkeys(names) | {n: get(n) for n in names if n in st.query_params}
@@ -283,7 +285,11 @@ def bound(
         if allowed != value and value != [NONE]:
             put(**{name: allowed})  # the address says what is shown
 
+    page = stale.page()
+
     def changed() -> None:
+        if page != stale.page():  # a word of the page that was left, where this widget was drawn
+            return
         chosen = [NONE] if st.session_state[key] == [] else st.session_state[key]
         if stale.displaced(key) or chosen == get(name):  # the second is the browser catching up after the first
             return

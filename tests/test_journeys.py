@@ -177,8 +177,24 @@ def test_train_live_stop_resume(house: Any, page: Any) -> None:
     canvas(opened)
     until(lambda: f"model=run%3A{run}" in address(opened), "the run in the address")
     clean(opened)
+    with browser.slow_line(house.url, 0.4) as slow:
+        a_link_keeps_its_address(page(f"{slow}/training?runs={run}"), run)
     for job in jobs(house, kind="train"):
         house.api.post(f"/jobs/{job['id']}/cancel", json={"force": True})
+
+
+def a_link_keeps_its_address(opened: Any, run: str) -> None:
+    """The page that is left may write its own address until the new one has said its first word."""
+    opened.get_by_role("link", name=re.compile("Attention at step")).wait_for(timeout=120_000)
+    browser.wait_ready(opened, 60)
+    opened.evaluate("""() => {
+        const named = (kind, text) => [...document.querySelectorAll(kind)].find(e => e.innerText.includes(text));
+        named('[data-testid=stButtonGroup] button', 'log').click();
+        setTimeout(() => named('a', 'Attention at step').click(), 200); }""")
+    until(lambda: "/attention" in address(opened), "the page Attention")
+    canvas(opened)
+    until(lambda: f"model=run%3A{run}" in address(opened), "the run in the address", 20)
+    assert "axis" not in address(opened)
 
 
 def test_a_click_on_a_step_moves_scrubber_and_views_there(house: Any, page: Any) -> None:

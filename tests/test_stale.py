@@ -12,7 +12,15 @@ from app import stale, url
 
 
 class Query(dict):
-    """Streamlit's query parameters, as text."""
+    """Streamlit's query parameters, as text; every write is `sent` to the browser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[dict[str, str]] = []
+
+    def __setitem__(self, name: str, value: str) -> None:
+        super().__setitem__(name, value)
+        self.sent.append(dict(self))
 
     def to_dict(self) -> dict[str, str]:
         return dict(self)
@@ -20,6 +28,7 @@ class Query(dict):
     def from_dict(self, values: dict[str, str]) -> None:
         self.clear()
         self.update(values)
+        self.sent.append(dict(self))
 
 
 class Session:
@@ -138,3 +147,43 @@ def test_what_is_put_back_to_an_earlier_state_stays_there(session: Session) -> N
     assert url.get("focus") == "a" and url.get("marker") is None
     session.arrives(tick=True, after=stale.TICKING + 1, focus="b", marker="213")
     assert url.get("marker") == 213
+
+
+def test_a_page_opened_by_a_link_gets_its_own_address_back(session: Session) -> None:
+    """The old page wrote its address after the click: the browser shows the new page under it until told otherwise."""
+    url.carry("training")
+    session.arrives(page="attention", model="run:a", step="20")
+    st.query_params.sent.clear()
+    url.carry("attention")
+    assert st.query_params.sent == [{"model": "run:a", "step": "20"}]
+    url.carry("attention")
+    assert len(st.query_params.sent) == 1, "said once, at arrival"
+    session.arrives(page="lens", model="run:a", after=stale.TICKING + 1)
+    st.query_params.sent.clear()
+    url.carry("lens")
+    assert not st.query_params.sent, "no page has written of late: the browser has it right"
+
+
+def test_what_the_address_says_already_is_not_sent_again(session: Session) -> None:
+    st.query_params.sent.clear()
+    url.put(focus="b", marker=213, at=None)
+    assert not st.query_params.sent
+    url.put(at=7)
+    assert st.query_params.sent == [{"focus": "b", "marker": "213", "at": "7"}]
+
+
+def test_an_address_put_back_for_a_tick_counts_as_written(session: Session) -> None:
+    url.carry("training")
+    session.arrives(tick=True, after=stale.TICKING - 1, focus="a")
+    assert url.get("focus") == "b"
+    session.arrives(page="attention", model="run:a", after=2.0)
+    st.query_params.sent.clear()
+    url.carry("attention")
+    assert {"model": "run:a"} in st.query_params.sent
+
+
+def test_a_widget_of_the_page_that_was_left_writes_nothing(session: Session) -> None:
+    session.arrives(page="attention", model="run:a")
+    st.session_state["url:focus"] = "a"
+    session.changed()
+    assert st.query_params.to_dict() == {"model": "run:a"}
