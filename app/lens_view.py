@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import over_checkpoints, theme, url, widgets
+from app.components.chart_clicks import chart_clicks
 from app.components.frame import pending
 from app.components.token_strip import token_strip
 from app.subject import Bar
@@ -86,19 +87,12 @@ def token_of(words: Any, text: str, d_vocab: int) -> int:
 def lens_grid(house: Any, key: str, bar: Bar) -> None:
     """Token by layer; a click on a cell chooses the position."""
     figure = house.figure(key, "grid", {"colour": url.get("colour")})
-    event = st.plotly_chart(figure, key=f"lens:{key}:{url.get('colour')}", on_select="rerun", selection_mode="points")
-    points = event["selection"]["points"] if event else []
-    position = _position(points[0].get("customdata")) if points else None
-    picked = (key, points[0].get("point_index")) if points else None
-    if position is not None and picked != st.session_state.get("lens-pick") and 0 <= position < len(bar.labels):
-        st.session_state["lens-pick"] = picked  # a selection stays with the chart: it counts once, the strip may follow
+    chart = f"lens:{key}:{url.get('colour')}"
+    st.plotly_chart(figure, key=chart)
+    clicked = chart_clicks(chart)
+    if clicked and 0 <= (position := int(clicked[0][1])) < len(bar.labels):
         url.put(pos=position)
-
-
-def _position(custom: Any) -> int | None:
-    """Read the position from a clicked cell's customdata, which arrives as a list or as {'0': ...}."""
-    values = list(custom.values()) if isinstance(custom, dict) else list(custom or [])
-    return int(values[1]) if len(values) > 1 else None
+        st.rerun()  # what stands above the grid marks it too
 
 
 def _pick_pos() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from app import theme, url
+from app.components.chart_clicks import chart_clicks
 from app.links import link
 from backend.figures import phase
 
@@ -82,17 +83,12 @@ def _draw(made: Mapping[str, Any], cells: pd.DataFrame, chosen: dict[str, Any]) 
     figure = phase.diagram(cells, x=made["xs"], y=made["ys"], x_title=made["x"], y_title=made["y"],
                            shade=chosen["shade"], value=chosen["final"].replace("_", " "),
                            chosen=_place(cells))  # fmt: skip
-    st.plotly_chart(figure, key=key, on_select=lambda: _clicked(key), selection_mode="points")
-
-
-def _clicked(key: str) -> None:
-    """Write the clicked cell into the address before the diagram is drawn, which outlines it."""
-    event = st.session_state.get(key)
-    for point in event["selection"]["points"] if event else []:
-        custom = point.get("customdata")
-        place = list(custom.values()) if isinstance(custom, dict) else custom
-        if place:
-            url.put(cell=f"x{int(place[0])}y{int(place[1])}")
+    st.plotly_chart(figure, key=key)
+    clicked = chart_clicks(key)
+    if clicked:
+        i, j = clicked[0]
+        url.put(cell=f"x{int(i)}y{int(j)}")
+        st.rerun()  # the diagram outlines it
 
 
 def _place(cells: pd.DataFrame) -> tuple[int, int] | None:

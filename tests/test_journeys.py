@@ -137,6 +137,10 @@ def test_a_click_on_a_head_enlarges_it_and_stays_in_the_address(house: Any, page
     opened.get_by_role("link", name="Logit lens").click()
     opened.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     until(lambda: "layer=1" in address(opened), "the subject carried to the next page")
+    browser.wait_ready(opened, 60)
+    click_point(opened, "cells", 3)
+    until(lambda: "pos=3" in address(opened), "the position of the clicked cell")
+    opened.get_by_text("At position 3").wait_for(timeout=60_000)
     clean(opened)
 
 

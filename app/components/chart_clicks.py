@@ -6,6 +6,7 @@ figure is drawn belongs to a chart that is no more, and is dropped. On a run in 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import streamlit as st
@@ -23,6 +24,6 @@ def chart_clicks(chart: str) -> tuple[list[Any], Any] | None:
     def picked() -> None:
         st.session_state[kept] = pending(key)  # a rerun may come before the chart is reached
 
-    mount("clicks", {"chart": chart}, key, picked)
+    mount("clicks", {"chart": re.sub("[^a-zA-Z0-9_-]", "-", chart)}, key, picked)  # as Streamlit names its class
     point = st.session_state.pop(kept, None)
     return (list(point["custom"]), point["x"]) if isinstance(point, dict) and point.get("custom") else None

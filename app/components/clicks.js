@@ -18,7 +18,8 @@ export default function (component) {
     const fresh = !chart.pscClicks;
     chart.pscClicks = (e) => {
       const point = nearest(e.points, e.event, chart.getBoundingClientRect());
-      if (point) setTriggerValue("pick", { custom: point.customdata, x: point.x });
+      // of a typed array plotly gives {0: .., 1: ..}
+      if (point) setTriggerValue("pick", { custom: Object.values(point.customdata), x: point.x });
     };
     if (fresh) chart.on("plotly_click", (e) => chart.pscClicks(e));
   };

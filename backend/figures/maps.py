@@ -76,7 +76,7 @@ def _targets(
     columns: Sequence[str], rows: Sequence[str], z: np.ndarray, value: str, hover: Any,
     places: tuple[list[str], list[str]], ranked: Any, blank: str = "no value",
 ) -> list[go.Scatter]:  # fmt: skip
-    """Return almost transparent squares that hear clicks: streamlit reports points, never heat map cells.
+    """Return almost transparent squares that hear clicks: of a heat map a click would bring what its hover says.
 
     They lie above the map, so they carry its hover too.
     """

@@ -43,7 +43,7 @@ def diagram(
     if bar is not None:
         figure.add_trace(bar)
     figure.update_layout(
-        barmode="overlay", bargap=0, showlegend=False, clickmode="event+select", dragmode="zoom", hoverdistance=-1,
+        barmode="overlay", bargap=0, showlegend=False, clickmode="event", dragmode="zoom", hoverdistance=-1,
         xaxis=_axis(x, x_title), yaxis=_axis(y, y_title), shapes=_outline(chosen),
     )
     return finish(figure, height).update_layout(margin={"t": 12})
@@ -113,11 +113,7 @@ def _bars(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def _tiles(cells: pd.DataFrame, colours: list[str]) -> go.Bar:
-    same: dict[str, Any] = {"marker": {"opacity": 1}}
-    return go.Bar(
-        **_bars(cells), marker={"color": colours, "line": {"width": 0}}, name="cells", hoverinfo="skip",
-        selected=same, unselected=same,
-    )
+    return go.Bar(**_bars(cells), marker={"color": colours, "line": {"width": 0}}, name="cells", hoverinfo="skip")
 
 
 def _targets(cells: pd.DataFrame) -> go.Scatter:
@@ -126,7 +122,6 @@ def _targets(cells: pd.DataFrame) -> go.Scatter:
         x=cells["i"], y=cells["j"], mode="markers", text=cells["words"].tolist(), name="targets",
         customdata=cells[["i", "j"]].to_numpy().tolist(), hovertemplate="%{text}<extra></extra>",
         marker={"symbol": "square", "size": 24, "color": "rgba(0,0,0,0.004)"},
-        selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
     )
 
 
@@ -139,12 +134,11 @@ def _hatched(cells: pd.DataFrame) -> list[go.Bar]:
 
 
 def _written(cells: pd.DataFrame, shade: str, colours: list[str]) -> list[go.Scatter]:
-    """The words in the cells, a trace per ink: only a whole trace can be told not to fade when a cell is chosen."""
+    """The words in the cells, a trace per ink."""
     words = [_in_cell(c, shade, len(cells), cells["i"].nunique()) for c in cells.to_dict("records")]
     by_ink = cells.assign(text=words, ink=[_ink(c) for c in colours]).groupby("ink", sort=True)
     return [go.Scatter(x=part["i"], y=part["j"], mode="text", hoverinfo="skip", name="words", text=part["text"],
-                       textfont={"size": 11, "color": ink}, selected={"textfont": {"color": ink}},
-                       unselected={"textfont": {"color": ink}}) for ink, part in by_ink]  # fmt: skip
+                       textfont={"size": 11, "color": ink}) for ink, part in by_ink]  # fmt: skip
 
 
 def _in_cell(cell: Mapping[Any, Any], shade: str, n: int, narrow: int) -> str:
