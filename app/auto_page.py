@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import asking, energy_training, house, over_checkpoints, theme, url, widgets
+from app import asking, energy_training, house, notes, over_checkpoints, theme, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
 from app.parts import SLIDERS, asked_level, part_pickers
@@ -143,7 +143,7 @@ def form(
     turn += told != written
     given = widgets.params_from_query(one.params, told)
     if wrong := [f"{k}={v}" for k, v in mine.items() if k not in given]:
-        url.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting here "
+        notes.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting here "
                 "or out of its range. Shown: the usual value.")  # fmt: skip
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}

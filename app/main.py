@@ -13,7 +13,7 @@ if str(ROOT) not in sys.path:
 
 import streamlit as st  # noqa: E402
 
-from app import auto_page, house, theme, url, widgets  # noqa: E402
+from app import auto_page, house, notes, theme, url, widgets  # noqa: E402
 from app.links import PAGES  # noqa: E402
 from backend.errors import Broken, PhasescopeError  # noqa: E402
 
@@ -70,7 +70,7 @@ url.carry(chosen.url_path)
 for notice in house.backend().notices:
     st.warning(notice, icon=":material/info:")
 widgets.problem_of_callback()
-url.say_here()
+notes.here()
 try:
     chosen.run()
 except PhasescopeError as error:

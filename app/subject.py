@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import subject_sets, url, widgets
+from app import notes, subject_sets, url, widgets
 from app.asking import finish
 from app.links import link
 from backend.contract import Corpus, ModelCard, Pairs, Problems, Prompt, Subject, Weights, parse_spec
@@ -194,9 +194,9 @@ def checkpoint_of(steps: Sequence[int], name: str = "step", first: bool = False)
     if now not in steps:
         asked, now = now, steps[0 if first else -1] if now is None else min(steps, key=lambda s: abs(s - now))
         wrong = f"The address asks for step {asked}, which is no checkpoint here: step {now}, the nearest, is shown."
-        url.keep_saying(name, now, wrong if asked is not None else "")
+        notes.keep(name, now, wrong if asked is not None else "")
         url.put(**{name: now if url.get(name) is not None else None})
-    url.keep_saying(name, now)
+    notes.keep(name, now)
     at = list(steps).index(now)
     back, slider, on = st.columns([1, 8, 1], vertical_alignment="bottom", gap="small")
     back.button(

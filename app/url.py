@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 import streamlit as st
 
-from app import stale
+from app import notes, stale
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def carry(page: str) -> None:
     arrived = st.session_state.get("page") != page
     st.session_state["page"] = page
     if arrived:
-        st.session_state.pop("address-notes", None)
+        notes.forget()
         stale.arrived()
     if arrived and names and names[0] not in st.query_params:
         put(**{n: before[n] for n in names if n in before and n not in st.query_params})
@@ -192,56 +192,15 @@ def carried(name: str) -> Any:
     return get(name) or st.session_state.get("carried", {}).get(name)
 
 
-def say_here() -> None:
-    """Keep the place where pages say what of the address they could not follow."""
-    st.session_state["address"] = st.container(), set()
-
-
-def say(name: str, text: str) -> None:
-    """Say, once a visit and field, what of the address could not be followed and what is shown in its stead."""
-    place, said = st.session_state.get("address", (None, set()))
-    if place is not None and name not in said:
-        said.add(name)
-        place.caption(f":material/info: {text}")
-
-
-def keep_saying(name: str, shown: Any, text: str = "") -> None:
-    """Say the text now and, after the address has been put right, as long as the same is shown."""
-    notes = st.session_state.setdefault("address-notes", {})
-    if text:
-        notes[name] = shown, text
-    if name in notes and notes[name][0] == shown:
-        say(name, notes[name][1])
-
-
 def _say_unknown(label: str, name: str, shown: Any, more: Mapping[str, Any]) -> None:
     """Say where the address asks for something else than is `shown`; as long as that is shown, also after the address
     has been put right."""
     text = st.query_params.get(name)
     if text is None or shown == (asked := get(name)) or asked == [NONE]:
-        keep_saying(name, shown)
+        notes.keep(name, shown)
         return
-    words = more.get("format_func") or str
     gone = [v for v in asked if v not in shown] if isinstance(asked, list) and asked else [text]
-    there = shown if isinstance(shown, list) else [shown]
-    keep_saying(name, shown, f"{label}: the address asks for {_listed(gone, str)}, which this page does not offer"
-                f"{_reach(more, words)}. Shown: {_listed(there, words) or 'nothing'}.")  # fmt: skip
-
-
-def _listed(values: Sequence[Any], words: Callable[[Any], str], most: int = 6) -> str:
-    left = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(str(words(v))[:60] for v in list(values)[:most]) + left
-
-
-def _reach(more: Mapping[str, Any], words: Callable[[Any], str]) -> str:
-    """Say what there is to choose from: " (0 to 3)"; nothing where that is open."""
-    options = list(more.get("options") or [])
-    if len(options) > 2 and all(isinstance(o, int) for o in options):
-        return f" ({options[0]} to {options[-1]})"
-    if options:
-        return f" (there is {_listed(options, words)})"
-    ends = more.get("min_value"), more.get("max_value")
-    return f" ({ends[0]} to {ends[1]})" if None not in ends else ""
+    notes.keep(name, shown, notes.not_offered(label, gone, shown, more))
 
 
 def _offered(value: Any, options: Any) -> bool:

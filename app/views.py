@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import asking, circuits_view, theme, url, widgets
+from app import asking, circuits_view, notes, theme, url, widgets
 from app.subject import presets, short_name
 from backend.contract import Pairs, Prompt
 from backend.errors import PhasescopeError
@@ -139,7 +139,7 @@ def _within(name: str, n: int) -> int:
     asked = url.get(name)
     shown = max(0, min(asked, n - 1))
     if shown != asked:
-        url.say(name, f"The address asks for {name} {asked}; this model has 0 to {n - 1}. Shown: {name} {shown}.")
+        notes.say(name, f"The address asks for {name} {asked}; this model has 0 to {n - 1}. Shown: {name} {shown}.")
     return int(shown)
 
 
