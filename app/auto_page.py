@@ -143,8 +143,8 @@ def form(
     turn += told != written
     given = widgets.params_from_query(one.params, told)
     if wrong := [f"{k}={v}" for k, v in mine.items() if k not in given]:
-        notes.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting here "
-                "or out of its range. Shown: the usual value.")  # fmt: skip
+        notes.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting "
+                  "here or out of its range. Shown: the usual value.")  # fmt: skip
     drawn = f"params:{one.name}:{turn}.search"  # what was just chosen is not in the URL yet
     titles = {n: in_words(n) for n in one.params.model_fields if label_of(one.params, n) == n}
     now = {**given, "search": st.session_state[drawn]} if drawn in st.session_state else given

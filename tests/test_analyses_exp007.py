@@ -57,7 +57,7 @@ def test_a_rank_that_the_matrices_cannot_have_is_refused(tmp_path):
 
 def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them():
     rows = {who: {"effective_rank": 4.0, "rank_low": 3.99, "rank_high": 4.01, "hidden_error": 0.2, "size": 1.0,
-                  "targets_error": 0.5, "matrices": 2}
+                  "error_se": 0.001, "each": np.full(9, 0.2), "matrices": 9}
             for who in ("model", "truth", "noise", "linear", "depth 1", "depth 2", "depth 3")}  # fmt: skip
     last = pd.DataFrame(rows).T
 
@@ -77,9 +77,14 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
     falls(4.0)
 
     view = View(card={"energy": {"task": "rank1", "side": 5, "rank": 1}})
-    for rank, error, verdict in ((4.0, 0.05, "holds"), (4.0, 0.5, "fails"), (4.3, 0.05, "fails"), (4.3, 0.5, "fails")):
-        last.loc["model", ["effective_rank", "error"]] = [rank, error]
-        assert code._average(last, view)[0].verdict == verdict, "of low rank, and fits"
+    def fits(rank, error, half=0.01, se=0.001):
+        last.loc["model", ["effective_rank", "rank_low", "rank_high"]] = [rank, rank - half, rank + half]
+        last.loc["model", ["error", "error_se"]] = [error, se]
+        return code._average(last, view)[0].verdict
+
+    assert fits(4.0, 0.05) == "holds" and fits(4.0, 0.5) == fits(4.3, 0.05) == fits(4.3, 0.5) == "fails"
+    assert {fits(4.2, 0.05, 0.02), fits(4.0, 0.099), fits(4.0, 0.101), fits(4.0, 0.05, float("nan"))} == {
+        "cannot be tested here"}  # fmt: skip
 
     last.loc["target", ["effective_rank", "hidden_error"]] = [4.0, 0.0]
     view = View(card={"energy": {"task": "inverse", "side": 5, "rank": 1}}, params={"rank": 1})
@@ -88,25 +93,30 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
     assert code._depth(last, small).verdict == "cannot be tested here" and "too small" in code._depth(last, small).value
     assert code._depth(last, large).verdict == "fails" and "too small" not in code._depth(last, large).value
 
-    def depth(rank, error, flat=(9.0, 1.0)):
-        last.loc["depth 3", ["effective_rank", "hidden_error"]] = [rank, error]
-        last.loc["depth 1", ["effective_rank", "hidden_error"]] = flat
+    def put(who, rank, error, spread=1e-3):
+        last.loc[who, ["effective_rank", "rank_low", "rank_high"]] = [rank, rank - 0.01, rank + 0.01]
+        last.at[who, "each"] = error + spread * np.linspace(-1, 1, 9)
+
+    def depth(rank, error, flat=(9.0, 1.0), spread=1e-3):
+        put("depth 3", rank, error, spread)
+        put("depth 1", *flat)
         return code._depth(last, large).verdict
 
     assert depth(4.0, 0.05) == "holds" and depth(4.0, 0.05, (4.0, 0.05)) == "met by its null"
     assert depth(4.5, 0.05) == depth(4.0, 0.2) == depth(4.0, 0.2, (4.0, 0.05)) == "fails"
-    last.loc["depth 1", "hidden_error"] = last.loc["depth 3", "hidden_error"] = 0.2
+    assert depth(4.0, 0.09, spread=0.05) == depth(4.0, 0.11, spread=0.05) == "cannot be tested here"
+    assert depth(4.395, 0.05) == "cannot be tested here", "its rank may be a tenth above"
 
-    last.loc["model", "hidden_error"] = 0.01  # of other matrices
-
-    def completes(error, best, linear=0.5):
-        last.loc["depth 2", "hidden_error"], last.loc["model", "targets_error"] = best, error
-        last.loc["linear", "targets_error"] = linear
+    def completes(error, best, linear=0.5, spread=1e-3):
+        for who, off in {"depth 1": 0.9, "depth 2": best, "depth 3": 0.8, "linear": linear}.items():
+            put(who, 4.0, off, 0.0)
+        put("model", 4.0, error, spread)
         return code._completes(last)
 
     assert completes(0.1, 0.15)[0].verdict == "holds" and "depth 2" in completes(0.1, 0.15)[0].null
     assert completes(0.16, 0.15)[0].verdict == completes(0.3, 0.15)[0].verdict == "fails"
     assert completes(0.1, 0.15, linear=0.09)[0].verdict == "met by its null", "a linear map does as well"
+    assert completes(0.1, 0.12, spread=0.05)[0].verdict == "cannot be tested here"
     assert completes(float("nan"), 0.15) == [], "nothing is hidden"
 
 
@@ -126,6 +136,9 @@ def test_the_answers_are_those_of_five_steps_and_what_is_hidden_is_what_x_leaves
 
     assert end.error == pytest.approx(float(((five - some.y).norm(dim=1) / some.y.norm(dim=1)).mean()))
     assert (end.hidden_error, end.targets_error) == pytest.approx((off(five, 3), off(five, 2)))
+    assert np.mean(end["each"]) == pytest.approx(off(five, 2)) and len(end["each"]) == 2
+    errors = ((five - some.y).norm(dim=1) / some.y.norm(dim=1)).numpy()
+    assert end.error_se == pytest.approx(errors.std(ddof=1) / 3**0.5)
     assert end["size"] == pytest.approx(float(five.norm() / some.y.norm())) and abs(off(five, 3) - off(none, 3)) > 1e-3
 
 

@@ -10,7 +10,7 @@ import torch
 from backend.analyses import _energy, _energy_maps, _film, registry
 from backend.analyses import exp009_circuit as code
 from backend.contract import Problems
-from backend.maths import ranks
+from backend.maths import participation, ranks
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
 
@@ -132,10 +132,19 @@ def test_film_is_needed_only_beyond_zero_and_beyond_a_random_move():
     assert verdict(0.0, se=0.0) == "fails" and verdict(0.1, se=float("nan")) == "cannot be tested here"
 
 
-def test_effective_units_are_those_of_equal_effect():
-    assert code.effective(np.array([2.0, -2.0, 2.0, 0.0])) == pytest.approx(3)
-    dice = np.random.default_rng(0).normal(size=100_000)
-    assert code.effective(dice) / 100_000 == pytest.approx(2 / np.pi, rel=0.01)
+def test_effective_units_are_those_of_equal_effect_and_noise_in_the_others_is_allowed_for():
+    assert participation.effective(np.array([2.0, -2.0, 2.0, 0.0])) == pytest.approx(3)
+    assert participation.effective(np.zeros(3)) == 0
+    dice = np.random.default_rng(0)
+    assert participation.effective(dice.normal(size=100_000)) / 100_000 == pytest.approx(2 / np.pi, rel=0.01)
+    few, equal = np.r_[np.ones(10), np.zeros(290)], np.ones(300)
+    assert participation.effective_range(np.tile(few, (12, 1)), 50, 0) == pytest.approx((10, 10))
+    assert np.isnan(participation.effective_range(np.tile(few, (3, 1)), 50, 0)).all()
+    inside = 0
+    for at, (truth, noise, n) in enumerate([(few, 1.0, 12), (few, 0.2, 64), (equal, 0.5, 12)] * 7):
+        low, high = participation.effective_range(truth + noise * dice.normal(size=(n, 300)), 100, at)
+        inside += low <= participation.effective(truth) <= high
+    assert inside >= 19, "of 21"
 
 
 def test_addition_was_learnt_as_addition():
@@ -206,16 +215,31 @@ def test_a_map_that_is_far_off_fails_whatever_the_linear_one_does(n):
     assert verdict_of_map(0.02, 0.02, 4) == "met by its null", "not clearly better"
 
 
-def test_few_units_are_under_a_tenth_and_the_first_layer_adds_over_one_half():
-    def verdict(effects, smooth=()):
-        rows = [{"level": k, "what": code.HIDDEN[i % 3], "d_mse": d}
-                for k, some in enumerate((effects, smooth)) for i, d in enumerate(some)]  # fmt: skip
+def test_few_units_are_under_a_tenth_with_their_interval():
+    def verdict(low, high, n=30, smooth=(0.0, 0.0)):
+        rows = [{"level": k, "what": code.HIDDEN[i % 3]} for k in (0, 1) for i in range(n)]
+        ends = enumerate(((low, high), smooth))
+        rows += [{"level": k, "what": "units", "count": (a + b) / 2, "count_low": a, "count_high": b}
+                 for k, (a, b) in ends]  # fmt: skip
         return code._unit_claim(pd.DataFrame(rows)).verdict
 
-    assert verdict([1.0] + [0] * 29) == verdict([1.0, -1.0] + [0] * 28) == "holds"
-    assert verdict([1.0] * 4 + [0] * 26) == verdict([1.0] * 15 + [0] * 15) == verdict([1.0] * 30) == "fails"
-    assert verdict([1.0] * 4 + [0] * 26, smooth=[0] * 30) == "fails", "of level 0 alone"
-    assert verdict([1.0] + [0] * 29, smooth=[1.0] * 30) == "holds"
+    assert verdict(1, 2.9) == "holds" and verdict(3, 4) == verdict(15, 15) == "fails"
+    assert verdict(1, 3.1) == verdict(1, 20) == verdict(float("nan"), float("nan")) == "cannot be tested here"
+    assert verdict(3, 4, smooth=(1, 2)) == "fails" and verdict(1, 2, smooth=(5, 9)) == "holds", "of level 0 alone"
+
+
+def test_units_are_counted_over_problems(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some = problems(model, 6)
+    table = EXP.compute(model, some, EXP.params(ablated=5), quiet)
+    row = table[(table.what == "units") & (table.level == 3)].iloc[0]
+    effects = table[table.what.isin(code.HIDDEN) & (table.level == 3)].d_mse.to_numpy()
+    assert row["count"] == pytest.approx(participation.effective(effects)) and row["part"] == 7
+    assert 0 <= row.count_low < row.count_high <= len(effects)
+    errors = np.concatenate([_energy_maps.ablated(model, some, 3, 5, i)[1] for i in range(3)])
+    assert (row.count_low, row.count_high) == participation.effective_range(errors.T, code.DRAWS, 0)
+    told = table[table.what.isin((*code.HIDDEN, "share"))].groupby("what").problems.unique().map(list)
+    assert told.to_dict() == {"h1": [5], "h2": [5], "h3": [5], "share": [6]}
 
 
 def test_the_first_layer_adds_over_one_half_and_beyond_other_pairs():

@@ -48,29 +48,30 @@ from backend.costs import Work
 from backend.figures import NULL_GREY, Line, Panel, bars, lines, logarithmic, marked, panels
 
 HIDDEN = ("h1", "h2", "h3")
-PARTS = ("problem", "row", *HIDDEN, "share", "film")
+PARTS = ("problem", "row", *HIDDEN, "share", "film", "units")
 BENDS = ("output", "fc1", "fc2", "fc3")
 CLOSE = 0.05  # the reference's tolerance of the map
+FEW, DRAWS = 0.1, 400  # share of the units that are few; draws of the bootstrap over problems
 
 
 class CircuitParams(Params):
     """How many problems units are ablated on."""
 
     ablated: int = Field(12, ge=2, le=256, description="problems that units are ablated on; those asked at most")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of FiLM's random directions")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of FiLM's random directions and of the bootstrap")
 
 
 @analysis(
-    version=3, group="Energy landscapes",
+    version=4, group="Energy landscapes",
     title="EXP-009 Circuit", asks="Has the energy learnt the task's own map, and which units carry it?",
     subject=Problems, params=CircuitParams,
     axes=[_energy.LEVEL,
           Axis("part", "0: problems; 1: rows of the first one's map; 2 to 4: units of h1 to h3; 5: layers; "
-               "6: the level's FiLM"),
+               "6: the level's FiLM; 7: all units together"),
           Axis("index", "problem, entry of y, unit, layer (output, fc1, fc2, fc3), or of FiLM fc2 and fc3: at its "
                "mean over levels, the identity")],
     values=[
-        Value("what", "the part in words: problem, row, h1, h2, h3, share, film", kind="str"),
+        Value("what", "the part in words: problem, row, h1, h2, h3, share, film, units", kind="str"),
         Value("error", "of a problem: |map - known| / |known|; absent without a known map"),
         Value("null_error", "the same against the known map of another problem, or with its rows turned"),
         Value("linear_error", "the same of the best linear map of x"),
@@ -83,7 +84,10 @@ class CircuitParams(Params):
         Value("d_energy_null_se", "its standard error over problems"),
         Value("d_mse_null", "of FiLM: the same of the squared error"),
         Value("d_mse_null_se", "its standard error over problems"),
-        Value("problems", "of FiLM: how many problems its means and errors are over"),
+        Value("problems", "of a unit, a layer or FiLM: how many problems its means and errors are over"),
+        Value("count", "of all units: how many of equal effect on the squared error would have their moments", "units"),
+        Value("count_low", "lower end of its 95 % interval over problems, see maths/participation", "units"),
+        Value("count_high", "upper end of its 95 % interval", "units"),
         Value("share", "of a layer: trace of its part of d2E/dy2 over the whole"),
         Value("share_se", "its standard error over problems"),
         Value("cosine", "of a row, addition only: cosine of the first layer's weights of a_i and b_i"),
@@ -101,7 +105,7 @@ def exp009_circuit(model: Energies, problems: Matrices, params: CircuitParams, p
         rows += _shares(model, problems, k)
         rows += _films(model, problems, k, params.seed)
         progress((k + 0.3) / levels, f"level {k}: maps")
-        rows += _units(model, problems, k, min(params.ablated, len(problems.y)))
+        rows += _units(model, problems, k, min(params.ablated, len(problems.y)), params.seed)
         progress((k + 1) / levels, f"level {k}: units")
     frame = pd.DataFrame(rows)
     frame["part"] = frame["what"].map(PARTS.index)
@@ -178,7 +182,7 @@ def _shares(model: Energies, problems: Matrices, k: int) -> list[dict[str, Any]]
         traces.append(np.stack([found[b].diagonal(dim1=1, dim2=2).sum(1).double().cpu().numpy() for b in BENDS], 1))
     trace = np.concatenate(traces)
     share = trace / trace.sum(1, keepdims=True)
-    return [{"level": k, "what": "share", "index": i, "share": m, "share_se": s}
+    return [{"level": k, "what": "share", "index": i, "share": m, "share_se": s, "problems": len(y)}
             for i, (m, s) in enumerate(zip(share.mean(0), _se(share), strict=True))]  # fmt: skip
 
 
@@ -192,15 +196,24 @@ def _films(model: Energies, problems: Matrices, k: int, seed: int) -> list[dict[
     return rows
 
 
-def _units(model: Energies, problems: Matrices, k: int, n: int) -> list[dict[str, Any]]:
+def _units(model: Energies, problems: Matrices, k: int, n: int, seed: int) -> list[dict[str, Any]]:
     """Return rows of units: what energy and error gain without each, on the first n problems."""
-    rows = []
+    rows, errors = [], []
     for layer, name in enumerate(HIDDEN):
         energy, error = _energy_maps.ablated(model, problems, k, n, layer)
         columns = zip(energy.mean(1), _se(energy.T), error.mean(1), _se(error.T), strict=True)
-        rows += [{"level": k, "what": name, "index": u, "d_energy": e, "d_energy_se": es, "d_mse": m, "d_mse_se": ms}
-                 for u, (e, es, m, ms) in enumerate(columns)]  # fmt: skip
-    return rows
+        rows += [{"level": k, "what": name, "index": u, "d_energy": e, "d_energy_se": es, "d_mse": m, "d_mse_se": ms,
+                  "problems": n} for u, (e, es, m, ms) in enumerate(columns)]  # fmt: skip
+        errors.append(error)
+    return [*rows, {"level": k, "what": "units", "index": 0, **_counted(np.concatenate(errors).T, seed)}]
+
+
+def _counted(errors: np.ndarray, seed: int) -> dict[str, float]:
+    """Return over how many units the rise of the error [problem, unit] is spread."""
+    from backend.maths import participation
+
+    low, high = participation.effective_range(errors, DRAWS, seed)
+    return {"count": float(participation.effective(errors.mean(0))), "count_low": low, "count_high": high}
 
 
 def _se(values: np.ndarray) -> np.ndarray:
@@ -242,18 +255,15 @@ def _map_claim(table: pd.DataFrame) -> Claim:
 
 
 def _unit_claim(table: pd.DataFrame) -> Claim:
-    units = table[table.what.isin(HIDDEN) & (table.level == table.level.min())]
-    count = effective(units.d_mse.to_numpy())
+    sharp = table[table.level == table.level.min()]
+    n, row = int(sharp.what.isin(HIDDEN).sum()), sharp[sharp.what == "units"].iloc[0]
+    told = f" [{row.count_low:.0f}, {row.count_high:.0f}]" if np.isfinite(row.count_low) else ", of too few problems,"
+    few = FEW * n
     return Claim("few units carry the answer (a tenth of them, by their effect on the error at level 0)",
-                 f"{len(units)} units with Gaussian effects count as {2 / np.pi * len(units):.0f}",
-                 f"they count as {count:.0f} of {len(units)}",
-                 "holds" if count < 0.1 * len(units) else "fails")  # fmt: skip
-
-
-def effective(effects: np.ndarray) -> float:
-    """Return (sum |d|)^2 / sum d^2: how many units of equal effect would have these moments."""
-    total = np.square(effects).sum()
-    return float(np.abs(effects).sum() ** 2 / total) if total else 0.0
+                 f"{n} units with Gaussian effects count as {2 / np.pi * n:.0f}",
+                 f"they count as {row['count']:.0f}{told} of {n}",
+                 "holds" if row.count_high < few else "fails" if row.count_low >= few else
+                 "cannot be tested here")  # fmt: skip
 
 
 def _film_claim(table: pd.DataFrame) -> Claim:
@@ -344,11 +354,13 @@ def _nothing(words: str, x_title: str, y_title: str) -> Any:
 @exp009_circuit.figure("Error of the guess without each unit, largest first", choose=["level"])
 def units(table: pd.DataFrame, view: View) -> Any:
     """Rise of the squared error with its 95 % band; equal effects would be a flat line."""
+    from backend.maths import ranks
+
     curves = []
     for name, rows in _level(table, view).groupby("what"):
         if name in HIDDEN:
             order = rows.sort_values("d_mse", ascending=False)
-            half = 1.96 * order.d_mse_se
+            half = ranks.half_widths(int(order.problems.max())) * order.d_mse_se
             hover = [f"{name!s}, unit {u}: {d:.3g} +- {h:.2g}; energy {e:+.3g}" for u, d, h, e in
                      zip(order["index"], order.d_mse, half, order.d_energy, strict=True)]  # fmt: skip
             curves.append(Line(str(name), np.arange(1, len(order) + 1), order.d_mse.to_numpy(),
@@ -383,9 +395,11 @@ def film(table: pd.DataFrame, view: View) -> Any:
 @exp009_circuit.figure("Which layer bends the energy", marks=["level"])
 def shares(table: pd.DataFrame, view: View) -> Any:
     """Share of each layer's part in the trace of the Hessian; "output" is the Gauss-Newton part."""
+    from backend.maths import ranks
+
     curves = []
     for i, rows in table[table.what == "share"].groupby("index"):
-        half = 1.96 * rows.share_se
+        half = ranks.half_widths(int(rows.problems.max())) * rows.share_se
         curves.append(Line(BENDS[int(str(i))], rows.level.to_numpy(), rows.share.to_numpy(),
                            (rows.share - half).to_numpy(), (rows.share + half).to_numpy()))  # fmt: skip
     return marked(lines(curves, x_title="annealing level (0 sharpest)", y_title="share of tr H"), view.chosen)
