@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
+from backend.analyses import _energy, registry
 from backend.analyses import exp007_implicit_bias as code
-from backend.analyses import registry
 from backend.contract import View
 from backend.errors import BadInput
-from backend.maths import annealed_inference, factorisation
+from backend.maths import annealed_inference, factorisation, trivial_answers
 from tests.energy_kit import problems, shipped_energy, tiny_energy
 from tests.tiny_models import quiet
 
@@ -57,7 +57,8 @@ def test_a_rank_that_the_matrices_cannot_have_is_refused(tmp_path):
 
 def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them():
     rows = {who: {"effective_rank": 4.0, "rank_low": 3.99, "rank_high": 4.01, "hidden_error": 0.2, "size": 1.0,
-                  "error_se": 0.001, "each": np.full(9, 0.2), "matrices": 9}
+                  "error_se": 0.001, "hidden_error_se": 1e-3, "targets_error": 0.5, "matrices": 9,
+                  "behind": float("nan"), "behind_se": float("nan")}
             for who in ("model", "truth", "noise", "linear", "depth 1", "depth 2", "depth 3")}  # fmt: skip
     last = pd.DataFrame(rows).T
 
@@ -86,38 +87,43 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
     assert {fits(4.2, 0.05, 0.02), fits(4.0, 0.099), fits(4.0, 0.101), fits(4.0, 0.05, float("nan"))} == {
         "cannot be tested here"}  # fmt: skip
 
-    last.loc["target", ["effective_rank", "hidden_error"]] = [4.0, 0.0]
+    last.loc["target", ["effective_rank", "hidden_error", "matrices"]] = [4.0, 0.0, 9]
     view = View(card={"energy": {"task": "inverse", "side": 5, "rank": 1}}, params={"rank": 1})
     small, large = code._shown_each(view), code._shown_each(View(card={"energy": {**view.card["energy"], "side": 8}}))
     assert (small, large) == pytest.approx((12.5 / 9, 32 / 15)), "shown entries over r (2 n - r)"
     assert code._depth(last, small).verdict == "cannot be tested here" and "too small" in code._depth(last, small).value
     assert code._depth(last, large).verdict == "fails" and "too small" not in code._depth(last, large).value
 
-    def put(who, rank, error, spread=1e-3):
+    def put(who, rank, error, se=1e-3):
         last.loc[who, ["effective_rank", "rank_low", "rank_high"]] = [rank, rank - 0.01, rank + 0.01]
-        last.at[who, "each"] = error + spread * np.linspace(-1, 1, 9)
+        last.loc[who, ["hidden_error", "hidden_error_se"]] = [error, se]
 
-    def depth(rank, error, flat=(9.0, 1.0), spread=1e-3):
-        put("depth 3", rank, error, spread)
+    def depth(rank, error, flat=(9.0, 1.0), se=1e-3):
+        put("depth 3", rank, error, se)
         put("depth 1", *flat)
         return code._depth(last, large).verdict
 
     assert depth(4.0, 0.05) == "holds" and depth(4.0, 0.05, (4.0, 0.05)) == "met by its null"
     assert depth(4.5, 0.05) == depth(4.0, 0.2) == depth(4.0, 0.2, (4.0, 0.05)) == "fails"
-    assert depth(4.0, 0.09, spread=0.05) == depth(4.0, 0.11, spread=0.05) == "cannot be tested here"
+    assert depth(4.0, 0.09, se=0.01) == depth(4.0, 0.11, se=0.01) == "cannot be tested here"
     assert depth(4.395, 0.05) == "cannot be tested here", "its rank may be a tenth above"
 
-    def completes(error, best, linear=0.5, spread=1e-3):
+    def completes(error, best, linear=0.5, se=1e-3):
         for who, off in {"depth 1": 0.9, "depth 2": best, "depth 3": 0.8, "linear": linear}.items():
-            put(who, 4.0, off, 0.0)
-        put("model", 4.0, error, spread)
+            last.loc[who, ["hidden_error", "targets_error", "behind", "behind_se"]] = [off, off, off - error, se]
+        last.loc["model", "targets_error"] = error
         return code._completes(last)
 
     assert completes(0.1, 0.15)[0].verdict == "holds" and "depth 2" in completes(0.1, 0.15)[0].null
     assert completes(0.16, 0.15)[0].verdict == completes(0.3, 0.15)[0].verdict == "fails"
     assert completes(0.1, 0.15, linear=0.09)[0].verdict == "met by its null", "a linear map does as well"
-    assert completes(0.1, 0.12, spread=0.05)[0].verdict == "cannot be tested here"
+    assert completes(0.1, 0.12, se=0.01)[0].verdict == "cannot be tested here"
     assert completes(float("nan"), 0.15) == [], "nothing is hidden"
+
+
+def _linear(some):
+    fit = some.more(_energy.FIT_PROBLEMS, 0)
+    return trivial_answers.answers(fit.x, fit.y, some.x)["linear"]
 
 
 def test_the_answers_are_those_of_five_steps_and_what_is_hidden_is_what_x_leaves_out(tmp_path):
@@ -127,7 +133,8 @@ def test_the_answers_are_those_of_five_steps_and_what_is_hidden_is_what_x_leaves
     assert torch.equal(some.x[~hidden], some.y[~hidden]) and (some.x[hidden] == 0).all() and 0 < hidden.sum() < 48
     target, shown = code._targets(some, params)
     assert torch.equal(shown.flatten(1), ~hidden[:2]) and torch.equal(target.flatten(1), some.y[:2].double())
-    end = EXP.compute(model, some, params, quiet).query("level == 0").set_index("who").loc["model"]
+    table = EXP.compute(model, some, params, quiet).query("level == 0").set_index("who")
+    end, linear = table.loc["model"], table.loc["linear"]
     five, none = (annealed_inference.infer(model.net, some.x, some.noise, model.schedule, n).solutions[0]
                   for n in (5, 0))  # fmt: skip
 
@@ -136,7 +143,10 @@ def test_the_answers_are_those_of_five_steps_and_what_is_hidden_is_what_x_leaves
 
     assert end.error == pytest.approx(float(((five - some.y).norm(dim=1) / some.y.norm(dim=1)).mean()))
     assert (end.hidden_error, end.targets_error) == pytest.approx((off(five, 3), off(five, 2)))
-    assert np.mean(end["each"]) == pytest.approx(off(five, 2)) and len(end["each"]) == 2
+    each = {n: code.relative(y[:2].double(), some.y[:2].double(), hidden[:2])
+            for n, y in (("model", five), ("linear", _linear(some)))}  # fmt: skip
+    more = each["linear"] - each["model"]
+    assert (linear.behind, linear.behind_se) == pytest.approx((more.mean(), abs(more[1] - more[0]) / 2), rel=1e-5)
     errors = ((five - some.y).norm(dim=1) / some.y.norm(dim=1)).numpy()
     assert end.error_se == pytest.approx(errors.std(ddof=1) / 3**0.5)
     assert end["size"] == pytest.approx(float(five.norm() / some.y.norm())) and abs(off(five, 3) - off(none, 3)) > 1e-3

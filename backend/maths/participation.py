@@ -28,9 +28,9 @@ def effective_range(samples: np.ndarray, draws: int, seed: int) -> tuple[float, 
     if n < 4:
         return float("nan"), float("nan")
     halves = [bootstrap_means(samples[start::2], draws, seed + start) for start in (0, 1)]
-    counts = effective(bootstrap_means(samples, draws, seed)), _crossed(*halves)
+    counts, estimate = (effective(bootstrap_means(samples, draws, seed)), _crossed(*halves)), effective(samples.mean(0))
     low, high = np.quantile(np.stack(counts), [0.025, 0.975], axis=1)
-    return float(low.min()), float(high.max())
+    return float(min(*low, estimate)), float(max(*high, estimate))
 
 
 def _crossed(a: np.ndarray, b: np.ndarray) -> np.ndarray:

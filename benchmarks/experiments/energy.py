@@ -82,10 +82,11 @@ def _computed(house: Backend, name: str, spec: str) -> Any:
     steps = house.run(spec.removeprefix("run:"))["checkpoints"]
     if "first_step" in house.analysis(name).params.model_fields and len(steps) > 1:
         params = {name: {"first_step": steps[0]}}  # what has changed since the first checkpoint, where one is kept
+    tried = False
     while True:
         place = house.queue([name], [spec], about, params)[0]
-        if place.state == "missing":
-            house.run_queue([name], [spec], about, params)
+        if place.state == "missing" or (place.state == "failed" and not tried):  # a failure of an earlier day is none
+            tried = bool(house.run_queue([name], [spec], about, params))
         elif place.state not in ("waits", "queued", "running"):
             return place
         time.sleep(0.05)
