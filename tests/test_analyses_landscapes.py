@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import _slices as slices_room
 from backend.analyses import learning_coefficient as llc_room
-from backend.analyses import loss_slices as slices_room
 from backend.analyses import mode_connectivity as path_room
 from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
@@ -78,7 +78,7 @@ def test_a_slices_middle_is_the_model_and_its_second_difference_the_hessian(kind
 def test_near_the_middle_the_plane_is_the_hessians_ellipse(tiny):
     """L = c + g.x + x'Qx / 2 with Q from exact products, the mixed term by d_0 + d_1."""
     model = tiny["native"]
-    params = slices_room.LossSlicesParams(directions=2, grid=5, points=5, reach=0.001, step=0.002)
+    params = slices_room.SlicesParams(directions=2, grid=5, points=5, reach=0.001, step=0.002)
     table = ask("loss_slices", model, **params.model_dump())
     plane = table[table["direction"] == -1]
     a, b = plane["a"].to_numpy(), plane["b"].to_numpy()

@@ -1,0 +1,77 @@
+"""The other looks at an energy model's own loss: slices of it, the weights' spectra, paths to other models, how
+degenerate its minimum is: what is a parabola, what units may change places, what noise gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from backend.analyses import _curving, _denoising, _slices, registry
+from backend.analyses._denoising import Denoised, Denoising
+from backend.maths import landscape
+from tests.causal_kit import ask
+from tests.energy_kit import problems, tiny_energy
+from tests.test_analyses_energy_hessian import N, loss_by, truth
+
+LEVELS = list(range(10))
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_energy(tmp_path_factory.mktemp("energy"), dtype="float64", side=2, width=6, scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def some(net: Any) -> Any:
+    return problems(net, n=N)
+
+
+def table(name: str, net: Any, some: Any, **params: Any) -> pd.DataFrame:
+    return ask(registry()[name], net, some, **params)
+
+
+# ---------------------------------------------------------------- slices
+
+
+def test_a_slices_middle_is_the_loss_and_its_second_difference_the_hessian(
+    net: Any, some: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = table("energy_slices", net, some, directions=2, points=5, grid=3, step=1e-3, reach=0.5)
+    assert len(found) == 2 * 5 + 9 and found["loss"].iloc[2] != pytest.approx(found["null"].iloc[2])
+    middle = found[(found["a"] == 0) & (found["b"] == 0)]
+    whole = Denoising(net, some, LEVELS, ["fc4.bias"], "hessian").loss
+    np.testing.assert_allclose(middle["loss"], whole, rtol=1e-12)
+    assert (middle["rise_se"] == 0).all()
+    each = found[found["direction"] >= 0].groupby("direction").first()
+    np.testing.assert_allclose(each["second_difference"], each["curvature"], rtol=1e-3)
+    losses, names = Denoised(net, some, LEVELS), list(net.card.parameters)
+    one = _slices.drawn_directions(losses.own, _slices.SlicesParams())[0]
+    (loss, at), u = loss_by(net, some, names, LEVELS), torch.cat([one[name].reshape(-1) for name in names])
+    bent = torch.func.grad(lambda w: torch.func.grad(loss)(w) @ u)(at) @ u
+    assert each["curvature"][0] == pytest.approx(float(bent))
+    monkeypatch.setattr(_curving, "CHUNK_BYTES", 20 * _denoising.graph_bytes(net.card))  # two problems at once
+    assert [len(losses.rows(losses.own)), len(losses.pieces())] == [N, 2]
+    assert losses.curvatures([one])[0] == pytest.approx(each["curvature"][0])
+    alone = [Denoised(net, _denoising.taken(some, slice(i, i + 1)), LEVELS).rows(losses.own)[0] for i in range(N)]
+    np.testing.assert_allclose(losses.rows(losses.own), alone)
+
+
+def test_along_a_block_it_is_bent_as_the_dense_hessian_says_and_in_the_last_bias_it_is_a_parabola(
+    net: Any, some: Any
+) -> None:
+    """dE/dy = 2 J'(W h + b) is linear in b, so that L is quadratic in b at any distance; not so in fc1."""
+    losses, dice = Denoised(net, some, [0, 4]), torch.Generator().manual_seed(0)
+    for names, straight in ((["fc4.bias"], True), (["fc1.weight", "fc1.bias"], False)):
+        u = {name: torch.zeros_like(t) for name, t in losses.own.items()}
+        for name in names:
+            u[name] = torch.randn(u[name].shape, generator=dice, dtype=torch.float64)
+        vector = torch.cat([u[name].reshape(-1) for name in names])
+        exact = float(vector @ truth(net, some, names, [0, 4]) @ vector)
+        assert losses.curvatures([u])[0] == pytest.approx(exact, rel=1e-9)
+        there = [losses.rows(landscape.moved(losses.own, [u], [t])).mean() for t in (-3.0, 0.0, 3.0)]
+        far = (there[0] - 2 * there[1] + there[2]) / 9
+        assert (far == pytest.approx(exact, rel=1e-9)) == straight
