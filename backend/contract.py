@@ -19,6 +19,7 @@ from backend.costs import Work
 from backend.errors import BadInput
 from backend.subjects import (
     Corpus,
+    EnergyWeights,
     Family,
     Matrices,
     Pair,
@@ -31,7 +32,10 @@ from backend.subjects import (
     subject_from,
 )
 
-__all__ = ["Corpus", "Matrices", "Pair", "Pairs", "Problems", "Prompt", "Rows", "Subject", "Weights", "subject_from"]
+__all__ = [
+    "Corpus", "EnergyWeights", "Matrices", "Pair", "Pairs", "Problems", "Prompt", "Rows", "Subject", "Weights",
+    "subject_from",
+]  # fmt: skip
 
 # ---------------------------------------------------------------- params and subjects
 
@@ -513,6 +517,10 @@ class Energies(Protocol):
 
     def gradient_at(self, parameters: Mapping[str, Any], x: Any, y: Any, level: Any) -> Any:
         """dE/dy [n, d_y] with these parameters in place of the net's, differentiable twice by them."""
+        ...
+
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The net's matrices by module, {part: [out, in]}: `whole`, or `gain` and `shift` of the maps to FiLM."""
         ...
 
     def sibling(self, step: int) -> Any:

@@ -3,6 +3,7 @@ degenerate its minimum is: what is a parabola, what units may change places, wha
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from backend.analyses import _curving, _denoising, _slices, registry
+from backend.analyses import _curving, _denoising, _slices, _weight_spectra, energy_weights, registry
 from backend.analyses._denoising import Denoised, Denoising
+from backend.contract import EnergyWeights
 from backend.maths import landscape
 from tests.causal_kit import ask
 from tests.energy_kit import problems, tiny_energy
@@ -75,3 +77,38 @@ def test_along_a_block_it_is_bent_as_the_dense_hessian_says_and_in_the_last_bias
         there = [losses.rows(landscape.moved(losses.own, [u], [t])).mean() for t in (-3.0, 0.0, 3.0)]
         far = (there[0] - 2 * there[1] + there[2]) / 9
         assert (far == pytest.approx(exact, rel=1e-9)) == straight
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_noise_has_outliers_at_the_stated_rate() -> None:
+    """One matrix of noise in 20 has a value above what 5 % pass, whatever its shape and scale."""
+    dice = np.random.default_rng(0)
+    for shape in ((36, 9), (9, 9)):
+        found = []
+        for turn in range(250):  # a null each: of one null alone the rate is its own
+            null = _weight_spectra.Null((*shape, 0), 19, turn)
+            found.append(_weight_spectra.row_of(np.linalg.svd(0.1 * dice.normal(size=shape), compute_uv=False), null))
+        assert np.mean([row["outliers"] > 0 for row in found]) == pytest.approx(
+            0.05, abs=3 * (0.05 * 0.95 / 250) ** 0.5
+        )
+
+
+def test_a_spike_stands_above_the_noise_of_its_own_matrix_alone(tmp_path: Path) -> None:
+    """Two directions in fc2, one in the gain of layer 3: what FiLM adds is another matrix, and stays noise."""
+    model, dice = tiny_energy(tmp_path, dtype="float64", width=24), torch.Generator().manual_seed(2)
+    matrices = {name: p for name, p in model.net.named_parameters() if p.ndim == 2}
+    for matrix in matrices.values():
+        matrix.copy_(0.2 * torch.randn(matrix.shape, generator=dice, dtype=torch.float64))
+    matrices["fc2.weight"][:2] += 3 * torch.eye(24, dtype=torch.float64)[:2]
+    matrices["t_map_fc3.weight"][:24] += 1.0
+    found = ask(registry()["energy_weights"], model, EnergyWeights(), draws=39)
+    found["name"] = [energy_weights.MODULES[m] for m in found["module"]]
+    rows = found.set_index(["name", "part"])
+    assert rows.loc[("fc2", "whole"), "outliers"] == 2 and rows.loc[("t_map_fc3", "gain"), "outliers"] == 1
+    others = rows.drop([("fc2", "whole"), ("t_map_fc3", "gain")])
+    assert len(others) == 8 and (others["outliers"] == 0).all() and (others["largest"] < others["edge_high"]).all()
+    np.testing.assert_allclose(rows.loc[("t_map_fc3", "shift"), "singular_values"],
+                               torch.linalg.svdvals(matrices["t_map_fc3.weight"][24:]))  # fmt: skip
+    assert rows.loc[("fc4", "whole"), "edge"] == pytest.approx(0.2 * (24**0.5 + 3), rel=0.15)

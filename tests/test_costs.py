@@ -16,7 +16,7 @@ import torch
 from backend import Backend, costs
 from backend.analyses import _asking, _causal, _curving, _units, registry
 from backend.analyses._work import parts
-from backend.contract import Corpus, Pairs, Problems, Prompt, Weights
+from backend.contract import Corpus, EnergyWeights, Pairs, Problems, Prompt, Weights
 from backend.costs import Calls, Work
 from backend.errors import BadInput
 from backend.models import shorter, trained
@@ -98,6 +98,7 @@ AT_MOST: dict[str, list[dict[str, Any]]] = {
 OF_ENERGIES: dict[str, list[dict[str, Any]]] = {
     "energy_hessian": [{**FEW, "by_module": "no"}, {**FEW, "level": 3, "null": "shuffled noise", "block": "fc4",
                        "problems_used": 4}, {**FEW, "null": "none", "matrix": "gauss-newton", "block": "fc4.bias"}],
+    "energy_weights": [{"draws": 5}],
     "energy_slices": [{"directions": 2, "points": 5, "grid": 3}, {"directions": 2, "points": 5, "grid": 3, "level": 0}],
 }  # fmt: skip
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
@@ -198,8 +199,9 @@ def test_what_is_declared_is_what_is_counted(models, narrow, name):
 
 @pytest.mark.parametrize("name", OF_ENERGIES)
 def test_what_is_declared_of_an_energy_model_is_what_is_counted(energy, narrow, name):
-    analysis, subject = registry()[name], Problems(n=20)
-    asked = energy_tasks.matrices(energy.card, subject) if analysis.subject is Problems else Weights()
+    analysis = registry()[name]
+    subject = Problems(n=20) if analysis.subject is Problems else EnergyWeights()
+    asked = energy_tasks.matrices(energy.card, subject) if isinstance(subject, Problems) else subject
     for given in OF_ENERGIES[name]:
         found: Counter[Calls] = Counter()
         hook = energy.net.register_forward_pre_hook(lambda _, args, found=found: found.update([_row_call(args)]))

@@ -62,6 +62,14 @@ class EnergyModel:
             energies = torch.func.functional_call(self.net, dict(parameters), (x, y, level))
             return torch.autograd.grad(energies.sum(), y, create_graph=True)[0]
 
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return the net's matrices by module, {part: [out, in]}: one `whole`, of the maps to FiLM `gain`, `shift`."""
+        found = {name.removesuffix(".weight"): {"whole": p.detach()}
+                 for name, p in self.net.named_parameters() if p.ndim == 2}  # fmt: skip
+        for name in ("t_map_fc2", "t_map_fc3"):
+            found[name] = dict(zip(("gain", "shift"), found[name]["whole"].chunk(2), strict=True))
+        return found
+
     def sibling(self, step: int) -> EnergyNet:
         """Return the net of another checkpoint of the same run, like `net`. Raises NotFound where there is none."""
         spec = parse_spec(self.card.spec)
