@@ -523,8 +523,13 @@ class Energies(Protocol):
         """The net's matrices by module, {part: [out, in]}: `whole`, or `gain` and `shift` of the maps to FiLM."""
         ...
 
-    def sibling(self, step: int) -> Any:
-        """The net of another checkpoint of the same run. Raises NotFound where there is none."""
+    def sibling(self, run: str, step: int | None = None) -> Any:
+        """The net of another run, or of another checkpoint, of an energy model of the same shape (None: the newest).
+        Params say so in `siblings`. Raises NotFound where there is none."""
+        ...
+
+    def exchangeable(self) -> list[tuple[str, list[tuple[str, int, Any]]]]:
+        """Groups of units whose order changes nothing, as `Model.exchangeable`."""
         ...
 
 

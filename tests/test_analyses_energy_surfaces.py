@@ -3,6 +3,7 @@ degenerate its minimum is: what is a parabola, what units may change places, wha
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from backend.analyses import _curving, _denoising, _slices, _weight_spectra, energy_weights, registry
 from backend.analyses._denoising import Denoised, Denoising
-from backend.contract import EnergyWeights
-from backend.maths import landscape
+from backend.contract import EnergyWeights, parse_spec
+from backend.errors import PhasescopeError
+from backend.maths import landscape, matching
+from backend.maths.matching import Group
+from backend.models.open import open_model
+from backend.settings import SHIPPED_RUNS, Settings
 from tests.causal_kit import ask
-from tests.energy_kit import problems, tiny_energy
+from tests.energy_kit import energy_run, problems, tiny_energy
 from tests.test_analyses_energy_hessian import N, loss_by, truth
 
 LEVELS = list(range(10))
@@ -112,3 +118,48 @@ def test_a_spike_stands_above_the_noise_of_its_own_matrix_alone(tmp_path: Path) 
     np.testing.assert_allclose(rows.loc[("t_map_fc3", "shift"), "singular_values"],
                                torch.linalg.svdvals(matrices["t_map_fc3.weight"][24:]))  # fmt: skip
     assert rows.loc[("fc4", "whole"), "edge"] == pytest.approx(0.2 * (24**0.5 + 3), rel=0.15)
+
+
+# ---------------------------------------------------------------- paths to other models
+
+
+def reordered(model: Any) -> dict[str, torch.Tensor]:
+    """The weights with every group of units in random order."""
+    copy, dice = {name: p.detach() for name, p in model.net.named_parameters()}, np.random.default_rng(1)
+    for _, places in model.exchangeable():
+        copy = matching.permuted(copy, Group(tuple(places)), dice.permutation(len(places[0][2])))
+    return copy
+
+
+def test_no_order_of_units_changes_the_field(net: Any, some: Any) -> None:
+    losses, copy = Denoised(net, some, LEVELS), reordered(net)
+    assert all(not torch.equal(copy[name], t) for name, t in losses.own.items()), "every tensor has units"
+    np.testing.assert_allclose(losses.rows(copy), losses.rows(losses.own), rtol=1e-12)
+
+
+def test_a_copy_in_another_order_is_one_basin_after_matching_and_a_model_beside_itself_before(tmp_path: Path) -> None:
+    model = open_model(parse_spec("run:inverse-3"), Settings(runs=tmp_path, device="cpu", dtype="float32"))
+    shutil.copytree(SHIPPED_RUNS / "inverse-3", tmp_path / "copy")
+    copy, last = {name: t.contiguous() for name, t in reordered(model).items()}, model.card.step
+    save_file(copy, tmp_path / "copy" / "checkpoints" / f"step_{last:08d}.safetensors")
+    asked = problems(model, n=6)
+    found = table("energy_connectivity", model, asked, other="copy", other_step=-1, points=3, bend_steps=2)
+    each = found.groupby("path").first()
+    assert each.loc["straight", "barrier_low"] > 0.5 and each.loc["straight", "distance"] > 1
+    assert each.loc["matched", "barrier"] < 1e-6 and each.loc["matched", "distance"] == 0
+    assert each.loc["copy", "barrier"] > 0.5 and each.loc["copy, matched", "distance"] == 0
+    held_out = Denoised(model, _denoising.taken(asked, slice(3, None)), LEVELS)
+    ends = found[found["path"] == "straight"].set_index("t")["loss"]
+    assert ends[0.0] == pytest.approx(held_out.rows(held_out.own).mean(), rel=1e-4) == ends[1.0]
+    itself = table("energy_connectivity", model, asked, other_step=last, points=3, bend_steps=1).set_index("path")
+    assert itself.loc["straight", "barrier"].max() < 1e-6 and (itself.loc["straight", "distance"] == 0).all()
+
+
+def test_energy_models_that_cannot_be_joined_say_why(net: Any, some: Any) -> None:
+    energy_run(net.settings.runs / "wider", side=2, width=7)
+    shutil.copytree(SHIPPED_RUNS / "induction-1layer", net.settings.runs / "tokens")
+    for given, words in (({"other": "wider"}, "width is 7 there and 6 here"), ({"other": "nobody"}, "no such run"),
+                         ({"other": "tokens", "other_step": -1}, "no energy model"),
+                         ({"other_step": 7}, "no checkpoint")):  # fmt: skip
+        with pytest.raises(PhasescopeError, match=words):
+            table("energy_connectivity", net, some, points=3, **given)

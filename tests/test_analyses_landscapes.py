@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import _paths as path_room
 from backend.analyses import _slices as slices_room
 from backend.analyses import learning_coefficient as llc_room
-from backend.analyses import mode_connectivity as path_room
 from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
@@ -163,7 +163,7 @@ def test_a_permuted_copy_is_one_basin_after_matching_and_a_model_beside_itself_b
 def test_a_barriers_interval_holds_ninety_five_percent():
     """The middle of 400 rows is N(5, 1), the ends are 0: the interval is 3.92 standard errors wide."""
     middle = np.random.default_rng(0).normal(5, 1, 400)
-    row = path_room._table("straight", np.array([0, 0.5, 1]), np.stack([0 * middle, middle, 0 * middle]), 0).iloc[0]
+    row = path_room.table_of("straight", np.array([0, 0.5, 1]), np.stack([0 * middle, middle, 0 * middle]), 0).iloc[0]
     assert row["barrier"] == pytest.approx(middle.mean()) and row["barrier_low"] < row["barrier"] < row["barrier_high"]
     assert row["barrier_high"] - row["barrier_low"] == pytest.approx(3.92 * middle.std() / 20, rel=0.1)
 
@@ -186,7 +186,7 @@ def test_models_that_cannot_be_joined_say_why(tiny, tmp_path):
     with pytest.raises(BadInput, match="none is named"):
         ask("mode_connectivity", tiny["gpt2"], points=3)
     neox = opened("neox", tmp_path)
-    assert set(path_room._ends(neox, neox.parameters(), neox.parameters(), 0)) == {"straight"}
+    assert set(path_room.ends_of(neox.parameters(), neox.parameters(), [], 0)) == {"straight"}
     with pytest.raises(Unfit, match="Use a native or GPT-2 model"):
         neox.exchangeable()
 

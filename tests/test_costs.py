@@ -99,6 +99,8 @@ OF_ENERGIES: dict[str, list[dict[str, Any]]] = {
     "energy_hessian": [{**FEW, "by_module": "no"}, {**FEW, "level": 3, "null": "shuffled noise", "block": "fc4",
                        "problems_used": 4}, {**FEW, "null": "none", "matrix": "gauss-newton", "block": "fc4.bias"}],
     "energy_weights": [{"draws": 5}],
+    "energy_connectivity": [{"points": 3, "bend_steps": 2}, {"points": 4, "bend_steps": 1, "problems_used": 5,
+                            "level": 2}],
     "energy_slices": [{"directions": 2, "points": 5, "grid": 3}, {"directions": 2, "points": 5, "grid": 3, "level": 0}],
 }  # fmt: skip
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
