@@ -237,13 +237,13 @@ def _by_block(house: Any, bar: Bar, params: dict[str, Any]) -> None:
 
 def _others(house: Any, family: Family) -> None:
     """Link to the other analyses of this group that this family can be asked, and to the energy's own landscapes."""
-    energies = family.subject is Problems
-    others = [a for a in house.analyses().values() if a.group == GROUP and (a.subject is Problems) == energies]
+    kind = family.subject.family
+    others = [a for a in house.analyses().values() if a.group == GROUP and a.subject.family == kind]
     st.markdown("##### More of this group")
     for start in range(0, len(others), 3):
         for place, one in zip(st.columns(3), others[start : start + 3], strict=False):
             with place:
                 auto_page.link_to(one, url.query())
                 st.caption(one.asks)
-    if energies:
+    if kind == "energy":
         link("energy_landscapes", "Energy landscapes", icon="landscape", query=url.query())

@@ -12,7 +12,7 @@ import streamlit as st
 from app import notes, subject_sets, url, widgets
 from app.asking import finish
 from app.links import link
-from backend.contract import Corpus, ModelCard, Pairs, Problems, Prompt, Subject, Weights, parse_spec
+from backend.contract import Corpus, EnergyWeights, ModelCard, Pairs, Problems, Prompt, Subject, Weights, parse_spec
 from backend.errors import NotFound, PhasescopeError
 
 TEXTS = {
@@ -30,7 +30,7 @@ PICKED: dict[str, tuple[str, str, str, str]] = {"transformer": ("model", "step",
                                                 "energy": ("energy", "energy_step", "Energy model", FIRST_ENERGY)}
 #: model, checkpoint, and what the question is about
 WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1],
-                                          Problems: [3, 3, 7]}
+                                          EnergyWeights: [4, 7, 1], Problems: [3, 3, 7]}
 
 
 @dataclass
@@ -125,7 +125,9 @@ def _subject(house: Any, card: dict[str, Any], kind: type[Subject], place: Any, 
         return subject_sets.pairs_field(house, card, place)
     if kind is Problems:
         return subject_sets.problems_field(house, card, place)
-    return subject_sets.corpus_field(house, card, place, rows=rows) if kind is Corpus else Weights()
+    if kind is Corpus:
+        return subject_sets.corpus_field(house, card, place, rows=rows)
+    return EnergyWeights() if kind is EnergyWeights else Weights()
 
 
 def trained_for(name: str, made_for: Mapping[str, Any]) -> None:

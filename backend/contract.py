@@ -19,6 +19,7 @@ from backend.costs import Work
 from backend.errors import BadInput
 from backend.subjects import (
     Corpus,
+    EnergyWeights,
     Family,
     Matrices,
     Pair,
@@ -31,7 +32,10 @@ from backend.subjects import (
     subject_from,
 )
 
-__all__ = ["Corpus", "Matrices", "Pair", "Pairs", "Problems", "Prompt", "Rows", "Subject", "Weights", "subject_from"]
+__all__ = [
+    "Corpus", "EnergyWeights", "Matrices", "Pair", "Pairs", "Problems", "Prompt", "Rows", "Subject", "Weights",
+    "subject_from",
+]  # fmt: skip
 
 # ---------------------------------------------------------------- params and subjects
 
@@ -515,8 +519,17 @@ class Energies(Protocol):
         """dE/dy [n, d_y] with these parameters in place of the net's, differentiable twice by them."""
         ...
 
-    def sibling(self, step: int) -> Any:
-        """The net of another checkpoint of the same run. Raises NotFound where there is none."""
+    def weights(self) -> dict[str, dict[str, Any]]:
+        """The net's matrices by module, {part: [out, in]}: `whole`, or `gain` and `shift` of the maps to FiLM."""
+        ...
+
+    def sibling(self, run: str, step: int | None = None) -> Any:
+        """The net of another run, or of another checkpoint, of an energy model of the same shape (None: the newest).
+        Params say so in `siblings`. Raises NotFound where there is none."""
+        ...
+
+    def exchangeable(self) -> list[tuple[str, list[tuple[str, int, Any]]]]:
+        """Groups of units whose order changes nothing, as `Model.exchangeable`."""
         ...
 
 

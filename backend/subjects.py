@@ -136,6 +136,13 @@ class Weights(_Frozen):
         return {"kind": self.kind}
 
 
+class EnergyWeights(Weights):
+    """An energy model itself, without problems."""
+
+    kind: Literal["energy_weights"] = "energy_weights"  # type: ignore[assignment]
+    family: ClassVar[Family] = "energy"
+
+
 HARDER = ("inverse", "addition", "completion")  # tasks with a harder distribution
 TASKS = ("inverse", "addition", "completion", "gauss", "rank1")
 
@@ -181,9 +188,10 @@ class Matrices:
     more: Callable[[int, int], Matrices]
 
 
-Subject = Prompt | Pairs | Corpus | Weights | Problems
+Subject = Prompt | Pairs | Corpus | Weights | EnergyWeights | Problems
 KINDS: dict[str, type[Any]] = {
-    "prompt": Prompt, "pairs": Pairs, "corpus": Corpus, "weights": Weights, "problems": Problems,
+    "prompt": Prompt, "pairs": Pairs, "corpus": Corpus, "weights": Weights,
+    "energy_weights": EnergyWeights, "problems": Problems,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def table(net: Any, some: Any, **params: Any) -> pd.DataFrame:
     return ask(registry()["energy_hessian"], net, some, **{**EXACT, **params})
 
 
-def truth(net: Any, some: Any, names: list[str], levels: list[int]) -> torch.Tensor:
-    """The Hessian over these parameters by torch.func alone: jacrev(grad) of the loss, with grad by y within."""
+def loss_by(net: Any, some: Any, names: list[str], levels: list[int]) -> tuple[Callable[[Any], Any], torch.Tensor]:
+    """The loss of these parameters as one vector by torch.func alone, with grad by y within; and the net's own."""
     own = {name: p.detach() for name, p in net.net.named_parameters()}
     sizes = [own[name].numel() for name in names]
 
@@ -55,7 +56,13 @@ def truth(net: Any, some: Any, names: list[str], levels: list[int]) -> torch.Ten
             found = found + (torch.func.grad(energy)(y) - some.noise).square().mean() / len(levels)
         return found
 
-    return torch.func.jacrev(torch.func.grad(loss))(torch.cat([own[name].reshape(-1) for name in names]))
+    return loss, torch.cat([own[name].reshape(-1) for name in names])
+
+
+def truth(net: Any, some: Any, names: list[str], levels: list[int]) -> torch.Tensor:
+    """The Hessian over these parameters: jacrev(grad) of the loss."""
+    loss, at = loss_by(net, some, names, levels)
+    return torch.func.jacrev(torch.func.grad(loss))(at)
 
 
 def test_everything_is_that_of_the_dense_hessian(net: Any, some: Any) -> None:

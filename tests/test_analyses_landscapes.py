@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import _paths as path_room
+from backend.analyses import _slices as slices_room
 from backend.analyses import learning_coefficient as llc_room
-from backend.analyses import loss_slices as slices_room
-from backend.analyses import mode_connectivity as path_room
 from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
@@ -78,7 +78,7 @@ def test_a_slices_middle_is_the_model_and_its_second_difference_the_hessian(kind
 def test_near_the_middle_the_plane_is_the_hessians_ellipse(tiny):
     """L = c + g.x + x'Qx / 2 with Q from exact products, the mixed term by d_0 + d_1."""
     model = tiny["native"]
-    params = slices_room.LossSlicesParams(directions=2, grid=5, points=5, reach=0.001, step=0.002)
+    params = slices_room.SlicesParams(directions=2, grid=5, points=5, reach=0.001, step=0.002)
     table = ask("loss_slices", model, **params.model_dump())
     plane = table[table["direction"] == -1]
     a, b = plane["a"].to_numpy(), plane["b"].to_numpy()
@@ -163,7 +163,7 @@ def test_a_permuted_copy_is_one_basin_after_matching_and_a_model_beside_itself_b
 def test_a_barriers_interval_holds_ninety_five_percent():
     """The middle of 400 rows is N(5, 1), the ends are 0: the interval is 3.92 standard errors wide."""
     middle = np.random.default_rng(0).normal(5, 1, 400)
-    row = path_room._table("straight", np.array([0, 0.5, 1]), np.stack([0 * middle, middle, 0 * middle]), 0).iloc[0]
+    row = path_room.table_of("straight", np.array([0, 0.5, 1]), np.stack([0 * middle, middle, 0 * middle]), 0).iloc[0]
     assert row["barrier"] == pytest.approx(middle.mean()) and row["barrier_low"] < row["barrier"] < row["barrier_high"]
     assert row["barrier_high"] - row["barrier_low"] == pytest.approx(3.92 * middle.std() / 20, rel=0.1)
 
@@ -186,7 +186,7 @@ def test_models_that_cannot_be_joined_say_why(tiny, tmp_path):
     with pytest.raises(BadInput, match="none is named"):
         ask("mode_connectivity", tiny["gpt2"], points=3)
     neox = opened("neox", tmp_path)
-    assert set(path_room._ends(neox, neox.parameters(), neox.parameters(), 0)) == {"straight"}
+    assert set(path_room.ends_of(neox.parameters(), neox.parameters(), [], 0)) == {"straight"}
     with pytest.raises(Unfit, match="Use a native or GPT-2 model"):
         neox.exchangeable()
 

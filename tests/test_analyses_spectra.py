@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from backend import analyses
+from backend.analyses import _weight_spectra as weights_core
 from backend.analyses import activation_spectra as activations_room
 from backend.analyses import weight_spectra as weights_room
 from backend.contract import Corpus, Weights
@@ -115,7 +116,8 @@ def test_noise_has_no_outliers_and_a_planted_direction_is_one(tiny):
 def test_a_density_of_noise_integrates_to_one(tiny):
     table = ask("weight_spectra", tiny["native"], draws=20)
     for matrix in ("W_OV", "W_in", "W_E"):
-        x, y = weights_room._noise_density(table[table["matrix"] == matrix].iloc[0].to_dict())
+        row = table[table["matrix"] == matrix].iloc[0].to_dict()
+        x, y = weights_core.noise_density(row, weights_room.is_product(row))
         assert np.trapezoid(y, x) == pytest.approx(1, abs=0.03), matrix
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from backend import analyses
-from backend.contract import Corpus, Pair, Pairs, Problems, Prompt, Request, Rows, View, Weights, parse_spec
+from backend.contract import Corpus, EnergyWeights, Pair, Pairs, Prompt, Request, Rows, View, Weights, parse_spec
 from backend.models.open import open_model
 from backend.settings import Settings
 from backend.tables import pack, unpack
@@ -22,13 +22,15 @@ NAMES = sorted(analyses.registry())
 TOKENS = (3, 9, 4, 9, 1, 3, 20, 17, 3, 9)
 ROWS = np.random.default_rng(0).integers(50, size=(6, 10))
 SUBJECTS = {
-    "prompt": Prompt(tokens=TOKENS), "weights": Weights(),
+    "prompt": Prompt(tokens=TOKENS), "weights": Weights(), "energy_weights": EnergyWeights(),
     "pairs": Pairs(pairs=tuple(Pair(clean=a, corrupted=b, answer=a[2], distractor=a[5])
                                for a, b in zip(ROWS[:3].tolist(), ROWS[3:].tolist(), strict=True))),
     "corpus": Rows(tokens=ROWS, corpus=Corpus(source="random", rows=6, length=10)),
 }  # fmt: skip
 #: what has no default because it names something of the user's own, or takes long
 GIVEN = {"hessian_blocks": {"probes": 2, "products": 5}, "hessian_spectrum": {"products": 10, "k": 2, "steps": 5},
+         "energy_connectivity": {"points": 3, "bend_steps": 2},
+         "energy_slices": {"directions": 2, "points": 5, "grid": 3},
          "loss_slices": {"directions": 2, "points": 5, "grid": 3},
          "learning_coefficient": {"chains": 2, "draws": 10, "burn": 10},
          "mode_connectivity": {"points": 3, "bend_steps": 2},
@@ -60,7 +62,7 @@ def tables(tiny, energy):
 
     def table(name: str) -> pd.DataFrame:
         if name not in kept:
-            asks_energy = analyses.registry()[name].subject is Problems
+            asks_energy = analyses.registry()[name].subject.family == "energy"
             model = compiled() if name == "published_numbers" else energy if asks_energy else tiny
             kept[name] = compute(analyses.registry()[name], model)
         return kept[name]
@@ -129,7 +131,7 @@ def test_has_words_for_everything(name):
 def test_figures_are_sound(name, tables, tiny, energy):
     analysis = analyses.registry()[name]
     assert analysis.figures
-    seen = view(energy if analysis.subject is Problems else tiny)
+    seen = view(energy if analysis.subject.family == "energy" else tiny)
     for figure in analysis.figures.values():
         built = [figure.build(tables(name).copy(), seen) for _ in range(2)]
         texts = [json.dumps(f.to_plotly_json(), cls=_Encoder) for f in built]
@@ -290,12 +292,12 @@ def test_a_corrected_file_comes_back(folder):
 def test_what_a_table_says_of_what_was_expected(name, tables, tiny, energy):
     analysis = analyses.registry()[name]
     claims = analysis.judge(tables(name).drop(columns=[v.name for v in analysis.arrays]),
-                            view(energy if analysis.subject is Problems else tiny))  # fmt: skip
+                            view(energy if analysis.subject.family == "energy" else tiny))  # fmt: skip
     assert claims and all(c.criterion and c.null and c.value and "nan" not in c.value for c in claims)
 
 
 def test_the_two_families_are_told_apart(tiny, energy):
     for one in analyses.registry().values():
         reasons = [one.unfit(model.card.capabilities) for model in (tiny, energy)]
-        assert reasons[one.subject is not Problems], "the other family"
-        assert not reasons[1] if one.subject is Problems else True
+        assert reasons[one.subject.family != "energy"], "the other family"
+        assert not reasons[1] if one.subject.family == "energy" else True

@@ -16,14 +16,15 @@ import torch
 from backend import Backend, costs
 from backend.analyses import _asking, _causal, _curving, _units, registry
 from backend.analyses._work import parts
-from backend.contract import Corpus, Pairs, Prompt, Weights
+from backend.contract import Corpus, EnergyWeights, Pairs, Problems, Prompt, Weights
 from backend.costs import Calls, Work
 from backend.errors import BadInput
 from backend.models import shorter, trained
 from backend.models.probe import counted_bytes, probe
-from backend.runs import corpora
+from backend.runs import corpora, energy_tasks
 from tests import tiny_models
 from tests.causal_kit import ask, swapped_keys
+from tests.energy_kit import tiny_energy
 from tests.lens_kit import lens_run
 from tests.sae_kit import sae_run
 
@@ -93,6 +94,15 @@ AT_MOST: dict[str, list[dict[str, Any]]] = {
     "circuit_edges": [{"steps": 2, "exact_top": 12, "exact_others": 3}, {"steps": 1, "held_out": 0, "random": 2},
                       {"search": "greedy exact", "threshold": 0.001, "steps": 1, "exact_top": 1, "random": 1}],
 }
+#: the same of energy models, whose calls are gradients by y on rows, a problem at a level each
+OF_ENERGIES: dict[str, list[dict[str, Any]]] = {
+    "energy_hessian": [{**FEW, "by_module": "no"}, {**FEW, "level": 3, "null": "shuffled noise", "block": "fc4",
+                       "problems_used": 4}, {**FEW, "null": "none", "matrix": "gauss-newton", "block": "fc4.bias"}],
+    "energy_weights": [{"draws": 5}],
+    "energy_connectivity": [{"points": 3, "bend_steps": 2}, {"points": 4, "bend_steps": 1, "problems_used": 5,
+                            "level": 2}],
+    "energy_slices": [{"directions": 2, "points": 5, "grid": 3}, {"directions": 2, "points": 5, "grid": 3, "level": 0}],
+}  # fmt: skip
 PROMPT = Prompt(tokens=tuple(range(1, 18)))
 CORPUS = Corpus(source="random", rows=7, length=30)
 
@@ -107,6 +117,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         sae_run(runs / name, made["native"], seed)
     assert all(m.sizes and shorter.form_of(m.view) for m in made.values())  # which cost a forward of their own
     return made
+
+
+@pytest.fixture(scope="module")
+def energy(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_energy(tmp_path_factory.mktemp("energy"))
 
 
 @pytest.fixture()
@@ -164,7 +179,10 @@ def work_of(model: Any, name: str, subject: Any, params: Any) -> Work:
 
 
 def declared(work: Work) -> Counter[Calls]:
-    return Counter({replace(c, n=1): c.n for c in work.calls})
+    found: Counter[Calls] = Counter()
+    for call in work.calls:
+        found[replace(call, n=1)] += call.n
+    return found
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -179,6 +197,25 @@ def test_what_is_declared_is_what_is_counted(models, narrow, name):
         with counted(model) as found:
             ask(analysis, model, rows, **given)
         assert told == found, given
+
+
+@pytest.mark.parametrize("name", OF_ENERGIES)
+def test_what_is_declared_of_an_energy_model_is_what_is_counted(energy, narrow, name):
+    analysis = registry()[name]
+    subject = Problems(n=20) if analysis.subject is Problems else EnergyWeights()
+    asked = energy_tasks.matrices(energy.card, subject) if isinstance(subject, Problems) else subject
+    for given in OF_ENERGIES[name]:
+        found: Counter[Calls] = Counter()
+        hook = energy.net.register_forward_pre_hook(lambda _, args, found=found: found.update([_row_call(args)]))
+        try:
+            ask(analysis, energy, asked, **given)
+        finally:
+            hook.remove()
+        assert declared(analysis.work(energy.card, subject, analysis.params(**given))) == found, given
+
+
+def _row_call(args: tuple) -> Calls:
+    return Calls(len(args[1]), 1, gradients=True)
 
 
 #: what reads off maps whose weights have no names

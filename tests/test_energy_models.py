@@ -123,9 +123,11 @@ def test_a_sibling_is_the_other_checkpoint(tmp_path: Path) -> None:
     model = tiny_energy(tmp_path)
     first = open_model(parse_spec(model.card.spec, 0), model.settings)
     x, y = torch.randn(2, 9), torch.randn(2, 9)
-    torch.testing.assert_close(model.sibling(0)(x, y, model.level(1, 2)), first.net(x, y, model.level(1, 2)))
+    for step, one in ((0, first), (None, model)):
+        there = model.sibling("inverse-3", step)(x, y, model.level(1, 2))
+        torch.testing.assert_close(there, one.net(x, y, model.level(1, 2)))
     with pytest.raises(NotFound):
-        model.sibling(7)
+        model.sibling("inverse-3", 7)
 
 
 # ---------------------------------------------------------------- problems

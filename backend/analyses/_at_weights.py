@@ -18,7 +18,59 @@ from backend.errors import Unfit
 FEWER = "Use fewer rows (rows_used), points or directions"
 
 
-class Losses:
+class LossesAt:
+    """A loss per row at any weights for its model: `own` are the model's, `count` the rows that there are.
+
+    One who fills it in gives the loss of some rows with its graph (`graph`), and how all are cut (`pieces`).
+    """
+
+    own: dict[str, Any]
+    count: int
+
+    def graph(self, parameters: Mapping[str, Any], piece: Any = None) -> Any:
+        """Return the loss of every row [row] with its graph; of all rows unless a piece of them is given."""
+        raise NotImplementedError
+
+    def pieces(self, twice: bool = False) -> Sequence[Any]:
+        """Return all rows in pieces that fit, where its graph is to be differentiated `twice` too."""
+        raise NotImplementedError
+
+    def rows(self, parameters: Mapping[str, Any]) -> np.ndarray:
+        """Return the loss of every row [row], float64, without a graph."""
+        import torch
+
+        with torch.no_grad():
+            found = (self.graph(parameters, piece).detach().double().cpu().numpy() for piece in self.pieces())
+            return np.concatenate(list(found))
+
+    def curvatures(self, directions: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return u'Hu of the mean loss at the model's own weights for every direction u, exactly."""
+        from backend.maths.products import flat, hessian_product
+
+        found = np.zeros(len(directions))
+        at = {name: tensor.clone().requires_grad_() for name, tensor in self.own.items()}
+        tensors = list(at.values())
+        for piece in self.pieces(twice=True):
+            product = hessian_product(self.graph(at, piece).sum() / self.count, tensors)
+            for i, u in enumerate(directions):
+                vector = flat([u[name] for name in at], tensors)
+                found[i] += float(vector @ product(vector))
+        return found.tolist()
+
+
+def own_of(card: ModelCard, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's parameters without their graph. Raises Unfit where they are too coarse to be moved a little."""
+    import torch
+
+    found = {name: tensor.detach() for name, tensor in known.items()}
+    coarse = [t.dtype for t in found.values() if t.dtype not in (torch.float32, torch.float64)]
+    if coarse:
+        words = f"its weights are {str(coarse[0]).removeprefix('torch.')}"
+        raise Unfit(f"Other weights for {card.spec}", words, "Open it in float32 (PHASESCOPE_DTYPE)")
+    return found
+
+
+class Losses(LossesAt):
     """The loss of a model on rows [row, pos] of tokens, at any weights for it.
 
     Raises Unfit where no right answer is known, or the weights are too coarse to be moved a little.
@@ -28,40 +80,20 @@ class Losses:
         import torch
 
         self.model, self.tokens = model, torch.as_tensor(tokens, device=model.card.device)
-        self.own = {name: tensor.detach() for name, tensor in model.parameters().items()}
-        coarse = [t.dtype for t in self.own.values() if t.dtype not in (torch.float32, torch.float64)]
-        if coarse:
-            words = f"its weights are {str(coarse[0]).removeprefix('torch.')}"
-            raise Unfit(f"Other weights for {model.card.spec}", words, "Open it in float32 (PHASESCOPE_DTYPE)")
+        self.count, self.own = len(self.tokens), own_of(model.card, model.parameters())
         if answers(model, self.tokens) is None:
             raise Unfit(f"The loss of {model.card.spec}", "no right answer is known", "Choose a model of next tokens")
 
-    def graph(self, parameters: Mapping[str, Any], tokens: Any = None) -> Any:
-        """Return the loss of every row [row] with its graph; of all rows unless `tokens` are given."""
-        tokens = self.tokens if tokens is None else tokens
+    def graph(self, parameters: Mapping[str, Any], piece: Any = None) -> Any:
+        """Return the loss of every row [row] with its graph; of all rows unless tokens are given."""
+        tokens = self.tokens if piece is None else piece
         return row_losses(self.model, tokens, log_probs(self.model.logits_at(parameters, tokens)))
 
-    def rows(self, parameters: Mapping[str, Any]) -> np.ndarray:
-        """Return the loss of every row [row], float64, without a graph."""
-        import torch
-
-        step = rows_at_once(self.model, self.tokens.shape[1], width(self.model.card))
-        with torch.no_grad():
-            return np.concatenate([self.graph(parameters, t).double().cpu().numpy() for t in self.tokens.split(step)])
-
-    def curvatures(self, directions: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Return u'Hu of the mean loss at the model's own weights for every direction u, exactly."""
-        from backend.maths.products import flat, hessian_product
-
-        found = np.zeros(len(directions))
-        at = {name: tensor.clone().requires_grad_() for name, tensor in self.own.items()}
-        tensors = list(at.values())
-        for some in self.tokens.split(graph_rows(self.model, self.tokens.shape[1])):
-            product = hessian_product(self.graph(at, some).sum() / len(self.tokens), tensors)
-            for i, u in enumerate(directions):
-                vector = flat([u[name] for name in at], tensors)
-                found[i] += float(vector @ product(vector))
-        return found.tolist()
+    def pieces(self, twice: bool = False) -> Sequence[Any]:
+        """Return runs of rows of tokens."""
+        length = self.tokens.shape[1]
+        fit = graph_rows(self.model, length) if twice else rows_at_once(self.model, length, width(self.model.card))
+        return self.tokens.split(fit)
 
 
 def used(subject: Rows, rows: int) -> Any:

@@ -7,10 +7,12 @@ takes third derivatives of E, one by y and two by the parameters. A contrastive 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from backend.analyses import _energy
+from backend.analyses._at_weights import LossesAt, own_of
 from backend.analyses._curving import Curved, cut, leaves, slices
 from backend.analyses._work import BYTES
 from backend.contract import Energies, Matrices, ModelCard
@@ -40,9 +42,8 @@ class Denoising(Curved):
         n = len(problems.y)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) if null == "shuffled noise" else None
         noise = problems.noise if order is None else problems.noise[order.to(problems.noise.device)]
-        self.x, self.right = (t.repeat(len(levels), 1) for t in (problems.x, noise))
-        self.y = torch.cat([_energy.noised(model, problems, k) for k in levels])
-        self.level = torch.cat([model.level(k, n) for k in levels])
+        self.x, self.y, self.level = inputs(model, problems, levels)
+        self.right = noise.repeat(len(levels), 1)
         step, self.kept = cut(graph_bytes(model.card), len(self.y))
         self.chunks = slices(len(self.y), step)
         self._built(len(self.y))
@@ -50,6 +51,43 @@ class Denoising(Curved):
     def _graph(self, chunk: slice) -> tuple[Any, Any]:
         found = self.model.gradient_at(self.parameters, self.x[chunk], self.y[chunk], self.level[chunk])
         return found, (found - self.right[chunk]).square().mean()
+
+
+class Denoised(LossesAt):
+    """The same loss of every problem, mean over its levels and entries, at any weights: rows are problems."""
+
+    def __init__(self, model: Energies, problems: Matrices, levels: Sequence[int]):
+        self.model, self.problems, self.levels = model, problems, list(levels)
+        self.count, self.own = len(problems.y), own_of(model.card, dict(model.net.named_parameters()))
+
+    def graph(self, parameters: Mapping[str, Any], piece: Any = None) -> Any:
+        """Return the loss of every problem [problem] with its graph; of all unless a slice of them is given."""
+        some = self.problems if piece is None else taken(self.problems, piece)
+        found = self.model.gradient_at(parameters, *inputs(self.model, some, self.levels))
+        off = found - some.noise.repeat(len(self.levels), 1)
+        return off.square().unflatten(0, (len(self.levels), -1)).mean((0, 2))
+
+    def pieces(self, twice: bool = False) -> Sequence[slice]:
+        """Return slices of the problems: the field is a derivative, so that a graph is held in any case."""
+        return _pieces(self.model.card, self.count, len(self.levels))
+
+
+def taken(problems: Matrices, piece: slice) -> Matrices:
+    """Return some of the problems."""
+    return replace(problems, x=problems.x[piece], y=problems.y[piece], noise=problems.noise[piece])
+
+
+def inputs(model: Energies, problems: Matrices, levels: Sequence[int]) -> tuple[Any, Any, Any]:
+    """Return (x, noised y, level) of every problem at every level, level by level."""
+    import torch
+
+    y = torch.cat([_energy.noised(model, problems, k) for k in levels])
+    level = torch.cat([model.level(k, len(problems.y)) for k in levels])
+    return problems.x.repeat(len(levels), 1), y, level
+
+
+def _pieces(card: ModelCard, problems: int, levels: int) -> list[slice]:
+    return slices(problems, cut(graph_bytes(card) * levels, problems)[0])
 
 
 def levels_of(card: ModelCard, level: int) -> list[int]:
@@ -72,4 +110,15 @@ def plan_products(card: ModelCard, rows: int, products: int) -> tuple[list[Calls
     sizes = [s.stop - s.start for s in slices(rows, step)]
     calls = [Calls(some, 1, gradients=True, n=1 if kept else 1 + products) for some in sizes]
     held = each * (rows if kept else 2 * step)
-    return calls, float(held), products * WALK * MATRIX_OPERATIONS * card.n_params * rows
+    return calls, float(held), product_operations(card, rows, products)
+
+
+def plan_denoised(card: ModelCard, problems: int, levels: int, n: int) -> list[Calls]:
+    """Return n times the gradients that a Denoised makes for the loss of all problems."""
+    sizes = [(piece.stop - piece.start) * levels for piece in _pieces(card, problems, levels)]
+    return [Calls(rows, 1, gradients=True, n=n) for rows in sizes]
+
+
+def product_operations(card: ModelCard, rows: int, products: int) -> float:
+    """Return the operations of products with the Hessian over so many rows."""
+    return products * WALK * MATRIX_OPERATIONS * card.n_params * rows

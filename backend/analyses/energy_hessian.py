@@ -20,7 +20,6 @@ Martens (2020), New insights and perspectives on the natural gradient method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,7 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses._curving import Curved, names_of, parts_of, size_of
-from backend.analyses._denoising import Denoising, levels_of, plan_products
+from backend.analyses._denoising import Denoising, levels_of, plan_products, taken
 from backend.analyses._energy import FEWER
 from backend.analyses._spectrum import (
     AT,
@@ -80,8 +79,7 @@ def energy_hessian(
 ) -> pd.DataFrame:
     """Return the spectrum and sums of the model, those of its modules, then the spectrum of the null."""
     _check(model.card, params)
-    some = replace(problems, x=problems.x[: params.problems_used], y=problems.y[: params.problems_used],
-                   noise=problems.noise[: params.problems_used])  # fmt: skip
+    some = taken(problems, slice(params.problems_used))
     frames, kinds = [], ["", *([params.null] if params.null != "none" else [])]
     for turn, null in enumerate(kinds):
         heard = _part(progress, turn, len(kinds))

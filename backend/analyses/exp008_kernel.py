@@ -118,10 +118,11 @@ def _first(model: Energies, params: KernelParams) -> Any:
     """Return the net that the drift is from, None where none is asked. NotFound: it is not kept."""
     if params.first_step < 0:
         return None
-    if not params.siblings(model.card.spec):
+    siblings = params.siblings(model.card.spec)
+    if not siblings:
         asked, found = f"The drift from step {params.first_step}", f"{model.card.spec} is no run: it has no other steps"
         raise BadInput(asked, found, "Set first step to -1, or choose a run")
-    return model.sibling(params.first_step)
+    return model.sibling(*siblings[0])
 
 
 def kernels(net: Any, x: Any, y: Any, level: Any, params: KernelParams) -> dict[str, Any]:

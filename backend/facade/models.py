@@ -14,6 +14,7 @@ from backend.analyses._curving import blocks_of
 from backend.contract import (
     CAPABILITY_RULES,
     Corpus,
+    EnergyWeights,
     ModelCard,
     ModelSpec,
     Pairs,
@@ -180,7 +181,9 @@ class Models(PromptSets):
             return self._pairs_of(card, given)
         if kind is Problems:
             return self.problems(card, **given)
-        return self.corpus(card, **given) if kind is Corpus else Weights()
+        if kind is Corpus:
+            return self.corpus(card, **given)
+        return EnergyWeights() if kind is EnergyWeights else Weights()
 
     def problems(self, card: Mapping[str, Any], **given: Any) -> Problems:
         """Make Problems for an energy model. Raises BadInput for a wrong field, Unfit where the model takes others."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from backend import costs, settings
-from backend.contract import CAPABILITY_RULES, ModelCard, parse_spec
+from backend.contract import CAPABILITY_RULES, ModelCard
 from backend.errors import BadInput
 from backend.maths import annealing
-from backend.models import fingerprints, registry, weights
+from backend.models import energy_siblings, fingerprints, weights
 from backend.models.energy_net import FOURIER, TIME, EnergyNet
 from backend.models.registry import Located
 from backend.subjects import TASKS, entries
@@ -62,14 +62,24 @@ class EnergyModel:
             energies = torch.func.functional_call(self.net, dict(parameters), (x, y, level))
             return torch.autograd.grad(energies.sum(), y, create_graph=True)[0]
 
-    def sibling(self, step: int) -> EnergyNet:
-        """Return the net of another checkpoint of the same run, like `net`. Raises NotFound where there is none."""
-        spec = parse_spec(self.card.spec)
-        located = registry.locate(spec.model_copy(update={"step": step}), self.settings)
-        net = EnergyNet(self.net.d_x, self.net.d_y, self.net.width)
-        weights.fit(net, weights.read_safetensors(located.files), located.source)
-        like = self.net.fc1.weight
-        return net.to(like.device, like.dtype).eval().requires_grad_(False)
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """Return the net's matrices by module, {part: [out, in]}: one `whole`, of the maps to FiLM `gain`, `shift`."""
+        found = {name.removesuffix(".weight"): {"whole": p.detach()}
+                 for name, p in self.net.named_parameters() if p.ndim == 2}  # fmt: skip
+        for name in ("t_map_fc2", "t_map_fc3"):
+            found[name] = dict(zip(("gain", "shift"), found[name]["whole"].chunk(2), strict=True))
+        return found
+
+    def sibling(self, run: str, step: int | None = None) -> EnergyNet:
+        """Return the net of another run or checkpoint (None: the newest), like `net`.
+
+        Raises NotFound for no such run or step, Unfit where it is no energy model of the same shape.
+        """
+        return energy_siblings.net(run, step, self)
+
+    def exchangeable(self) -> list[tuple[str, list[tuple[str, int, Any]]]]:
+        """Return (name, [(parameter, axis, indices [unit, k])]) of every group of units that may change places."""
+        return energy_siblings.exchangeable(self.net)
 
     def memory_bytes(self) -> int:
         """Bytes of all parameters."""

@@ -1,0 +1,165 @@
+"""The other looks at an energy model's own loss: slices of it, the weights' spectra, paths to other models, how
+degenerate its minimum is: what is a parabola, what units may change places, what noise gives."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from backend.analyses import _curving, _denoising, _slices, _weight_spectra, energy_weights, registry
+from backend.analyses._denoising import Denoised, Denoising
+from backend.contract import EnergyWeights, parse_spec
+from backend.errors import PhasescopeError
+from backend.maths import landscape, matching
+from backend.maths.matching import Group
+from backend.models.open import open_model
+from backend.settings import SHIPPED_RUNS, Settings
+from tests.causal_kit import ask
+from tests.energy_kit import energy_run, problems, tiny_energy
+from tests.test_analyses_energy_hessian import N, loss_by, truth
+
+LEVELS = list(range(10))
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tiny_energy(tmp_path_factory.mktemp("energy"), dtype="float64", side=2, width=6, scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def some(net: Any) -> Any:
+    return problems(net, n=N)
+
+
+def table(name: str, net: Any, some: Any, **params: Any) -> pd.DataFrame:
+    return ask(registry()[name], net, some, **params)
+
+
+# ---------------------------------------------------------------- slices
+
+
+def test_a_slices_middle_is_the_loss_and_its_second_difference_the_hessian(
+    net: Any, some: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = table("energy_slices", net, some, directions=2, points=5, grid=3, step=1e-3, reach=0.5)
+    assert len(found) == 2 * 5 + 9 and found["loss"].iloc[2] != pytest.approx(found["null"].iloc[2])
+    middle = found[(found["a"] == 0) & (found["b"] == 0)]
+    whole = Denoising(net, some, LEVELS, ["fc4.bias"], "hessian").loss
+    np.testing.assert_allclose(middle["loss"], whole, rtol=1e-12)
+    assert (middle["rise_se"] == 0).all()
+    each = found[found["direction"] >= 0].groupby("direction").first()
+    np.testing.assert_allclose(each["second_difference"], each["curvature"], rtol=1e-3)
+    losses, names = Denoised(net, some, LEVELS), list(net.card.parameters)
+    one = _slices.drawn_directions(losses.own, _slices.SlicesParams())[0]
+    (loss, at), u = loss_by(net, some, names, LEVELS), torch.cat([one[name].reshape(-1) for name in names])
+    bent = torch.func.grad(lambda w: torch.func.grad(loss)(w) @ u)(at) @ u
+    assert each["curvature"][0] == pytest.approx(float(bent))
+    monkeypatch.setattr(_curving, "CHUNK_BYTES", 20 * _denoising.graph_bytes(net.card))  # two problems at once
+    assert [len(losses.rows(losses.own)), len(losses.pieces())] == [N, 2]
+    assert losses.curvatures([one])[0] == pytest.approx(each["curvature"][0])
+    alone = [Denoised(net, _denoising.taken(some, slice(i, i + 1)), LEVELS).rows(losses.own)[0] for i in range(N)]
+    np.testing.assert_allclose(losses.rows(losses.own), alone)
+
+
+def test_along_a_block_it_is_bent_as_the_dense_hessian_says_and_in_the_last_bias_it_is_a_parabola(
+    net: Any, some: Any
+) -> None:
+    """dE/dy = 2 J'(W h + b) is linear in b, so that L is quadratic in b at any distance; not so in fc1."""
+    losses, dice = Denoised(net, some, [0, 4]), torch.Generator().manual_seed(0)
+    for names, straight in ((["fc4.bias"], True), (["fc1.weight", "fc1.bias"], False)):
+        u = {name: torch.zeros_like(t) for name, t in losses.own.items()}
+        for name in names:
+            u[name] = torch.randn(u[name].shape, generator=dice, dtype=torch.float64)
+        vector = torch.cat([u[name].reshape(-1) for name in names])
+        exact = float(vector @ truth(net, some, names, [0, 4]) @ vector)
+        assert losses.curvatures([u])[0] == pytest.approx(exact, rel=1e-9)
+        there = [losses.rows(landscape.moved(losses.own, [u], [t])).mean() for t in (-3.0, 0.0, 3.0)]
+        far = (there[0] - 2 * there[1] + there[2]) / 9
+        assert (far == pytest.approx(exact, rel=1e-9)) == straight
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_noise_has_outliers_at_the_stated_rate() -> None:
+    """One matrix of noise in 20 has a value above what 5 % pass, whatever its shape and scale."""
+    dice = np.random.default_rng(0)
+    for shape in ((36, 9), (9, 9)):
+        found = []
+        for turn in range(250):  # a null each: of one null alone the rate is its own
+            null = _weight_spectra.Null((*shape, 0), 19, turn)
+            found.append(_weight_spectra.row_of(np.linalg.svd(0.1 * dice.normal(size=shape), compute_uv=False), null))
+        assert np.mean([row["outliers"] > 0 for row in found]) == pytest.approx(
+            0.05, abs=3 * (0.05 * 0.95 / 250) ** 0.5
+        )
+
+
+def test_a_spike_stands_above_the_noise_of_its_own_matrix_alone(tmp_path: Path) -> None:
+    """Two directions in fc2, one in the gain of layer 3: what FiLM adds is another matrix, and stays noise."""
+    model, dice = tiny_energy(tmp_path, dtype="float64", width=24), torch.Generator().manual_seed(2)
+    matrices = {name: p for name, p in model.net.named_parameters() if p.ndim == 2}
+    for matrix in matrices.values():
+        matrix.copy_(0.2 * torch.randn(matrix.shape, generator=dice, dtype=torch.float64))
+    matrices["fc2.weight"][:2] += 3 * torch.eye(24, dtype=torch.float64)[:2]
+    matrices["t_map_fc3.weight"][:24] += 1.0
+    found = ask(registry()["energy_weights"], model, EnergyWeights(), draws=39)
+    found["name"] = [energy_weights.MODULES[m] for m in found["module"]]
+    rows = found.set_index(["name", "part"])
+    assert rows.loc[("fc2", "whole"), "outliers"] == 2 and rows.loc[("t_map_fc3", "gain"), "outliers"] == 1
+    others = rows.drop([("fc2", "whole"), ("t_map_fc3", "gain")])
+    assert len(others) == 8 and (others["outliers"] == 0).all() and (others["largest"] < others["edge_high"]).all()
+    np.testing.assert_allclose(rows.loc[("t_map_fc3", "shift"), "singular_values"],
+                               torch.linalg.svdvals(matrices["t_map_fc3.weight"][24:]))  # fmt: skip
+    assert rows.loc[("fc4", "whole"), "edge"] == pytest.approx(0.2 * (24**0.5 + 3), rel=0.15)
+
+
+# ---------------------------------------------------------------- paths to other models
+
+
+def reordered(model: Any) -> dict[str, torch.Tensor]:
+    """The weights with every group of units in random order."""
+    copy, dice = {name: p.detach() for name, p in model.net.named_parameters()}, np.random.default_rng(1)
+    for _, places in model.exchangeable():
+        copy = matching.permuted(copy, Group(tuple(places)), dice.permutation(len(places[0][2])))
+    return copy
+
+
+def test_no_order_of_units_changes_the_field(net: Any, some: Any) -> None:
+    losses, copy = Denoised(net, some, LEVELS), reordered(net)
+    assert all(not torch.equal(copy[name], t) for name, t in losses.own.items()), "every tensor has units"
+    np.testing.assert_allclose(losses.rows(copy), losses.rows(losses.own), rtol=1e-12)
+
+
+def test_a_copy_in_another_order_is_one_basin_after_matching_and_a_model_beside_itself_before(tmp_path: Path) -> None:
+    model = open_model(parse_spec("run:inverse-3"), Settings(runs=tmp_path, device="cpu", dtype="float32"))
+    shutil.copytree(SHIPPED_RUNS / "inverse-3", tmp_path / "copy")
+    copy, last = {name: t.contiguous() for name, t in reordered(model).items()}, model.card.step
+    save_file(copy, tmp_path / "copy" / "checkpoints" / f"step_{last:08d}.safetensors")
+    asked = problems(model, n=6)
+    found = table("energy_connectivity", model, asked, other="copy", other_step=-1, points=3, bend_steps=2)
+    each = found.groupby("path").first()
+    assert each.loc["straight", "barrier_low"] > 0.5 and each.loc["straight", "distance"] > 1
+    assert each.loc["matched", "barrier"] < 1e-6 and each.loc["matched", "distance"] == 0
+    assert each.loc["copy", "barrier"] > 0.5 and each.loc["copy, matched", "distance"] == 0
+    held_out = Denoised(model, _denoising.taken(asked, slice(3, None)), LEVELS)
+    ends = found[found["path"] == "straight"].set_index("t")["loss"]
+    assert ends[0.0] == pytest.approx(held_out.rows(held_out.own).mean(), rel=1e-4) == ends[1.0]
+    itself = table("energy_connectivity", model, asked, other_step=last, points=3, bend_steps=1).set_index("path")
+    assert itself.loc["straight", "barrier"].max() < 1e-6 and (itself.loc["straight", "distance"] == 0).all()
+
+
+def test_energy_models_that_cannot_be_joined_say_why(net: Any, some: Any) -> None:
+    energy_run(net.settings.runs / "wider", side=2, width=7)
+    shutil.copytree(SHIPPED_RUNS / "induction-1layer", net.settings.runs / "tokens")
+    for given, words in (({"other": "wider"}, "width is 7 there and 6 here"), ({"other": "nobody"}, "no such run"),
+                         ({"other": "tokens", "other_step": -1}, "no energy model"),
+                         ({"other_step": 7}, "no checkpoint")):  # fmt: skip
+        with pytest.raises(PhasescopeError, match=words):
+            table("energy_connectivity", net, some, points=3, **given)
