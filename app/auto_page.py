@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
-from app import asking, energy_training, house, notes, over_checkpoints, theme, url, widgets
+from app import asking, claims_view, energy_training, house, notes, over_checkpoints, picks, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
 from app.parts import SLIDERS, asked_level, part_pickers
@@ -43,7 +41,7 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     bar = begin(backend, name, one.asks)
     left, right = st.columns([3, 1])
     with right:
-        params = form(one, without=SLIDERS, most=bar.most, choices=siblings(backend, one, bar))
+        params = form(one, without=SLIDERS, most=bar.most, choices=picks.of(backend, one, bar))
     with left:
         key = None
         params = params and params | asked_level(one.params, bar.card)
@@ -91,26 +89,6 @@ def link_to(one: Analysis, query: dict[str, Any]) -> None:
         st.page_link(page(one), label=one.title, icon=":material/insights:", query_params=query)
 
 
-def siblings(backend: Any, one: Analysis, bar: Bar) -> dict[str, Callable[[Any], dict[Any, str]]]:
-    """Return what the fields that name another model of the same shape are picked from, given the form's values."""
-    if not one.params.sibling:
-        return {}
-    run, step = one.params.sibling
-    known = backend.siblings(bar.spec)
-    own = bar.spec.removeprefix("run:") if known else ""
-
-    def runs(given: Any) -> dict[Any, str]:
-        names = {"": "this run"} if known else {}
-        more = {given.get(run), *known} - {own, "", None}
-        return names | {name: str(name) for name in sorted(more)}
-
-    def steps(given: Any) -> dict[Any, str]:
-        found = known.get(given.get(run) or own, [])
-        return {s: f"step {s}" for s in found} | ({-1: "the newest"} if found else {})
-
-    return {run: runs, step: steps}
-
-
 def _in_address(one: Analysis, shared: bool) -> dict[str, Any]:
     before = f"{one.name}." if shared else ""
     everything = widgets.decode(url.get("params") or "")
@@ -141,7 +119,7 @@ def form(
     told, at = widgets.encode(mine), f"form:{one.name}"
     turn, written = st.session_state.get(at, (0, told))
     turn += told != written
-    given = widgets.params_from_query(one.params, told)
+    given = picks.offered(one, widgets.params_from_query(one.params, told), f"params:{one.name}:{turn}", choices or {})
     if wrong := [f"{k}={v}" for k, v in mine.items() if k not in given]:
         notes.say(f"params:{one.name}", f"{one.title}: the address asks for {', '.join(wrong)}, which is no setting "
                   "here or out of its range. Shown: the usual value.")  # fmt: skip
@@ -172,32 +150,4 @@ def figures(backend: Any, one: Analysis, key: str, bar: Bar) -> None:
         part = {axis: chosen[axis] for axis in (*figure.choose, *figure.marks)}
         st.markdown(f"**{figure.title}**" + (f" · level {part['level']}" if "level" in figure.choose else ""))
         st.plotly_chart(backend.figure(key, figure.name, part), key=f"{key}:{figure.name}")
-    claims(backend.claims(key))
-
-
-VERDICTS = {"holds": "good", "fails": "bad", "met by its null": "warn"}
-
-
-def claims(rows: list[dict[str, str]]) -> None:
-    """Draw what was expected beside its null, what was measured and the verdict."""
-    if rows:
-        st.markdown("##### What was expected", help="The original study's criterion, what would meet it without "
-                    "anything having been learnt, what was measured here, and what follows.")  # fmt: skip
-        claims_table(rows, key="claims")
-
-
-def claims_table(rows: list[dict[str, str]], key: str) -> None:
-    """Draw claims, with the columns that stand before them (model, experiment), a line each that wraps."""
-    before = [c for c in rows[0] if c not in ("criterion", "null", "value", "verdict")]
-    heads = [*before, "verdict", "criterion", "its null", "measured"]
-    lines = ""
-    for row in rows:
-        named = {**{n: n for n in before}, "criterion": "criterion", "null": "its null", "value": "measured"}
-        cells = {n: f'<td data-label="{words}">{html.escape(str(row[n]))}</td>' for n, words in named.items()}
-        mark = theme.badge(row["verdict"], VERDICTS.get(row["verdict"], "neutral"))
-        first, rest = ("".join(cells[name] for name in names) for names in (before, ("criterion", "null", "value")))
-        lines += f'<tr>{first}<td class="ps-verdict">{mark}</td>{rest}</tr>'
-    st.html('<div class="ps-grid ps-claims"><table><tr>' + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{lines}"
-            "</table></div>")  # fmt: skip
-    st.download_button("CSV", pd.DataFrame(rows).to_csv(index=False), f"{key}.csv", "text/csv", key=f"csv:{key}",
-                       icon=":material/download:")  # fmt: skip
+    claims_view.claims(backend.claims(key))

@@ -62,6 +62,11 @@ def _label(name: str, field: Mapping[str, Any]) -> str:
     return name if title.replace(" ", "_").lower() == name.lower() else title or name
 
 
+def open_to_more(params_model: type[BaseModel], name: str) -> bool:
+    """Say whether a field that is picked from a list takes other words too."""
+    return bool(params_model.model_json_schema()["properties"][name].get("open_to_more"))
+
+
 def in_words(name: str) -> str:
     """Return a field's name as a reader's words: held_out -> Held out."""
     words = SPELT_OUT.get(name, name.replace("_", " "))
@@ -69,10 +74,13 @@ def in_words(name: str) -> str:
 
 
 def _select(field: Mapping[str, Any], words: dict[str, Any], start: Any) -> Any:
+    more = bool(field.get("open_to_more"))
     options = ([None] if field.get("optional") else []) + list(field["enum"])
+    options += [start] if more and start not in options else []
     index = options.index(start) if start in options else 0
     said = {None: "none", **(field.get("words") or {})}
-    return st.selectbox(**words, options=options, index=index, format_func=lambda o: str(said.get(o, o)))
+    return st.selectbox(**words, options=options, index=index, format_func=lambda o: str(said.get(o, o)),
+                        accept_new_options=more)  # fmt: skip
 
 
 def _number(field: Mapping[str, Any], words: dict[str, Any], start: Any, bounded: bool) -> int | float | None:

@@ -101,9 +101,9 @@ def mine(jobs: list[dict[str, Any]], keys: list[str]) -> list[dict[str, Any]]:
 
 
 def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
-    words = _price(house, over, missing)
-    label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing)"
-    if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help=words):
+    label = f"Compute at all {len(over.steps)} checkpoints ({missing} missing{_price(house, over, missing)})"
+    if not waits and widgets.pressed(st.button, label, f"{over.place}:all", help="Time of one worker, estimated from "
+                                     "one checkpoint; several workers share it."):  # fmt: skip
         try:
             kept = {step for step, key in _keys(house, over).items() if house.has(key)}
             steps = [step for step in over.steps if step not in kept]
@@ -116,14 +116,14 @@ def _rest(house: Any, over: Over, missing: int, waits: bool) -> None:
         _progress(house, over)
 
 
-def _price(house: Any, over: Over, missing: int) -> str | None:
-    """Say what the rest takes: one checkpoint as estimated, times how many."""
+def _price(house: Any, over: Over, missing: int) -> str:
+    """Say what the rest takes: ", about 12 s", one checkpoint as estimated, times how many; nothing where not known."""
     card = next((c for c in (house.card(over.spec, step) for step in reversed(over.steps)) if c), None)
     try:
         each = house.estimate(over.analysis, card, over.subject, over.params)["seconds"] if card else None
     except PhasescopeError:  # said where it is asked
         each = None
-    return f"About {theme.seconds(each * missing)} of one worker" if each else None
+    return f", about {theme.seconds(each * missing)}" if each else ""
 
 
 @st.fragment(run_every=1.0)

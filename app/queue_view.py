@@ -7,10 +7,11 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
-from app import auto_page, subject_sets, theme, url, widgets
+from app import auto_page, claims_view, subject_sets, theme, url, widgets
 from app.fields import in_words
 from app.links import link
 from app.run_groups import group_of
@@ -134,12 +135,14 @@ def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) 
 
 
 def _cell(place: Any) -> str:
+    """Return how it stands; what is computed is one click from its figures."""
     words, kind = MARKS[place.state]
     if place.state == "running":
         words = f"{place.progress:.0%}"
     elif place.state == "missing" and place.seconds is not None:
         words = f"about {theme.seconds(place.seconds)}"
-    return theme.badge(words, kind, place.why)
+    mark = theme.badge(words, kind, place.why)
+    return theme.anchor(_address(place.spec, place.analysis), mark) if place.state == "kept" else mark
 
 
 def _failures(places: Sequence[Any]) -> None:
@@ -172,16 +175,17 @@ def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[s
     run.button(f"Run on {len(mine)} {'model' if len(mine) == 1 else 'models'}" if mine else
                _nothing([p for p in places if p.analysis == name], "Nothing to run"),
                key="queue-run-one", disabled=not mine, on_click=_run, args=(house, [name], specs, about, params))
-    with go:
-        link("energy_landscapes", "Open it", icon="open_in_full",
-             query=url.query(energy=specs[0], experiment=name, params=url.get("params")))  # fmt: skip
+    with go if len(specs) == 1 else go.popover("Open it", icon=":material/open_in_full:"):
+        for spec in specs:
+            link("energy_landscapes", "Open it" if len(specs) == 1 else f"at {short_name(spec)}", icon="open_in_full",
+                 query=_where(spec, name))  # fmt: skip
     return params, places
 
 
 def _changed(params: dict[str, dict[str, Any]]) -> None:
     """Say which settings are not the usual ones, of all experiments, and take them back with one click."""
     if params:
-        words = "; ".join(f"EXP-{n[3:6]} " + ", ".join(f"{in_words(k).lower()} {v}" for k, v in told.items())
+        words = "; ".join(f"{_numbered(n)} " + ", ".join(f"{in_words(k).lower()} {v}" for k, v in told.items())
                           for n, told in params.items())  # fmt: skip
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f":material/tune: Not the usual settings: {words}")
@@ -202,20 +206,42 @@ def _cancel(house: Any, jobs: Sequence[str]) -> None:
 
 def _claims(house: Any, places: Sequence[Any]) -> None:
     """Draw the claims of all that is computed, and those that ship."""
-    rows = [{"model": short_name(p.spec).removesuffix(" (run)"), "experiment": f"EXP-{p.analysis[3:6]}", **claim}
-            for p in places if p.state == "kept" for claim in house.claims(p.key)]  # fmt: skip
+    found = [(p, claim) for p in places if p.state == "kept" for claim in house.claims(p.key)]
+    rows = [{"model": short_name(p.spec).removesuffix(" (run)"), "experiment": _numbered(p.analysis), **claim}
+            for p, claim in found]  # fmt: skip
+    links = [_address(p.spec, p.analysis) for p, _ in found]
     st.markdown("##### What was expected, and what was found")
     if not rows:
         st.caption("Nothing is computed yet: run what is missing, and each experiment's verdicts appear here.")
     else:
         verdicts = Counter(row["verdict"] for row in rows)
-        theme.badges([(f"{n} {word}", auto_page.VERDICTS.get(word, "neutral")) for word, n in verdicts.items()])
-        auto_page.claims_table(rows, key="queue-claims")
+        theme.badges([(f"{n} {word}", claims_view.VERDICTS.get(word, "neutral")) for word, n in verdicts.items()])
+        claims_view.table(rows, "queue-claims", links)
     shipped = house.shipped_claims()
     if shipped:
         with st.expander("As shipped: made by `make experiments-energy`"):
             st.caption(f"{shipped['command']} · {shipped['seconds']:.0f} s on {shipped['machine']}")
-            auto_page.claims_table(shipped["claims"], key="shipped-claims")
+            claims_view.table(shipped["claims"], "shipped-claims", _shipped_links(house, shipped["claims"]))
+
+
+def _numbered(analysis: str) -> str:
+    return f"EXP-{analysis[3:6]}"
+
+
+def _where(spec: str, analysis: str) -> dict[str, str]:
+    """Return the query under which an experiment of a model is looked at, with the problems and settings of here."""
+    return url.query(energy=spec, energy_step=None, experiment=analysis, params=url.get("params"))
+
+
+def _address(spec: str, analysis: str) -> str:
+    return "energy_landscapes?" + urlencode(_where(spec, analysis), safe=":")
+
+
+def _shipped_links(house: Any, rows: Sequence[dict[str, str]]) -> list[str]:
+    """Return where what ships is looked at: its models, at the usual problems and settings."""
+    names = {_numbered(name): name for name in house.experiments()}
+    asked = [{"energy": f"run:{r['model']}", "experiment": names[r["experiment"]]} for r in rows]
+    return ["energy_landscapes?" + urlencode(query, safe=":") for query in asked]
 
 
 # ---------------------------------------------------------------- the same on a cluster

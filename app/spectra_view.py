@@ -43,11 +43,11 @@ class Family:
 
 
 FAMILIES = {
-    "transformers": Family(
+    url.FAMILIES[0]: Family(
         "hessian_spectrum", Corpus, "nats", UNIT, "the cross-entropy of the right answers on rows of a corpus",
         "All parameters, those of one layer, or one matrix by its name.",
         {"null": "none", "pyhessian": "no", "exact_up_to": 0}),
-    "energy models": Family(
+    url.FAMILIES[1]: Family(
         "energy_hessian", Problems, "squared error", SQUARED_ERROR, "the squared error of the energy's gradient field "
         "against the noise, at every annealing level, as in training",
         "All parameters, those of one module (fc1: its weight and bias), or one by its name.",

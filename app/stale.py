@@ -62,9 +62,19 @@ def arrived() -> None:
         st.query_params.from_dict(st.query_params.to_dict())
 
 
-def displace(key: str, value: Any) -> None:
-    """Give the widget `key` a value, and remember the one that it showed until now."""
+def displace(key: str, value: Any, drawn: Any = None) -> None:
+    """Give the widget `key` a value, and remember the one that it showed until now.
+
+    A value that is given goes to the browser and replaces what stands there: a press that is still on its way (three
+    quick ones of an arrow key) would be undone. So a widget that is `drawn` as the last time, and showed this value
+    then, is given none.
+    """
+    before = st.session_state.setdefault("drawn", {})
+    same = drawn is not None and before.get(key) == (page(), drawn) and key in st.session_state
+    before[key] = page(), drawn
     shown = st.session_state.get(key)
+    if same and shown == value:
+        return
     if shown is not None and shown != value:
         st.session_state.setdefault("displaced", {})[key] = shown, time.monotonic()
     st.session_state[key] = value

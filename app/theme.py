@@ -55,6 +55,11 @@ def badge(text: str, kind: str = "neutral", title: str = "") -> str:
     return f'<span class="ps-badge ps-{kind}"{hint}>{html.escape(text)}</span>'
 
 
+def anchor(address: str, inside: str) -> str:
+    """Return a link to an address of this app around HTML, for where no widget can stand: in the cell of a table."""
+    return f'<a class="ps-link" href="{html.escape(address)}">{inside}</a>'
+
+
 def badges(items: list[tuple[str, str]]) -> None:
     """Show a row of (text, kind) badges."""
     st.html('<div class="ps-row">' + "".join(badge(text, kind) for text, kind in items) + "</div>")
@@ -209,11 +214,14 @@ CSS = """
 .ps-grid th { text-align: left; white-space: nowrap; font-weight: 600; opacity: 0.75; }
 .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
   border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
-.ps-claims .ps-verdict, .ps-claims td:first-child { white-space: nowrap; }
+.ps-claims .ps-verdict, .ps-claims .ps-short { white-space: nowrap; }
+.ps-link, .ps-link .ps-badge { text-decoration: none; }
+.ps-link:hover, .ps-link:hover .ps-badge { text-decoration: underline; }
 @media (max-width: 900px) {  /* a line each would be wider than the window: a block each, every cell with its name */
   .ps-claims tr, .ps-claims td { display: block; } .ps-claims tr:first-child { display: none; }
   .ps-claims tr { border-bottom: 1px solid rgba(128, 128, 128, 0.4); padding: 0.4rem 0; }
   .ps-claims td { border-bottom: none; padding: 0.1rem 0.5rem; }
+  .ps-claims td.ps-short, .ps-claims td.ps-verdict { display: inline-block; font-weight: 600; }
   .ps-claims td[data-label]::before { content: attr(data-label) ": "; opacity: 0.65; }
 }
 .ps-ticks { display: flex; flex-wrap: wrap; gap: 3px; align-items: center; font-size: 0.8rem; }

@@ -52,6 +52,12 @@ def _joined(names: Sequence[str]) -> str:
     return ",".join(quote(n, safe=" /:@+=()") for n in names)
 
 
+def _family(text: str) -> str | None:
+    """A family of models; short and singular forms are taken: energy, transformer."""
+    return next((f for f in FAMILIES if text and f.startswith(text.lower())), None)
+
+
+FAMILIES = ("transformers", "energy models")
 COLOURS = ("probability", "entropy", "kl_to_final", "target_log_prob", "target_rank")
 
 FIELDS: dict[str, Field] = {
@@ -122,7 +128,7 @@ FIELDS: dict[str, Field] = {
     "experiment": Field(str),
     "models": Field(_names, _joined, default=[]),
     "block": Field(str, default="all"),
-    "family": Field(str),
+    "family": Field(_family),
     "span": Field(_choice("some", "all"), default="some"),
 }
 NONE = "-"  # in a list field: nothing, where leaving the field out would mean its fallback
@@ -223,6 +229,13 @@ def _within(value: Any, limits: Mapping[str, Any]) -> Any:
     return value
 
 
+def _drawn(widget: Callable[..., Any], label: str, more: Mapping[str, Any]) -> str:
+    """Return all that tells the browser's widget from another one: with something else it would be a new widget."""
+    said = more.get("format_func") or str
+    words = {n: [str(said(o)) for o in v] if n == "options" else v for n, v in more.items() if not callable(v)}
+    return repr((getattr(widget, "__name__", ""), label, words))
+
+
 def bound(
     widget: Callable[..., Any],
     label: str,
@@ -232,14 +245,14 @@ def bound(
     **more: Any,
 ) -> Any:
     """Draw a widget whose value is the URL field `name`; `also(value)` gives further fields to write with it."""
-    key = f"url:{name}"
+    key, drawn = f"url:{name}", _drawn(widget, label, more)
     value, options = get(name), more.get("options")
     if value is None or not _offered(value, options):
-        stale.displace(key, fallback)
+        stale.displace(key, fallback, drawn)
         _say_unknown(label, name, fallback, more)
     else:
         allowed = _within(_among(value, options), more)
-        stale.displace(key, allowed)
+        stale.displace(key, allowed, drawn)
         _say_unknown(label, name, allowed, more)
         if allowed != value and value != [NONE]:
             put(**{name: allowed})  # the address says what is shown

@@ -670,6 +670,7 @@ class Recipe:
     metrics: tuple[Metric, ...] = ()
     seconds: Callable[[Any], float] | None = None
     sample: Callable[[Any, int, int], Any] | None = None
+    called: Callable[[Any], str] | None = None
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON form that the API and the command line show."""
@@ -687,11 +688,13 @@ class Recipe:
 def recipe(
     *, title: str, asks: str, params: type[Params], presets: Sequence[Preset] = (), metrics: Sequence[Metric] = (),
     seconds: Callable[[Any], float] | None = None, sample: Callable[[Any, int, int], Any] | None = None,
+    called: Callable[[Any], str] | None = None,
 ) -> Callable[[Callable], Recipe]:
     """Declare a training function as a recipe; name and documentation come from its module.
 
     `metrics` declares what it logs beside the shared monitors; `seconds(params)` estimates its time on one CPU core;
-    `sample(params, rows, seed)` draws fresh rows of its training distribution, long [row, pos] on the CPU.
+    `sample(params, rows, seed)` draws fresh rows of its training distribution, long [row, pos] on the CPU;
+    `called(params)` is what a run is named after that is given no name, else the recipe.
     """
 
     def wrap(train: Callable) -> Recipe:
@@ -699,6 +702,6 @@ def recipe(
 
         module = sys.modules[train.__module__]
         name, doc = train.__module__.rsplit(".", 1)[-1], (module.__doc__ or "").strip()
-        return Recipe(name, title, asks, params, train, doc, tuple(presets), tuple(metrics), seconds, sample)
+        return Recipe(name, title, asks, params, train, doc, tuple(presets), tuple(metrics), seconds, sample, called)
 
     return wrap

@@ -58,6 +58,9 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
     places = house.queue(names, ["run:tiny"], {"n": 3, "seed": 1})
     assert {p.state for p in places} <= {"kept", "unfit"} and any(p.state == "kept" for p in places)
     assert all(p.why for p in places if p.state == "unfit")
+    links = [f"energy_landscapes?energy=run:tiny&amp;n_problems=3&amp;problem_seed=1&amp;experiment={p.analysis}"
+             for p in places if p.state == "kept"]  # fmt: skip
+    assert all(said(at).count(f'href="{address}"') > 1 for address in links), "from its cell and from its verdicts"
 
 
 def test_the_queue_without_a_model_chosen_or_of_one_that_trains(house: Backend, tmp_path: Path) -> None:
@@ -195,6 +198,8 @@ def test_what_keeps_one_checkpoint_leads_to_the_preset_that_keeps_more(house: Ba
     assert {p.name: preset_of(recipe, dict(p.runs[0]) | {"seed": 3}) for p in recipe.presets if len(p.runs) == 1} == {
         p.name: p.name for p in recipe.presets if len(p.runs) == 1}  # fmt: skip
     assert preset_of(recipe, {"task": "inverse", "side": 7}) == ""
+    told = [recipe.called(recipe.params(**p.runs[0])) for p in recipe.presets if p.name in ("gauss-4", "add-8")]
+    assert told == ["gauss-4", "add-8"], "a run without a name is named by its task and size"
     at = visit("energy_landscapes", energy="run:tiny", experiment="exp008_kernel", **(FEW | {"n_problems": "4"}))
     next(b for b in at.button if b.key == "drift-from").click()
     at = settle(at.run())

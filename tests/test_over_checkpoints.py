@@ -90,7 +90,7 @@ over_checkpoints.section(house.backend(), one, asked, bar.step)
 def test_all_checkpoints_are_computed_when_asked_and_drawn(backend: Backend) -> None:
     at = page()
     assert not at.get("plotly_chart")
-    next(b for b in at.button if b.label == "Compute at all 3 checkpoints (3 missing)").click()
+    next(b for b in at.button if b.label.startswith("Compute at all 3 checkpoints (3 missing, about ")).click()
     at = settle(at.run())
     assert not [b for b in at.button if b.label.startswith("Compute at all")] and " are computed" not in said(at)
     kept = backend.results(analysis="head_scores")
@@ -118,8 +118,8 @@ def test_what_is_missing_is_what_is_asked_and_not_kept(backend: Backend) -> None
     kept = {r["step"] for r in backend.results(analysis="head_scores").to_dict("records")}
     assert len(kept) == 3
     at = page(4)
-    assert [b.label for b in at.button if b.label.startswith("Compute at all")] == [
-        "Compute at all 4 checkpoints (1 missing)"]
+    (button,) = [b for b in at.button if b.label.startswith("Compute at all")]
+    assert button.label.startswith("Compute at all 4 checkpoints (1 missing, about "), "at its price"
     assert "3 of 4 checkpoints are computed" in said(at)
 
 
@@ -158,13 +158,32 @@ def test_another_model_of_the_same_shape_is_picked_not_typed(backend: Backend) -
     assert list(backend.siblings("run:ioi-demo"))[0] == "ioi-demo" and backend.siblings("hub:gpt2") == {}
     assert "grokking-demo" not in backend.siblings("run:induction-demo"), "another width"
     source = """
-from app import auto_page, house
+from app import auto_page, house, picks
 from app.subject import Bar
 bar = Bar("run:induction-demo", None, {}, None)
 one = house.backend().analysis("mode_connectivity")
-auto_page.form(one, choices=auto_page.siblings(house.backend(), one, bar))
+auto_page.form(one, choices=picks.siblings(house.backend(), one, bar))
 """
     at = AppTest.from_string(source, default_timeout=60).run()
     other, step = (next(s for s in at.selectbox if s.label == label) for label in ("Other run", "Its checkpoint"))
     assert other.options == ["this run"] and step.value == 0 and not at.exception
     assert step.options == [*(f"step {s}" for s in backend.run("induction-demo")["checkpoints"]), "the newest"]
+
+
+def test_a_block_is_picked_and_a_wrong_one_is_said(backend: Backend) -> None:
+    source = """
+from app import auto_page, house, picks, url
+from app.subject import Bar
+url.say_here()
+card = {"parameters": {"embed.weight": 8, "layers.0.q.weight": 4}}
+for name in ("hessian_spectrum", "ntk"):
+    one = house.backend().analysis(name)
+    auto_page.form(one, True, choices=picks.of(house.backend(), one, Bar("run:x", None, card, None)))
+"""
+    at = AppTest.from_string(source, default_timeout=60)
+    at.query_params["params"] = "hessian_spectrum.block=nowhere&ntk.block=weight"
+    at.run()
+    curved, kernel = (s for s in at.selectbox if s.label == "Block")
+    assert not at.exception and curved.options == ["all", "layer 0", "embed.weight", "layers.0.q.weight"]
+    assert curved.value == "all" and "block=nowhere, which is no setting here" in said(at)
+    assert kernel.options == [*curved.options, "weight"] and kernel.value == "weight", "what names contain is free"

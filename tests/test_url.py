@@ -45,7 +45,7 @@ def values(name: str, dice: random.Random) -> list[Any]:
     return [o for o in OPTIONS[name] if field.decode(o) is not None]
 
 
-OPTIONS = {"harder": ("yes", "no"), 
+OPTIONS = {"harder": ("yes", "no"), "family": url.FAMILIES,
     "colour": url.COLOURS, "axis": ("log", "linear"), "picture": ("heat map", "CircuitsVis"),
     "seeds": ("band", "lines"), "span": ("some", "all"),
     "shade": ("delay", "phase", "final"), "tab": ("phases", "paths", "new"),
@@ -81,7 +81,7 @@ def test_nonsense_is_absent_and_never_raises(query: Query, name: str) -> None:
             assert found == default or isinstance(found, int), text
             assert found == default or text == str(found), text
         elif name in OPTIONS:
-            assert found in OPTIONS[name]
+            assert found in (*OPTIONS[name], default)
         elif url.FIELDS[name].decode in (url._number, url._cell):
             assert found == default or url.FIELDS[name].encode(found) == text or float(text) == found, text
         else:

@@ -24,6 +24,7 @@ import pandas as pd
 from pydantic import Field
 
 from backend.analyses import _at_weights
+from backend.analyses._curving import blocks_of, names_of
 from backend.analyses._units import answers, log_probs
 from backend.analyses._work import BYTES, Plan
 from backend.contract import Axis, Corpus, Model, ModelCard, Params, Progress, Rows, Value, View, analysis
@@ -40,7 +41,10 @@ class NtkParams(Params):
     output: Literal["logit", "log-probability", "sum of logits"] = Field(
         "log-probability", description="f: the right answer's logit or log-probability, or the sum of all logits"
     )
-    block: str = Field("", max_length=200, description="only parameters whose name contains this; empty: all")
+    block: str = Field(
+        "", max_length=200, json_schema_extra={"open_to_more": True},
+        description="a layer, one parameter by its name, or all whose name contains this; empty: all",
+    )  # fmt: skip
     first_step: int = Field(0, ge=-1, le=2**31 - 1, description="checkpoint that the drift is from; -1: no drift")
     rows_used: int = Field(16, ge=2, le=512, description="rows of the corpus, at most")
     positions: int = Field(4, ge=1, le=512, description="samples of each row, evenly over its predicted positions")
@@ -59,7 +63,7 @@ def _scalar(name: str, words: str) -> list[Value]:
 
 
 @analysis(
-    version=1, group="Spectra",
+    version=2, group="Spectra",
     title="NTK", asks="How does a step of learning on one token move the others, and does that change in training?",
     subject=Corpus, params=NtkParams, needs=["gradients"],
     axes=[Axis("rank", "eigenvalue of the kernel, 0 the largest")],
@@ -95,6 +99,15 @@ def ntk(model: Model, subject: Rows, params: NtkParams, progress: Progress) -> p
     return table[[c.name for c in (*declared.axes, *declared.values)]]
 
 
+def _named(known: list[str], block: str) -> list[str]:
+    """Return the parameters of a block that `names_of` knows, else those whose name contains it."""
+    if block in blocks_of(known):
+        return names_of(known, block)
+    if names := [name for name in known if block in name]:
+        return names
+    raise BadInput(f"Parameters named {block!r}", f"there are {', '.join(known[:12])}", "Name one of them")
+
+
 def kernel_of(
     losses: Any, at: dict[str, Any], params: NtkParams, progress: Progress, begin: float
 ) -> tuple[Any, np.ndarray]:
@@ -103,11 +116,7 @@ def kernel_of(
 
     from backend.maths import tangent_kernel
 
-    names = [name for name in at if params.block in name]
-    if not names:
-        raise BadInput(
-            f"Parameters named {params.block!r}", f"there are {', '.join(list(at)[:12])}", "Name one of them"
-        )
+    names = _named(list(at), params.block)
     at = {name: tensor.detach().clone().requires_grad_(name in names) for name, tensor in at.items()}
     found, right = [], []
     for i, row in enumerate(losses.tokens):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from backend.contract import Request, canonical_hash
+from backend.contract import Recipe, Request, canonical_hash
 from backend.errors import BadInput, NotFound
 from backend.facade.base import Base, pick, validated
 
@@ -80,7 +80,7 @@ class Work(Base):
         folder = (
             Path(run_dir)
             if run_dir
-            else self.settings.runs / (self._run_name(name) if name else self._free_name(recipe, given))
+            else self.settings.runs / (self._run_name(name) if name else self._free_name(asked, checked))
         )
         written = (folder / "run.json").exists()
         if not resume and (written or self._training_into(folder)):
@@ -132,8 +132,8 @@ class Work(Base):
             )
         return name
 
-    def _free_name(self, recipe: str, params: Mapping[str, Any]) -> str:
-        base = f"{recipe}-seed{params.get('seed', 0)}"
+    def _free_name(self, recipe: Recipe, params: Any) -> str:
+        base = f"{recipe.called(params) if recipe.called else recipe.name}-seed{getattr(params, 'seed', 0)}"
         taken = {p.name for p in self.settings.runs.glob("*")} | {r["name"] for r in self.runs()}
         return next(n for n in [base, *(f"{base}-{i}" for i in range(2, 10_000))] if n not in taken)
 

@@ -96,8 +96,15 @@ def seconds(params: Params) -> float:
     return p.steps * step * (4 if p.contrastive else 1)
 
 
+def called(params: Params) -> str:
+    """Name a run as the presets are, by its task and size: gauss-4, completion-5-rank2, inverse-3-contrastive."""
+    p: Any = params
+    task = {"addition": "add"}.get(p.task, p.task)
+    return f"{task}-{p.side}" + f"-rank{p.rank}" * (task == "completion") + "-contrastive" * bool(p.contrastive)
+
+
 @recipe(title="Energy model (IRED)", asks="Does an energy learn to reason, or to denoise?", params=EnergyParams,
-        presets=PRESETS, metrics=METRICS, seconds=seconds)  # fmt: skip
+        presets=PRESETS, metrics=METRICS, seconds=seconds, called=called)  # fmt: skip
 def energy(params: EnergyParams, run: Recorder, resume_from: int | None, progress: Progress) -> None:
     """Train, or go on training, one energy model into the run folder."""
     from backend.runs.loop import run_loop
