@@ -30,7 +30,7 @@ class WeightNullParams(Params):
 
 
 VALUES = (
-    Value("outliers", "singular values above edge_high, which is about noise of this shape", kind="int"),
+    Value("outliers", "singular values above edge_high, where noise of this shape seldom has one", kind="int"),
     Value("rows", "rows of the matrix", kind="int"),
     Value("columns", "columns of the matrix", kind="int"),
     Value("rank", "singular values that can differ from 0", kind="int"),
