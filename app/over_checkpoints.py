@@ -62,6 +62,7 @@ def section(
 
 def _picture(table: pd.DataFrame, one: Analysis, values: list[Any], over: Over, step: int | None) -> None:
     axes = [a.name for a in one.axes]
+    table = table.assign(**{a.name: table[a.name].map(dict(enumerate(a.words))) for a in one.axes if a.words})
     left, right = st.columns([1, 3])
     value = left.selectbox("Value", values, format_func=lambda v: v.name.replace("_", " "), key=f"{over.place}:value")
     parts = by_change(table, axes, value.name)

@@ -51,7 +51,7 @@ FAMILIES = {
         "energy_hessian", Problems, "squared error", SQUARED_ERROR, "the squared error of the energy's gradient field "
         "against the noise, at every annealing level, as in training",
         "All parameters, those of one module (fc1: its weight and bias), or one by its name.",
-        {"null": "none", "by_module": "no", "exact_up_to": 0}),
+        {"null": "none", "pyhessian": "no", "by_module": "no", "exact_up_to": 0}),
 }  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from backend.analyses import _curving, _denoising, _energy, energy_hessian, regi
 from backend.analyses._curving import Curved, parts_of
 from backend.analyses._denoising import Denoising
 from backend.contract import Problems
-from backend.errors import BadInput
+from backend.errors import BadInput, Unfit
+from backend.maths import pyhessian_column
 from tests.causal_kit import ask
 from tests.energy_kit import problems, tiny_energy
-from tests.test_analyses_hessian import of
+from tests.test_analyses_hessian import UNLICENSED, handed_is_the_loss, of
 
 N = 3
 EXACT = {"products": 400, "k": 3, "tolerance": 1e-10, "probes": 2, "steps": 5, "trace_probes": 30, "exact_up_to": 0,
@@ -160,6 +161,23 @@ def test_the_null_has_the_models_weights_in_another_order(net: Any, some: Any) -
     assert of(found, "loss")[0] == pytest.approx(own.loss) and of(found, "loss", whose="null")[0] == pytest.approx(
         null.loss
     )
+
+
+def test_what_pyhessian_is_handed_is_this_loss(net: Any, some: Any) -> None:
+    """It differentiates the field and the squared error itself; where it is not installed it is asked for in vain."""
+    handed_is_the_loss(Denoising(net, some, [0, 5], list(net.card.parameters), "hessian"), ["fc1.weight", "fc4.bias"])
+    with pytest.raises(BadInput, match="knows the Hessian only"):
+        table(net, some, matrix="gauss-newton", pyhessian="yes")
+    if not pyhessian_column.installed():
+        with pytest.raises(Unfit, match="pip install --no-deps pyhessian"):
+            table(net, some, block="fc4.bias", pyhessian="yes")
+
+
+@pytest.mark.skipif(not pyhessian_column.installed(), reason=UNLICENSED)
+def test_pyhessian_stands_beside_and_its_largest_is_near(net: Any, some: Any) -> None:
+    found = table(net, some, block="fc4.bias", pyhessian="yes")
+    assert of(found, "high", "pyhessian")[0] == pytest.approx(of(found, "high")[0], rel=0.05)
+    assert np.isfinite(of(found, "trace", "pyhessian")).all()
 
 
 class Bowl(Curved):

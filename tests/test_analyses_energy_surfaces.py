@@ -163,3 +163,28 @@ def test_energy_models_that_cannot_be_joined_say_why(net: Any, some: Any) -> Non
                          ({"other_step": 7}, "no checkpoint")):  # fmt: skip
         with pytest.raises(PhasescopeError, match=words):
             table("energy_connectivity", net, some, points=3, **given)
+
+
+# ---------------------------------------------------------------- learning coefficients
+
+
+def test_in_the_last_bias_at_its_minimum_lambda_has_its_closed_form(tmp_path: Path) -> None:
+    """L is a parabola there, its curvatures h: lambda = sum n beta h / (2 (n beta h + gamma)), d / 2 for small gamma.
+
+    The likelihood of an entry of the noise is half its squared error, and there are problems x levels x entries. fc4 is
+    made larger, so that its curvatures stand far above the smaller gamma.
+    """
+    model = tiny_energy(tmp_path, dtype="float64", side=2, width=6, scale=2.0)
+    model.net.fc4.weight.mul_(30)
+    some, n, bias = problems(model, n=N), N * 10 * 4, model.net.fc4.bias
+    curved = truth(model, some, ["fc4.bias"], LEVELS)
+    loss, at = loss_by(model, some, ["fc4.bias"], LEVELS)
+    bias.copy_(at - torch.linalg.solve(curved, torch.func.grad(loss)(at)))
+    heat = n / np.log(n) * torch.linalg.eigvalsh(curved).numpy() / 2
+    asked = {"block": "fc4.bias", "chains": 4, "burn": 60, "draws": 100}
+    for gamma, half in ((1.0, True), (1000.0, False)):
+        found, exact = table("energy_learning_coefficient", model, some, localisation=gamma, **asked).iloc[0], float(
+            (heat / (2 * (heat + gamma))).sum())  # fmt: skip
+        assert found["trouble"] == "" and found["tokens"] == n
+        assert found["estimate"] == pytest.approx(exact, abs=4 * found["estimate_se"]), gamma
+        assert (exact > 1.9) == half and found["estimate_se"] < 0.2

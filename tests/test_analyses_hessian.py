@@ -216,6 +216,24 @@ def test_blocks_by_name_and_what_is_refused(small: Any) -> None:
         spectrum_of(small, matrix="gauss-newton", pyhessian="yes")
 
 
+def handed_is_the_loss(surface: Any, names: list[str]) -> None:
+    """What PyHessian is handed, as the module that it is given, has this loss and, differentiated, its products."""
+    forward, criterion, tensors, (inputs, targets) = surface.handed(names)
+    module = pyhessian_column._Module(forward, tensors)
+    loss = criterion(module(inputs), targets)
+    assert float(loss.detach()) == pytest.approx(surface.loss, rel=1e-12)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, [*module.parameters()], create_graph=True)])
+    vector = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=gradient.dtype)
+    again = torch.autograd.grad(gradient @ vector, list(module.parameters()))
+    torch.testing.assert_close(torch.cat([g.reshape(-1) for g in again]), surface.product(names)(vector))
+
+
+def test_what_pyhessian_is_handed_is_this_loss(small: Any) -> None:
+    with sdpa_kernel(SDPBackend.MATH):
+        surface = Surface(small, ROWS.tokens, list(small.card.parameters), "hessian")
+        handed_is_the_loss(surface, ["head.weight", "layers.0.mlp.fc_in.bias"])
+
+
 def test_without_pyhessian_the_way_to_install_it_is_said(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyhessian", None)  # Python's own way to say that it is not there
     with pytest.raises(Unfit, match="pip install --no-deps pyhessian"):

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from backend import analyses
 from backend.analyses import _at_weights
+from backend.analyses import _learning as llc_room
 from backend.analyses import _paths as path_room
 from backend.analyses import _slices as slices_room
-from backend.analyses import learning_coefficient as llc_room
 from backend.analyses import ntk as ntk_room
 from backend.analyses._units import log_probs, row_losses
 from backend.contract import Corpus, parse_spec
@@ -265,7 +265,7 @@ def test_chains_begin_at_the_model_and_are_told_one_by_one(tiny):
     row, each = table.iloc[0], table.groupby("chain")["rise"].mean() * n / np.log(n)
     np.testing.assert_allclose(each, table.groupby("chain")["chain_estimate"].first())
     assert 0 < table["rise"].abs().max() < 0.02 and abs(row["free"]) < 0.1
-    losses, params = _at_weights.Losses(tiny["native"], rows(tiny["native"]).tokens), llc_room.LearningCoefficientParams
+    losses, params = _at_weights.Losses(tiny["native"], rows(tiny["native"]).tokens), llc_room.LearningParams
     like = list(losses.own.values())
     free = llc_room._free(losses, products.flat(like, like), params(localisation=1e7),
                           lambda w: dict(zip(losses.own, products.shaped(w, like), strict=True)))  # fmt: skip
@@ -283,7 +283,7 @@ def test_the_localiser_alone_rises_by_its_own_width():
             return (w.square().sum() / 2)[None]
 
     for gamma in (1.0, 16.0):
-        params = llc_room.LearningCoefficientParams(localisation=gamma)
+        params = llc_room.LearningParams(localisation=gamma)
         free = llc_room._free(Bowl(), Bowl.own, params, lambda w: w)
         assert free == pytest.approx(2000 / gamma, rel=0.03)
 
@@ -305,7 +305,7 @@ def test_what_is_refused_says_which_knob():
 
 def scanned(rises, error=0.01, trouble=("",) * 5):
     """A scan's table, its estimates given."""
-    gammas = llc_room.gammas_of(llc_room.LearningCoefficientParams(localisation=100.0, scan="yes"))
+    gammas = llc_room.gammas_of(llc_room.LearningParams(localisation=100.0, scan="yes"))
     assert gammas == pytest.approx([10, 31.6228, 100, 316.228, 1000])
     return pd.DataFrame({"localisation": gammas, "chain": [0, 1, 2, 3, 4], "estimate": rises, "trouble": trouble,
                          "estimate_se": np.array(rises) * error})  # fmt: skip
@@ -348,7 +348,7 @@ def test_a_plateau_is_of_neighbours_that_were_asked_and_two_are_held_against_eac
 
 
 def test_every_localisation_of_a_scan_has_a_seed_of_its_own(tiny):
-    params = llc_room.LearningCoefficientParams
+    params = llc_room.LearningParams
     assert llc_room.seeds_of(params(seed=7)) == [7]
     seeds = llc_room.seeds_of(params(seed=2**31 - 1, scan="yes"))
     assert seeds[2] == 2**31 - 1 and len({s + free for s in seeds for free in (0, 1)}) == 10 and max(seeds) < 2**32

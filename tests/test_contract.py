@@ -30,6 +30,7 @@ SUBJECTS = {
 #: what has no default because it names something of the user's own, or takes long
 GIVEN = {"hessian_blocks": {"probes": 2, "products": 5}, "hessian_spectrum": {"products": 10, "k": 2, "steps": 5},
          "energy_connectivity": {"points": 3, "bend_steps": 2},
+         "energy_learning_coefficient": {"chains": 2, "draws": 10, "burn": 10},
          "energy_slices": {"directions": 2, "points": 5, "grid": 3},
          "loss_slices": {"directions": 2, "points": 5, "grid": 3},
          "learning_coefficient": {"chains": 2, "draws": 10, "burn": 10},

@@ -98,6 +98,8 @@ AT_MOST: dict[str, list[dict[str, Any]]] = {
 OF_ENERGIES: dict[str, list[dict[str, Any]]] = {
     "energy_hessian": [{**FEW, "by_module": "no"}, {**FEW, "level": 3, "null": "shuffled noise", "block": "fc4",
                        "problems_used": 4}, {**FEW, "null": "none", "matrix": "gauss-newton", "block": "fc4.bias"}],
+    "energy_learning_coefficient": [{"chains": 2, "draws": 10, "burn": 10, "block": "fc4", "problems_used": 3},
+                                    {"chains": 2, "draws": 10, "burn": 10, "level": 1, "block": "fc4"}],
     "energy_weights": [{"draws": 5}],
     "energy_connectivity": [{"points": 3, "bend_steps": 2}, {"points": 4, "bend_steps": 1, "problems_used": 5,
                             "level": 2}],

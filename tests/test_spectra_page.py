@@ -57,6 +57,8 @@ def test_an_energy_model_has_its_own_loss_there(backend: Backend) -> None:
     assert at.selectbox(key="url:block").options[:3] == ["all", "fc1", "fc2"]
     assert len(at.get("plotly_chart")) == 3 and "off by at most" in said(at)
     assert "loss (squared error)" in list(at.dataframe[0].value[""])
+    others = [a for a in backend.analyses().values() if a.group == "Spectra" and a.subject.family == "energy"]
+    assert len(others) == 5 and all(a.asks in said(at) for a in others)
     next(b for b in at.button if b.label.startswith("Compute at all")).click()
     at = settle(at.run())
     checkpoints = len(backend.run("inverse-3")["checkpoints"])

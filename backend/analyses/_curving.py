@@ -82,6 +82,10 @@ def size_of(card: ModelCard, block: str) -> int:
 # ---------------------------------------------------------------- the loss
 
 
+#: (forward of parameters and inputs, mean loss of outputs and targets, the parameters, (inputs, targets))
+Handed = tuple[Callable[[Sequence[Any], Any], Any], Callable[[Any, Any], Any], list[Any], tuple[Any, Any]]
+
+
 class Curved:
     """A loss over parameters whose graphs are kept and walked: `loss` its value, `product` its curvature.
 
@@ -116,6 +120,13 @@ class Curved:
 
     def _anew(self, chunk: slice, tensors: Sequence[Any], vector: Any) -> Any:
         return self._walk(self._graph(chunk), tensors)(vector)
+
+    def handed(self, names: Sequence[str]) -> Handed:
+        """Return what another program is handed to differentiate this loss of all rows by these parameters itself."""
+        raise NotImplementedError
+
+    def _given(self, names: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
+        return {**self.parameters, **dict(zip(names, tensors, strict=True))}
 
     def like(self, names: Sequence[str]) -> Any:
         """Return a tensor of the dtype and on the device that vectors over these parameters have."""
@@ -161,6 +172,14 @@ class Surface(Curved):
     def _graph(self, chunk: slice) -> tuple[Any, Any]:
         logits = self.model.logits_at(self.parameters, self.tokens[chunk])
         return logits, cross_entropy(logits[:, self.positions], self.right[chunk])
+
+    def handed(self, names: Sequence[str]) -> Handed:
+        """Return forward, cross-entropy, parameters and (tokens, right answers)."""
+
+        def forward(tensors: Sequence[Any], tokens: Any) -> Any:
+            return self.model.logits_at(self._given(names, tensors), tokens)[:, self.positions]
+
+        return forward, cross_entropy, [self.parameters[name] for name in names], (self.tokens, self.right)
 
 
 def cross_entropy(logits: Any, right: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from backend.analyses import _energy
 from backend.analyses._at_weights import LossesAt, own_of
-from backend.analyses._curving import Curved, cut, leaves, slices
+from backend.analyses._curving import Curved, Handed, cut, leaves, slices
 from backend.analyses._work import BYTES
 from backend.contract import Energies, Matrices, ModelCard
 from backend.costs import MATRIX_OPERATIONS, Calls
@@ -51,6 +51,16 @@ class Denoising(Curved):
     def _graph(self, chunk: slice) -> tuple[Any, Any]:
         found = self.model.gradient_at(self.parameters, self.x[chunk], self.y[chunk], self.level[chunk])
         return found, (found - self.right[chunk]).square().mean()
+
+    def handed(self, names: Sequence[str]) -> Handed:
+        """Return the field, the mean squared error, parameters and (which rows, their noise)."""
+        import torch
+
+        def field(tensors: Sequence[Any], rows: Any) -> Any:
+            return self.model.gradient_at(self._given(names, tensors), self.x[rows], self.y[rows], self.level[rows])
+
+        rows = torch.arange(len(self.y), device=self.y.device)
+        return field, torch.nn.functional.mse_loss, [self.parameters[name] for name in names], (rows, self.right)
 
 
 class Denoised(LossesAt):

@@ -134,24 +134,30 @@ def shuffled(at: Mapping[str, Any], seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- figures
 
 
-def along_each(table: pd.DataFrame, unit: str) -> Any:
-    """Draw the loss along every direction, with its error; grey: around shuffled weights, mean of directions."""
+def along_each(table: pd.DataFrame, unit: str, log: bool = False) -> Any:
+    """Draw the loss along every direction, with its error; grey: around shuffled weights, mean of directions.
+
+    `log`: on a logarithmic scale, of a loss that is above 0 and rises by powers of ten.
+    """
     mine, curves = table[table["direction"] >= 0], []
     null = mine.groupby("a")["null"].mean()
     curves.append(Line("shuffled weights", null.index, null, colour=NULL_GREY))
     for i, rows in mine.groupby("direction"):
         error = rows["rise_se"].fillna(0)
-        curves.append(Line(f"direction {i}", rows["a"], rows["loss"], rows["loss"] - error, rows["loss"] + error,
-                           CATEGORIES[int(str(i)) % len(CATEGORIES)]))  # fmt: skip
-    return lines(curves, x_title="t along the direction (1: every row by its own length)",
-                 y_title=f"loss ({unit}; band: ± s.e.)", height=380)  # fmt: skip
+        low = rows["loss"] - error
+        curves.append(Line(f"direction {i}", rows["a"], rows["loss"], low.clip(lower=rows["loss"] / 10) if log else low,
+                           rows["loss"] + error, CATEGORIES[int(str(i)) % len(CATEGORIES)]))  # fmt: skip
+    figure = lines(curves, x_title="t along the direction (1: every row by its own length)",
+                   y_title=f"loss ({unit}; band: ± s.e.)", height=380)  # fmt: skip
+    return figure.update_yaxes(type="log", dtick=1) if log else figure
 
 
-def over_plane(table: pd.DataFrame, unit: str) -> Any:
-    """Draw the loss over the plane of directions 0 and 1; the cross is the model."""
+def over_plane(table: pd.DataFrame, unit: str, log: bool = False) -> Any:
+    """Draw the loss over the plane of directions 0 and 1, `log` as above; the cross is the model."""
     grid = table[table["direction"] < 0].pivot(index="b", columns="a", values="loss")
-    return surface(grid.columns, grid.index, grid.to_numpy(), x_title="a along direction 0",
-                   y_title="b along direction 1", value=f"loss ({unit})", marked="the model")  # fmt: skip
+    z = np.log10(grid.to_numpy().clip(1e-30)) if log else grid.to_numpy()
+    return surface(grid.columns, grid.index, z, x_title="a along direction 0", y_title="b along direction 1",
+                   value="log10 of the " * log + f"loss ({unit})", marked="the model")  # fmt: skip
 
 
 def curvature_of_each(table: pd.DataFrame, unit: str) -> Any:

@@ -15,9 +15,17 @@ from pydantic import Field
 
 from backend.analyses._curving import Curved
 from backend.contract import Axis, Claim, Params, Progress, Value, View
+from backend.errors import BadInput, Unfit
 from backend.figures.spectrum import MARGIN, SMOOTHING
 
 POINTS = 301  # of the density
+INSTALL = "pip install --no-deps pyhessian==0.1"
+#: of PyHessian 0.1 on torch 2: its source and issues 17, 21 and 25, and what was measured (benchmarks/README.md)
+FAILURES = (
+    "its list goes by |eigenvalue| and comes from a power iteration that stops on a small change, so some are wrong or "
+    "missing and the small end is not seen; its trace stops early, at once where it is negative; its density raises on "
+    "torch 2 (torch.eig is gone)"
+)
 
 
 class SpectrumParams(Params):
@@ -33,6 +41,7 @@ class SpectrumParams(Params):
     trace_probes: int = Field(20, ge=0, le=1000, description="more random vectors, for the trace alone")
     exact_up_to: int = Field(600, ge=0, le=4000, description="parameters up to which the dense matrix is built beside")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the random vectors and of the null")
+    pyhessian: Literal["no", "yes"] = Field("no", description="PyHessian 0.1 beside it, where it is installed")
 
 
 #: columns of every table of spectra
@@ -43,6 +52,8 @@ ERROR = Value("error", "residual (bounds the error) of an eigenvalue; standard e
 EXACT = Value("exact", "the same of the dense matrix; NULL where that was not built")
 AT = Value("at", "eigenvalue at which the density is read; NULL elsewhere")
 CONVERGED = Value("converged", "1 where the residual is within the tolerance, 0 where not; NULL for what has none")
+PYHESSIAN = Value("pyhessian", f"what PyHessian 0.1 says where it is installed (`{INSTALL}`) and asked for, else NULL; "
+                  f"known failures on torch 2: {FAILURES}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,32 @@ def smoothed(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:
     """Return the density of these values on a grid, as a Gaussian of standard deviation `width` smooths it."""
     gaps = (grid[:, None] - values) / width
     return np.exp(-(gaps**2) / 2).mean(1) / (width * np.sqrt(2 * np.pi))
+
+
+# ---------------------------------------------------------------- beside PyHessian
+
+
+def pyhessian_fits(matrix: str, asked: str) -> None:
+    """Raise where PyHessian is asked for beside what it does not know."""
+    if asked == "yes" and matrix != "hessian":
+        raise BadInput("PyHessian beside the Gauss-Newton matrix", "it knows the Hessian only", "Choose pyhessian no")
+
+
+def with_pyhessian(
+    rows: list[dict[str, Any]], surface: Curved, names: Sequence[str], params: SpectrumParams, fewer: str
+) -> list[dict[str, Any]]:
+    """Add what PyHessian says. Raises Unfit where it is not installed, or cannot take all rows at once: `fewer`."""
+    from backend.maths import pyhessian_column
+
+    if not pyhessian_column.installed():
+        raise Unfit("PyHessian beside the spectrum", "it is not installed where the workers run",
+                    f"Run `{INSTALL}` there, or choose pyhessian no")  # fmt: skip
+    if len(surface.chunks) > 1:
+        raise Unfit("PyHessian on these rows", "it takes all rows at once", fewer)
+    asked = surface.handed(names)
+    told = {("high", i): float(v) for i, v in enumerate(pyhessian_column.top(*asked, params.k, params.seed))}
+    told["trace", 0] = pyhessian_column.trace(*asked, params.seed)
+    return [{**row, "pyhessian": told.get((row["quantity"], row["rank"]), np.nan)} for row in rows]
 
 
 # ---------------------------------------------------------------- beside the null

@@ -30,6 +30,7 @@ class WeightNullParams(Params):
 
 
 VALUES = (
+    Value("outliers", "singular values above edge_high, where noise of this shape seldom has one", kind="int"),
     Value("rows", "rows of the matrix", kind="int"),
     Value("columns", "columns of the matrix", kind="int"),
     Value("rank", "singular values that can differ from 0", kind="int"),
@@ -39,7 +40,6 @@ VALUES = (
     Value("participation_ratio", "(sum s^2)^2 / sum s^4: how many equal ones would have these moments"),
     Value("edge", "singular value where noise with this bulk ends; NULL for a matrix of zeros"),
     Value("edge_high", "what the largest of such noise passes in 5 % of matrices"),
-    Value("outliers", "singular values above edge_high", kind="int"),
     Value("exponent", "exponent of the tail of squared singular values; NULL below 10 of them"),
     Value("exponent_se", "its standard error from the number of values in the tail"),
     Value("tail_n", "values in the tail", kind="int"),

@@ -41,7 +41,7 @@ class EnergyConnectivityParams(_paths.PathParams):
 
 
 @analysis(
-    version=1, group="Spectra", title="Energy mode connectivity",
+    version=1, group="Spectra", title="Energy connectivity",
     asks="Does an energy model's own loss rise on the way to another checkpoint or run?",
     subject=Problems, params=EnergyConnectivityParams,
     axes=_paths.AXES, values=_paths.values_in("mean squared error of the field", UNIT, "problems"),

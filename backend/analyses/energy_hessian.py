@@ -6,8 +6,9 @@ Gauss-Newton part G = 2 J'J / (entries), J the derivative of the gradient field 
 error of that field; it has no negative eigenvalue. G is all of H where the field is linear in w (the bias of fc4).
 This is the space of parameters; EXP-001 bends the energy in the space of solutions y, which says nothing of training.
 High, low, density, trace, participation ratio, gap and their errors are those of Hessian spectrum; `exact` the dense
-matrix where the block is small. Rows with a `block` of their own are a module's: its trace (they sum to the whole's),
-and the largest and smallest eigenvalue of its diagonal block (the largest is at most the whole's).
+matrix where the block is small, `pyhessian` what PyHessian 0.1 says where it is asked for. Rows with a `block` of their
+own are a module's: its trace (they sum to the whole's), and the largest and smallest eigenvalue of its diagonal block
+(the largest is at most the whole's).
 
 The null: weights permuted within each tensor, or each noise made the target of another problem; G does not know the
 targets, so that null is refused there. A contrastive term of the training is no part of L.
@@ -35,12 +36,15 @@ from backend.analyses._spectrum import (
     ERROR,
     EXACT,
     OF,
+    PYHESSIAN,
     RANK,
     SpectrumParams,
     beside_null,
     products_at_most,
+    pyhessian_fits,
     rows_of,
     teller,
+    with_pyhessian,
 )
 from backend.analyses._work import BYTES
 from backend.contract import Axis, Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
@@ -65,14 +69,14 @@ class EnergyHessianParams(SpectrumParams):
 
 
 @analysis(
-    version=1, group="Spectra", title="Energy Hessian",
+    version=2, group="Spectra", title="Energy Hessian",
     asks="How is an energy model's own loss curved around its parameters, and which layers carry that curvature?",
     subject=Problems, params=EnergyHessianParams,
     axes=[OF, Axis("block", "what was asked for, or the module that the row is about", kind="str"),
           Axis("quantity", "high, low, density, trace, participation_ratio, spectral_gap, loss, n_params, n_matvecs; "
                "of a module module_high, module_low, module_trace", kind="str"), RANK],
     values=[Value("value", "eigenvalue or trace in squared error per squared unit of weight; density: share per that"),
-            ERROR, EXACT, AT, CONVERGED],
+            ERROR, EXACT, PYHESSIAN, AT, CONVERGED],
 )  # fmt: skip
 def energy_hessian(
     model: Energies, problems: Matrices, params: EnergyHessianParams, progress: Progress
@@ -103,9 +107,10 @@ def _table(
     dense = not null and surface.size(names) <= params.exact_up_to
     whole = products_at_most(surface.size(names), params, dense)
     most = whole + len(modules) * (PROBES + PRODUCTS)
-    rows = [
-        row | {"block": params.block} for row in rows_of(surface, names, params, dense, teller(progress, 0, 1, most))
-    ]
+    found = rows_of(surface, names, params, dense, teller(progress, 0, 1, most))
+    if not null and params.pyhessian == "yes":
+        found = with_pyhessian(found, surface, names, params, f"{FEWER} (problems_used)")
+    rows = [row | {"block": params.block} for row in found]
     for i, (name, part) in enumerate(modules.items()):
         told = teller(progress, (whole + i * (PROBES + PRODUCTS)) / most, 1 / most, 1)
         rows += [row | {"block": name} for row in _module(surface, part, params, told)]
@@ -140,6 +145,7 @@ def _check(card: ModelCard, params: EnergyHessianParams) -> None:
     if params.matrix == "gauss-newton" and params.null == "shuffled noise":
         found = "with other targets it is the same matrix: J'J does not know them"
         raise BadInput("A null for the Gauss-Newton matrix", found, "Choose shuffled weights")
+    pyhessian_fits(params.matrix, params.pyhessian)
     levels_of(card, params.level)
     if card.parameters:
         names_of(list(card.parameters), params.block, layered=False)

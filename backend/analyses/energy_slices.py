@@ -68,13 +68,13 @@ def work(card: ModelCard, subject: Problems, params: EnergySlicesParams) -> Work
 @energy_slices.figure("Along each direction")
 def along(table: pd.DataFrame, view: View) -> Any:
     """The loss along every direction, with the error over problems; grey: around shuffled weights."""
-    return _slices.along_each(table, UNIT)
+    return _slices.along_each(table, UNIT, log=True)
 
 
 @energy_slices.figure("The plane of the first two directions")
 def plane(table: pd.DataFrame, view: View) -> Any:
     """The loss over the plane of directions 0 and 1; the cross is the model."""
-    return _slices.over_plane(table, UNIT)
+    return _slices.over_plane(table, UNIT, log=True)
 
 
 @energy_slices.figure("Curvature along each direction")

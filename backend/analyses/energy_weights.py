@@ -32,7 +32,7 @@ class EnergyWeightsParams(WeightNullParams):
 
 
 @analysis(
-    version=1, group="Spectra", title="Energy weight spectra",
+    version=1, group="Spectra", title="Energy weights",
     asks="Which singular values of an energy model's weights stand above noise, and how heavy is their tail?",
     subject=EnergyWeights, params=EnergyWeightsParams,
     axes=[Axis("module", "which layer of the net", words=MODULES),

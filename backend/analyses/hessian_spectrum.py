@@ -25,40 +25,33 @@ the natural gradient method; Yao et al. (2020), PyHessian.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from backend.analyses._curving import Surface, cross_entropy, names_of, plan_surface, size_of
+from backend.analyses._curving import Surface, names_of, plan_surface, size_of
 from backend.analyses._spectrum import (
     AT,
     CONVERGED,
     ERROR,
     EXACT,
     OF,
+    PYHESSIAN,
     RANK,
     SpectrumParams,
     beside_null,
     products_at_most,
+    pyhessian_fits,
     rows_of,
     teller,
+    with_pyhessian,
 )
 from backend.analyses._work import BYTES, FEWER_ROWS, Plan
 from backend.contract import Axis, Claim, Corpus, Model, ModelCard, Progress, Rows, Value, View, analysis
 from backend.costs import Work
-from backend.errors import BadInput, Unfit
+from backend.errors import BadInput
 from backend.figures.spectrum import ends, spectrum
-
-INSTALL = "pip install --no-deps pyhessian==0.1"
-#: of PyHessian 0.1 on torch 2: its source and issues 17, 21 and 25, and what was measured (benchmarks/README.md)
-FAILURES = (
-    "its list goes by |eigenvalue| and comes from a power iteration that stops on a small change, so some are wrong or "
-    "missing and the small end is not seen; its trace stops early, at once where it is negative; its density raises on "
-    "torch 2 (torch.eig is gone)"
-)
 
 
 class HessianSpectrumParams(SpectrumParams):
@@ -67,7 +60,6 @@ class HessianSpectrumParams(SpectrumParams):
     null: Literal["shuffled weights", "shuffled targets", "none"] = Field(
         "shuffled weights", description="what the spectrum is compared with"
     )
-    pyhessian: Literal["no", "yes"] = Field("no", description="PyHessian 0.1 beside it, where it is installed")
 
 
 @analysis(
@@ -79,9 +71,7 @@ class HessianSpectrumParams(SpectrumParams):
     values=[
         Value("value", "eigenvalue or trace in nats per squared unit of weight; density: share per that unit"),
         ERROR, EXACT,
-        Value("pyhessian", f"what PyHessian 0.1 says where it is installed (`{INSTALL}`) and asked for, else NULL; "
-              f"known failures on torch 2: {FAILURES}"),
-        AT, CONVERGED,
+        PYHESSIAN, AT, CONVERGED,
     ],
 )  # fmt: skip
 def hessian_spectrum(model: Model, subject: Rows, params: HessianSpectrumParams, progress: Progress) -> pd.DataFrame:
@@ -96,7 +86,7 @@ def hessian_spectrum(model: Model, subject: Rows, params: HessianSpectrumParams,
         told = teller(progress, turn / len(kinds), 1 / len(kinds), products_at_most(n, params, exact))
         found = rows_of(surface, names, params, exact, told)
         if not null and params.pyhessian == "yes":
-            found = _beside(found, surface, names, params)
+            found = with_pyhessian(found, surface, names, params, FEWER_ROWS)
         frames.append(pd.DataFrame(found).assign(of="null" if null else "model"))
     return pd.concat(frames, ignore_index=True).reindex(columns=_columns())
 
@@ -110,31 +100,9 @@ def _check(card: ModelCard, params: HessianSpectrumParams) -> None:
     from_answers = "with permuted answers it is the same matrix: it does not know the right ones"
     if params.matrix == "gauss-newton" and params.null == "shuffled targets":
         raise BadInput("A null for the Gauss-Newton matrix", from_answers, "Choose shuffled weights")
-    if params.pyhessian == "yes" and params.matrix != "hessian":
-        raise BadInput("PyHessian beside the Gauss-Newton matrix", "it knows the Hessian only", "Choose pyhessian no")
+    pyhessian_fits(params.matrix, params.pyhessian)
     if card.parameters:
         names_of(list(card.parameters), params.block)
-
-
-def _beside(rows: list[dict], surface: Surface, names: Sequence[str], params: HessianSpectrumParams) -> list[dict]:
-    """Add what PyHessian says. Raises Unfit where it is not installed or cannot take the rows at once."""
-    from backend.maths import pyhessian_column
-
-    if not pyhessian_column.installed():
-        raise Unfit("PyHessian beside the spectrum", "it is not installed where the workers run",
-                    f"Run `{INSTALL}` there, or choose pyhessian no")  # fmt: skip
-    if len(surface.chunks) > 1:
-        raise Unfit("PyHessian on these rows", "it takes all rows at once", FEWER_ROWS)
-
-    def forward(tensors: Sequence[Any], tokens: Any) -> Any:
-        given = {**surface.parameters, **dict(zip(names, tensors, strict=True))}
-        return surface.model.logits_at(given, tokens)[:, surface.positions]
-
-    tensors = [surface.parameters[name] for name in names]
-    asked = forward, cross_entropy, tensors, (surface.tokens, surface.right)
-    told = {("high", i): float(v) for i, v in enumerate(pyhessian_column.top(*asked, params.k, params.seed))}
-    told["trace", 0] = pyhessian_column.trace(*asked, params.seed)
-    return [{**row, "pyhessian": told.get((row["quantity"], row["rank"]), np.nan)} for row in rows]
 
 
 @hessian_spectrum.costs

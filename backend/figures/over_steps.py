@@ -27,6 +27,8 @@ def part_names(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
     counted = {axis: pd.api.types.is_numeric_dtype(table[axis]) for axis in axes}
     for axis in axes:
         words = table[axis].astype("string").fillna("-")
+        if pd.api.types.is_float_dtype(table[axis]):
+            words = words.where(table[axis].isna(), table[axis].map("{:.4g}".format))
         if axis in LETTERS:
             none = "embed" if axis == "layer" and all(counted.values()) else ""
             words = (LETTERS[axis] + words).where(words != "-1", none)

@@ -60,7 +60,7 @@ def estimate(
             draw of the localiser that forgets where it was), then fixed.
     """
     dice = torch.Generator(device=start.device).manual_seed(seed)
-    base, heat = float(loss(start[None])), n / math.log(n)
+    base, heat = float(loss(start[None]).detach()), n / math.log(n)
 
     def potential(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w = w.detach().requires_grad_()
