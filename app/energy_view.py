@@ -31,7 +31,7 @@ def page(house: Any) -> None:
                      format_func=lambda n: known[n].title)  # fmt: skip
     one = known[name]
     st.caption(one.asks)
-    left, right = st.columns([3, 1])
+    left, right = auto_page.beside()
     with right:
         params = auto_page.form(one, shared=True, without=SLIDERS, most=bar.most)
         link("experiment_queue", "All experiments at once", icon="playlist_play")

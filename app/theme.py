@@ -191,6 +191,20 @@ CSS = """
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, .st-key-wide, [data-testid="stForm"],
     [data-testid="stDataFrame"]) > [data-testid="stColumn"] { min-width: 100%; }
 }
+@media (max-width: 1000px) {  /* settings stand above the figures, three in a row, not below them */
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 100%; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child { order: -1; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child
+    > [data-testid="stVerticalBlock"] { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr));
+    align-items: end; }
+  .st-key-beside [data-testid="stVerticalBlock"] > :has(> [data-testid="stExpander"],
+    > [data-testid="stPageLink"], [data-testid="stCaptionContainer"]) { grid-column: 1 / -1; }
+}
+/* the toolbar of a chart stands beside its heading, not on its legend */
+.stPlotlyChart .modebar-container { top: -20px !important; }
+.js-plotly-plot, [data-testid="stElementContainer"]:has(.js-plotly-plot) {
+  overflow-x: clip !important; overflow-y: visible !important; }
 @media (max-width: 1150px) {
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 46%; }
