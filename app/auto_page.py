@@ -10,7 +10,7 @@ import streamlit as st
 from app import asking, claims_view, energy_training, house, over_checkpoints, picks, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
-from app.parts import SLIDERS, asked_level, part_pickers
+from app.parts import SLIDERS, asked_level, by_slider, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
@@ -41,7 +41,7 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     bar = begin(backend, name, one.asks)
     left, right = beside()
     with right:
-        params = form(one, without=SLIDERS, most=bar.most, choices=picks.of(backend, one, bar))
+        params = form(one, without=by_slider(one.params), most=bar.most, choices=picks.of(backend, one, bar))
     with left:
         key = None
         params = params and params | asked_level(one.params, bar.card)

@@ -48,9 +48,14 @@ def slider(axis: str, options: Sequence[int]) -> int:
     return url.bound(st.select_slider, f"Annealing {axis} (0 is the sharpest)", axis, options[0], options=options)
 
 
+def by_slider(params: type[BaseModel]) -> tuple[str, ...]:
+    """Return the fields that the page's slider gives; where all levels at once are usual (-1) the form does."""
+    return tuple(n for n in SLIDERS if n in params.model_fields and params.model_fields[n].default != -1)
+
+
 def asked_level(params: type[BaseModel], card: Mapping[str, Any]) -> dict[str, int]:
     """Draw the same slider for an analysis that computes one level alone, before it is asked; {} for the others."""
-    if "level" not in params.model_fields or not card.get("energy"):
+    if "level" not in by_slider(params) or not card.get("energy"):
         return {}
     return {"level": slider("level", range(int(card["energy"]["levels"])))}
 

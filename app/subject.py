@@ -57,7 +57,8 @@ class Bar:
         outside."""
         if not isinstance(self.subject, Problems):
             return {}
-        return {"rank": int(self.card["energy"]["side"]) - 1, "problem": self.subject.n - 1}
+        told = self.card["energy"]
+        return {"rank": int(told["side"]) - 1, "problem": self.subject.n - 1, "level": int(told["levels"]) - 1}
 
 
 def begin(house: Any, analysis: str, caption: str) -> Bar:
