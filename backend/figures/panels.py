@@ -60,7 +60,8 @@ def panels(
                              row=row, col=column)  # fmt: skip
         if square:
             anchor = figure.get_subplot(row, column).yaxis.anchor
-            figure.update_yaxes(scaleanchor=anchor, constrain="domain", constraintoward="top", row=row, col=column)
+            figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=row, col=column,
+                                constraintoward="top" if value else "middle")  # bars of their own stay beside
             figure.update_xaxes(constrain="domain", row=row, col=column)
             for update, axis in ((figure.update_xaxes, x_axis), (figure.update_yaxes, y_axis)):
                 few = tick_positions(len(axis["ticktext"]), max(3, 18 // columns))
