@@ -10,7 +10,7 @@ import streamlit as st
 from app import asking, claims_view, energy_training, house, notes, over_checkpoints, picks, url, widgets
 from app.fields import in_words, label_of
 from app.links import PAGES, link
-from app.parts import SLIDERS, asked_level, part_pickers
+from app.parts import SLIDERS, asked_level, by_slider, part_pickers
 from app.subject import Bar, begin
 from backend.contract import Analysis
 
@@ -39,9 +39,9 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
     """Draw the page of the analysis `name`; `also(backend, key)` draws below the figures of its result."""
     one = backend.analysis(name)
     bar = begin(backend, name, one.asks)
-    left, right = st.columns([3, 1])
+    left, right = beside()
     with right:
-        params = form(one, without=SLIDERS, most=bar.most, choices=picks.of(backend, one, bar))
+        params = form(one, without=by_slider(one.params), most=bar.most, choices=picks.of(backend, one, bar))
     with left:
         key = None
         params = params and params | asked_level(one.params, bar.card)
@@ -58,6 +58,12 @@ def render(backend: Any, name: str, also: Callable[[Any, str], None] | None = No
             asked = over_checkpoints.Over(one.name, bar.spec, bar.checkpoints, bar.subject, params, f"over:{one.name}")
             over_checkpoints.section(backend, one, asked, bar.step)
         asking.provenance(backend, key)
+
+
+def beside() -> Any:
+    """Return the columns of the figures and of their settings; on a narrow page the settings stand above, in rows."""
+    with st.container(key="beside"):
+        return st.columns([3, 1], gap="medium")
 
 
 def _wants_companion(backend: Any, one: Analysis, bar: Bar, params: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import asking, auto_page, energy_training, theme, url
 from app.links import link
-from app.parts import SLIDERS, asked_level
+from app.parts import asked_level, by_slider
 from app.subject import Bar, subject_bar
 from backend.contract import Problems
 
@@ -31,9 +31,9 @@ def page(house: Any) -> None:
                      format_func=lambda n: known[n].title)  # fmt: skip
     one = known[name]
     st.caption(one.asks)
-    left, right = st.columns([3, 1])
+    left, right = auto_page.beside()
     with right:
-        params = auto_page.form(one, shared=True, without=SLIDERS, most=bar.most)
+        params = auto_page.form(one, shared=True, without=by_slider(one.params), most=bar.most)
         link("experiment_queue", "All experiments at once", icon="playlist_play")
         link("spectra", "Curvature of its parameters", icon="ssid_chart",
              query={**url.query(energy=bar.spec, energy_step=bar.step), "family": "energy models"})  # fmt: skip

@@ -45,19 +45,19 @@ def _worded(words: Mapping[int, str], value: int) -> str:
 
 def slider(axis: str, options: Sequence[int]) -> int:
     """Draw the page's one slider along an axis of SLIDERS and return where it stands."""
-    return url.bound(st.select_slider, f"Annealing {axis} (0 is the sharpest)", axis, options[0], options=options,
-                     format_func=lambda value: "all" if value < 0 else str(value))  # fmt: skip
+    return url.bound(st.select_slider, f"Annealing {axis} (0 is the sharpest)", axis, options[0], options=options)
+
+
+def by_slider(params: type[BaseModel]) -> tuple[str, ...]:
+    """Return the fields that the page's slider gives; where all levels at once are usual (-1) the form does."""
+    return tuple(n for n in SLIDERS if n in params.model_fields and params.model_fields[n].default != -1)
 
 
 def asked_level(params: type[BaseModel], card: Mapping[str, Any]) -> dict[str, int]:
-    """Draw the same slider for an analysis that computes one level alone, before it is asked; {} for the others.
-
-    One that takes all of them by -1 has that at its left end.
-    """
-    if "level" not in params.model_fields or not card.get("energy"):
+    """Draw the same slider for an analysis that computes one level alone, before it is asked; {} for the others."""
+    if "level" not in by_slider(params) or not card.get("energy"):
         return {}
-    first = min(0, params.model_fields["level"].default)
-    return {"level": slider("level", range(first, int(card["energy"]["levels"])))}
+    return {"level": slider("level", range(int(card["energy"]["levels"])))}
 
 
 def _words(house: Any, key: str) -> dict[str, tuple[str, ...]]:

@@ -160,7 +160,7 @@ def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[s
     """Pick one experiment: its settings, run it on all chosen models, or open it. Returns (the settings of every
     experiment that the address changes, how all stand with them)."""
     known = house.experiments()
-    left, run, go = st.columns([5, 3, 2], vertical_alignment="bottom")
+    left, run, go = st.columns([5, 3, 3], vertical_alignment="bottom")
     with left:
         name = url.bound(st.selectbox, "One experiment", "experiment", fallback=next(iter(known)),
                          options=list(known), format_func=lambda n: known[n].title)  # fmt: skip
@@ -175,7 +175,7 @@ def _one(house: Any, specs: Sequence[str], about: Any) -> tuple[dict[str, dict[s
     run.button(f"Run on {len(mine)} {'model' if len(mine) == 1 else 'models'}" if mine else
                _nothing([p for p in places if p.analysis == name], "Nothing to run"),
                key="queue-run-one", disabled=not mine, on_click=_run, args=(house, [name], specs, about, params))
-    with go if len(specs) == 1 else go.popover("Open it", icon=":material/open_in_full:"):
+    with go if len(specs) == 1 else go.popover("Open", icon=":material/open_in_full:"):
         for spec in specs:
             link("energy_landscapes", "Open it" if len(specs) == 1 else f"at {short_name(spec)}", icon="open_in_full",
                  query=_where(spec, name))  # fmt: skip

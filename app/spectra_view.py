@@ -13,14 +13,13 @@ from app import asking, auto_page, over_checkpoints, theme, url, widgets
 from app.charts import Curve, Mark, Row, linked
 from app.links import link
 from app.over_checkpoints import Over
-from app.subject import Bar, family_of, subject_bar
+from app.subject import Bar, family_of, first_rows, subject_bar
 from app.training_charts import mark_of, transitions_of
 from backend.contract import Corpus, Problems, Subject
 from backend.figures.spectrum import SQUARED_ERROR, UNIT, ridgeline
 
 BLOCKS, GROUP = "hessian_blocks", "Spectra"
 PATIENCE = 3.0  # s that the rest of the page waits for the spectrum
-ROWS = 16  # of the corpus on a first visit: a spectrum takes some hundred products over them
 SOME = 12  # checkpoints along training, unless all are asked for
 #: quantities of the table, in order, with their words
 SUMS = {
@@ -64,11 +63,11 @@ def show(house: Any) -> None:
                      label_visibility="collapsed", format_func=str.capitalize, required=True)  # fmt: skip
     family = FAMILIES[name]
     one = house.analysis(family.analysis)
-    bar = subject_bar(house, family.subject, ROWS)
+    bar = subject_bar(house, family.subject, first_rows(GROUP))
     if reason := one.unfit(bar.card["capabilities"]):
         widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
         st.stop()
-    left, right = st.columns([3, 1], gap="medium")
+    left, right = auto_page.beside()
     with right:
         params = _params(house, one, bar, family)
     with left:

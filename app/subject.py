@@ -31,6 +31,13 @@ PICKED: dict[str, tuple[str, str, str, str]] = {"transformer": ("model", "step",
 #: model, checkpoint, and what the question is about
 WIDTHS: dict[type[Subject], list[int]] = {Prompt: [4, 4, 5], Pairs: [4, 4, 6], Corpus: [4, 4, 6], Weights: [4, 7, 1],
                                           EnergyWeights: [4, 7, 1], Problems: [3, 3, 7]}
+#: rows of a corpus on a first visit: of curvature fewer, a spectrum takes some hundred products over them
+ROWS, ROWS_OF_GROUP = 64, {"Spectra": 16}
+
+
+def first_rows(group: str) -> int:
+    """Return the rows of a corpus that the pages of a group of analyses start with."""
+    return ROWS_OF_GROUP.get(group, ROWS)
 
 
 @dataclass
@@ -50,7 +57,8 @@ class Bar:
         outside."""
         if not isinstance(self.subject, Problems):
             return {}
-        return {"rank": int(self.card["energy"]["side"]) - 1, "problem": self.subject.n - 1}
+        told = self.card["energy"]
+        return {"rank": int(told["side"]) - 1, "problem": self.subject.n - 1, "level": int(told["levels"]) - 1}
 
 
 def begin(house: Any, analysis: str, caption: str) -> Bar:
@@ -58,7 +66,7 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
     one = house.analysis(analysis)
     st.markdown(f"### {one.title}")
     st.caption(caption)
-    bar = subject_bar(house, one.subject)
+    bar = subject_bar(house, one.subject, first_rows(one.group))
     reason = one.unfit(bar.card["capabilities"])
     if reason:
         widgets.empty_state("Not possible for this model", f"{reason}. Choose another model above.")
@@ -66,7 +74,7 @@ def begin(house: Any, analysis: str, caption: str) -> Bar:
     return bar
 
 
-def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = 64) -> Bar:
+def subject_bar(house: Any, kind: type[Subject] = Prompt, rows: int = ROWS) -> Bar:
     """Draw the bar and return its choice; where something is missing say so and stop the page.
 
     `rows` of a corpus stand there where the URL names none.

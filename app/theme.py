@@ -191,6 +191,20 @@ CSS = """
   [data-testid="stHorizontalBlock"]:has(.psc-map, .psc-box, .js-plotly-plot, .st-key-wide, [data-testid="stForm"],
     [data-testid="stDataFrame"]) > [data-testid="stColumn"] { min-width: 100%; }
 }
+@media (max-width: 1000px) {  /* settings stand above the figures, three in a row, not below them */
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 100%; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child { order: -1; }
+  .st-key-beside > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"]:last-child
+    > [data-testid="stVerticalBlock"] { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr));
+    align-items: end; }
+  .st-key-beside [data-testid="stVerticalBlock"] > :has(> [data-testid="stExpander"],
+    > [data-testid="stPageLink"], [data-testid="stCaptionContainer"]) { grid-column: 1 / -1; }
+}
+/* the toolbar of a chart stands beside its heading, not on its legend */
+.stPlotlyChart .modebar-container { top: -20px !important; }
+.js-plotly-plot, [data-testid="stElementContainer"]:has(.js-plotly-plot) {
+  overflow-x: clip !important; overflow-y: visible !important; }
 @media (max-width: 1150px) {
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
   .st-key-subject-bar > * > [data-testid="stHorizontalBlock"] > [data-testid="stColumn"] { min-width: 46%; }
@@ -215,7 +229,7 @@ CSS = """
 .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
   border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
 .ps-claims .ps-verdict, .ps-claims .ps-short { white-space: nowrap; }
-.ps-link, .ps-link .ps-badge { text-decoration: none; }
+.ps-link, .ps-link .ps-badge { text-decoration: none; } a.ps-link { color: var(--ps-accent); }
 .ps-link:hover, .ps-link:hover .ps-badge { text-decoration: underline; }
 @media (max-width: 900px) {  /* a line each would be wider than the window: a block each, every cell with its name */
   .ps-claims tr, .ps-claims td { display: block; } .ps-claims tr:first-child { display: none; }

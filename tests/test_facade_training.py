@@ -22,6 +22,9 @@ def test_every_metric_of_monitors_and_recipes_has_words(house):
     for recipe in house.recipes().values():
         assert {m.name for m in recipe.metrics} <= words.keys()
     assert {"loss", "induction_score", "update_norm", "steps_per_second", "second_half_loss"} <= words.keys()
+    alone, mixed = (house.metric_words(r)["loss"].unit for r in ({"energy"}, {"energy", "char_lm"}))
+    assert alone == "squared error" and mixed == "nats (char_lm), squared error (energy)"
+    assert house.metric_words({"markov_icl", "char_lm"})["loss"].unit == "nats"
 
 
 def test_every_name_of_the_shipped_run_has_words(house):

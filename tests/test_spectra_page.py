@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
+from streamlit.testing.v1 import AppTest
 
+from app.parts import by_slider
 from app.spectra_view import SOME, rows_of, spread
 from backend import Backend
 from backend.figures.spectrum import ridgeline
@@ -65,6 +67,22 @@ def test_an_energy_model_has_its_own_loss_there(backend: Backend) -> None:
     assert len(backend.results(analysis="energy_hessian")) == checkpoints and len(at.get("plotly_chart")) == 5
     ridges = json.loads(at.get("plotly_chart")[3].proto.spec)
     assert "squared error" in ridges["layout"]["xaxis"]["title"]["text"]
+
+
+def test_a_page_of_its_own_asks_the_same_at_first(backend: Backend) -> None:
+    """The same rows of a corpus, and all annealing levels where Spectra asks for all: results are shared."""
+    source = """
+from app import house
+from app.subject import begin
+begin(house.backend(), "hessian_spectrum", "")
+"""
+    at = AppTest.from_string(source, default_timeout=60)
+    at.query_params["model"] = "run:grokking-demo"
+    assert settle(at.run()).number_input(key="url:n_rows").value == 16
+    at = visit("spectra", model="run:grokking-demo", block="layers.0.attn.v.bias", params=FEW)
+    assert at.number_input(key="url:n_rows").value == 16
+    of = {name: by_slider(backend.analysis(name).params) for name in ("energy_hessian", "exp003_sparse_features")}
+    assert of == {"energy_hessian": (), "exp003_sparse_features": ("level",)}
 
 
 def test_ridges_are_the_densities_above_their_floor() -> None:

@@ -16,7 +16,7 @@ from pydantic import Field
 from backend.analyses._at_weights import LossesAt
 from backend.contract import Axis, Params, Progress, Value
 from backend.errors import BadInput
-from backend.figures import CATEGORIES, NULL_GREY, Line, bars, level, lines
+from backend.figures import CATEGORIES, NULL_GREY, Line, bars, level, lines, logarithmic
 
 SCAN = (0.1, 10**-0.5, 1.0, 10**0.5, 10.0)  # times the localisation
 APART = 10**8  # between the seeds of neighbouring localisations; a generator knows 32 bits, a seed has 31
@@ -268,6 +268,5 @@ def of_gammas(table: pd.DataFrame) -> Any:
               Line("estimate (band: 95 % over chains)", each["localisation"], each["estimate"],
                    each["low"].clip(lower=each["estimate"] / 10), each["high"], CATEGORIES[0], hover)]  # fmt: skip
     title = [f"localisation gamma ({refused} of {len(each)} refused)", *textwrap.wrap(said, 80)]
-    figure = lines(curves, x_title="<br>".join(title), y_title="lambda", height=400)
-    figure.update_traces(mode="lines+markers", selector={"name": curves[1].name})
-    return figure.update_xaxes(type="log", dtick=1).update_yaxes(type="log", dtick=1)
+    figure = logarithmic(lines(curves, x_title="<br>".join(title), y_title="lambda", height=400, log_x=True))
+    return figure.update_traces(mode="lines+markers", selector={"name": curves[1].name})

@@ -236,8 +236,11 @@ def raw(table: pd.DataFrame, view: View) -> Any:
 @exp001_hessian.figure("Condition number", marks=["level"])
 def condition(table: pd.DataFrame, view: View) -> Any:
     """Over the problems whose smallest eigenvalue is positive."""
-    curve = _bands(table, "condition", "condition number")
-    figure = lines([curve], x_title="annealing level (0 sharpest)", y_title="largest / smallest eigenvalue")
+    curve, left = _bands(table, "condition", "condition number"), table.condition.isna()
+    gaps = [str(k) for k, none in left.groupby(table.level).all().items() if none]
+    said = f"<br>left out: {left.mean():.0%} (smallest eigenvalue not positive)" if left.any() else ""
+    said += f"<br>at level {', '.join(gaps)} every one" if gaps else ""
+    figure = lines([curve], x_title=f"annealing level (0 sharpest){said}", y_title="largest / smallest eigenvalue")
     return marked(figure, view.chosen)
 
 

@@ -221,7 +221,7 @@ def check(table: pd.DataFrame, view: View) -> Any:
         rows = table[table["item"] == f"direction {i}"].sort_values("level")
         curves.append(Line(name, rows.level.to_numpy(), rows.curvature.to_numpy()))
     chance = table[table.part == "random direction"].groupby("level").curvature.mean()
-    curves.append(Line("random plane, mean", chance.index.to_numpy(), chance.to_numpy()))
+    curves.append(Line("random plane, mean", chance.index.to_numpy(), chance.to_numpy(), colour=NULL_GREY))
     at = np.array(sorted(table.level.unique()))
     curves.append(Line("1/sigma", at, 1 / _sigma(view)[at], colour=NULL_GREY))
     figure = marked(lines(curves, x_title=_low_rank.X_LEVEL, y_title="curvature of the energy"), view.chosen)

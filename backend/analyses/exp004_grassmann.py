@@ -30,7 +30,7 @@ from backend.analyses import _energy, _low_rank
 from backend.analyses._perturbed import ANGLES, KINDS, PATHS, TIMES, Perturbed
 from backend.contract import Axis, Claim, Energies, Matrices, ModelCard, Problems, Progress, Value, View, analysis
 from backend.costs import Work
-from backend.figures import Line, hexbin, lines, marked, scatter
+from backend.figures import NULL_GREY, Line, hexbin, lines, marked, scatter
 
 
 class GrassmannParams(_low_rank.RankParams):
@@ -122,12 +122,14 @@ def _correlation(table: pd.DataFrame, measure: str, size: pd.Series) -> Claim:
 # ---------------------------------------------------------------- figures
 
 NAMES = {"turned": "turned (rank kept)", "raised": "raised (normal step)", "any": "any direction"}
+NULLS = ("size", "any", "straight", "rescaled")  # what knows nothing of the rank, or does not keep it
 MANY = 300  # points from which on their density is drawn
 
 
 def _line(table: pd.DataFrame, what: str, name: str, x: str = "level") -> Line:
     rows = table[table.what == what].groupby(x, sort=True)[["value", "low", "high"]].mean()
-    return Line(name, rows.index.to_numpy(), rows.value.to_numpy(), rows.low.to_numpy(), rows.high.to_numpy())
+    return Line(name, rows.index.to_numpy(), rows.value.to_numpy(), rows.low.to_numpy(), rows.high.to_numpy(),
+                NULL_GREY if what in NULLS else "")  # fmt: skip
 
 
 @exp004_grassmann.figure("Rank correlation with the energy: raw, and at equal size", marks=["level"])

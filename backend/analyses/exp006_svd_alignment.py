@@ -218,7 +218,8 @@ def maps(table: pd.DataFrame, view: View) -> Any:
 def _curves(rows: pd.DataFrame, at: str) -> list[Line]:
     """Return the four alignments with their intervals over a column; what is nowhere known is left out."""
     x = rows[at].to_numpy()
-    return [Line(words, x, rows[n].to_numpy(), rows[f"{n}_low"].to_numpy(), rows[f"{n}_high"].to_numpy())
+    return [Line(words, x, rows[n].to_numpy(), rows[f"{n}_low"].to_numpy(), rows[f"{n}_high"].to_numpy(),
+                 NULL_GREY if words.endswith("(null)") else "")
             for n, words in SHORT.items() if rows[n].notna().any()]  # fmt: skip
 
 

@@ -336,14 +336,8 @@ def maps(table: pd.DataFrame, view: View) -> Any:
     found, known = (np.stack([np.asarray(a, float) for a in rows[c]]) for c in ("slopes", "known"))
     most = float(np.nanmax(np.abs(np.stack([found, known]))))
     drawn = {"-H_yy^-1 H_yx": found} | ({} if np.isnan(known).all() else {"known": known, "difference": found - known})
-    figure = panels({n: Panel(z, (-most, most), diverging=True) for n, z in drawn.items()}, x_title="entry of x",
-                    y_title="entry of y", columns=2, value="d y* / d x")  # fmt: skip
-    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
-        if axis.tickvals is None:  # of the empty place beside an odd number of maps
-            continue
-        few = max(1, len(axis.tickvals) // 6)
-        axis.update(tickvals=axis.tickvals[::few], ticktext=axis.ticktext[::few])
-    return figure
+    return panels({n: Panel(z, (-most, most), diverging=True) for n, z in drawn.items()}, x_title="entry of x",
+                  y_title="entry of y", columns=3, value="d y* / d x", square=True)  # fmt: skip
 
 
 def _nothing(words: str, x_title: str, y_title: str) -> Any:

@@ -199,16 +199,18 @@ def _told(row: Any) -> str:
 
 @exp010_annealing.figure("The first problems: x, the answer at this level, the solution", choose=["level"])
 def matrices(table: pd.DataFrame, view: View) -> Any:
-    """A row per problem; x and y, y* and their difference are each on the scale of y*, x on one of its own."""
+    """A row per problem; y, y* and their difference are on the scale of y*, x on one of its own."""
     side, found = int(view.card["energy"]["side"]), _looked(table, view)
     maps: dict[str, Panel] = {}
     for i, (x, y, truth) in enumerate(found):
         most = float(np.abs(truth).max())
         given = x.reshape(-1, side, side) if len(x) else ()
+        widest = float(np.abs(x).max()) if len(x) else 0.0
         for n, one in enumerate(given, start=1):
-            maps[f"{i}: x {n}" if len(given) > 1 else f"{i}: x"] = Panel(one, diverging=True)
+            maps[f"{i}: x {n}" if len(given) > 1 else f"{i}: x"] = Panel(one, (-widest, widest), diverging=True,
+                                                                         bar=n == len(given))  # fmt: skip
         for words, flat in ((f"{i}: y", y), (f"{i}: y*", truth), (f"{i}: y - y*", y - truth)):
-            maps[words] = Panel(flat.reshape(side, side), (-most, most), diverging=True)
+            maps[words] = Panel(flat.reshape(side, side), (-most, most), diverging=True, bar=words.endswith("- y*"))
     columns = max(1, len(maps) // max(1, len(found)))
     if not maps:
         return lines([], x_title="column", y_title="row")

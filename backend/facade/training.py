@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,25 @@ class Training(Work):
     def metric_words(self, recipes: Collection[str] = ()) -> dict[str, Metric]:
         """Return the words of every metric by name without its place: the shared monitors', then each recipe's.
 
-        Where runs of one recipe alone are shown, its own words of a shared name (a loss that is no cross-entropy) win.
+        Where runs of one recipe alone are shown, its own words of a shared name (a loss that is no cross-entropy) win;
+        of several that measure it in different units each is said.
         """
         words = dict(monitors.metrics())
         for recipe in self.recipes().values():
             alone = set(recipes) == {recipe.name}
             words |= {metric.name: metric for metric in recipe.metrics if alone or metric.name not in words}
-        return words
+        return words | self._mixed(words, recipes)
+
+    def _mixed(self, words: Mapping[str, Metric], recipes: Collection[str]) -> dict[str, Metric]:
+        """Return the metrics that these recipes measure in different units, with all of those for a unit."""
+        own = {name: {m.name: m.unit for m in r.metrics} for name, r in self.recipes().items() if name in recipes}
+        found = {}
+        for metric in {name for units in own.values() for name in units}:
+            units = {recipe: told.get(metric, words[metric].unit) for recipe, told in own.items()}
+            if len(set(units.values())) > 1:
+                said = ", ".join(f"{unit or 'no unit'} ({recipe})" for recipe, unit in units.items())
+                found[metric] = replace(words[metric], unit=said)
+        return found
 
     def checkpoint_now(self, run: str) -> dict[str, Any]:
         """Ask a running run for a checkpoint at its next step. Returns {run, last_step, request}.

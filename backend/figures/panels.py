@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,14 @@ from backend.figures import cells
 from backend.figures.style import DIVERGING, SEQUENTIAL, category_axis, finish, label, plain, tick_positions
 
 SQUARE = 500  # px that square maps side by side have, titles and bars apart
+NARROW_TITLE, LINE = 18, 14  # characters and px of a line of a title above one of several maps
 NARROW = 16  # token labels that can be read along one of two maps side by side
 
 
 @dataclass
 class Panel:
     """One map z [row, column]: limits None for its own range; marks stand in the cells, hover replaces the words; a
-    line runs around the cells that are `outlined` [row, column] of bool."""
+    line runs around the cells that are `outlined` [row, column] of bool. Without `bar` it shares that of the next."""
 
     z: Any
     limits: tuple[float, float] | None = None
@@ -28,6 +30,7 @@ class Panel:
     marks: Any = None
     hover: Any = None
     outlined: Any = None
+    bar: bool = True
 
 
 def panels(
@@ -36,9 +39,12 @@ def panels(
     """Draw the maps in rows of `columns`, numbered axes. With `value` all share the first one's scale and one bar;
     `square`: cells are as wide as high."""
     rows = -(-len(maps) // columns)
-    height = _height(maps, rows, columns if square else 0)
-    figure = make_subplots(rows, min(columns, len(maps)), subplot_titles=[label(w, 34).replace("·", " ") for w in maps],
-                           horizontal_spacing=0.02 if value else 0.08, vertical_spacing=min(0.9 / rows, 84 / height))
+    titles = [_title(words, columns) for words in maps]
+    more = LINE * max(title.count("<br>") for title in titles)
+    height = _height(maps, rows, columns if square else 0) + rows * more
+    apart = 0.02 if value else 0.1 if columns > 4 else 0.08  # bars of their own stand between the maps
+    figure = make_subplots(rows, min(columns, len(maps)), subplot_titles=titles, horizontal_spacing=apart,
+                           vertical_spacing=min(0.9 / rows, (84 + more) / height))
     for i, (words, panel) in enumerate(maps.items()):
         row, column = i // columns + 1, i % columns + 1
         z = plain(panel.z)
@@ -54,7 +60,8 @@ def panels(
                              row=row, col=column)  # fmt: skip
         if square:
             anchor = figure.get_subplot(row, column).yaxis.anchor
-            figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=row, col=column)
+            figure.update_yaxes(scaleanchor=anchor, constrain="domain", row=row, col=column,
+                                constraintoward="top" if value else "middle")  # bars of their own stay beside
             figure.update_xaxes(constrain="domain", row=row, col=column)
             for update, axis in ((figure.update_xaxes, x_axis), (figure.update_yaxes, y_axis)):
                 few = tick_positions(len(axis["ticktext"]), max(3, 18 // columns))
@@ -64,7 +71,13 @@ def panels(
         first = next(iter(maps.values()))
         figure.update_layout(coloraxis=_colours(first, plain(first.z), "c") | {"colorbar": _bar(value)})
     figure.update_annotations(font_size=12)
-    return finish(figure, height).update_layout(margin={"t": 34})
+    return finish(figure, height).update_layout(margin={"t": 34 + more})
+
+
+def _title(words: str, columns: int) -> str:
+    """Return a map's title; of three or more in a row in lines that do not reach the next one's."""
+    said = label(words, 34).replace("·", " ")
+    return "<br>".join(textwrap.wrap(said, NARROW_TITLE)) if columns > 2 else said
 
 
 def beside(
@@ -145,7 +158,7 @@ def _scale(figure: go.Figure, panel: Panel, z: np.ndarray, value: str, place: tu
     (_, right), (low, high) = sub.xaxis.domain, sub.yaxis.domain
     bar = _bar("") | {"x": right + 0.004, "xanchor": "left", "y": (low + high) / 2, "len": high - low, "nticks": 4,
                       "tickfont": {"size": 10}, "xpad": 0, "ypad": 0}  # fmt: skip
-    figure.data[-1].update(_colours(panel, z, "z") | {"colorbar": bar})
+    figure.data[-1].update(_colours(panel, z, "z") | {"colorbar": bar, "showscale": panel.bar})
 
 
 def _bar(value: str) -> dict[str, Any]:

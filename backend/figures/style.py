@@ -20,6 +20,9 @@ MAX_TICKS = 40  # labels that can be read along one axis
 MAX_LABEL = 14  # characters of a token label
 SHOWN = {" ": "·", "\n": "⏎", "\r": "␍", "\t": "⇥"}
 
+#: of the toolbar: what dragging and a double click do, and what nothing here answers to
+LEFT_OUT = ["zoomIn2d", "zoomOut2d", "autoScale2d", "select2d", "lasso2d"]
+
 _AXIS = {"automargin": True, "gridcolor": GRID, "zeroline": False, "linecolor": GRID, "ticks": ""}
 TEMPLATE = go.layout.Template(layout={
     "font": {"family": "inherit", "size": 13, "color": "#7d818c"}, "colorway": CATEGORIES,
@@ -66,6 +69,7 @@ def finish(figure: go.Figure, height: int, title: str = "") -> go.Figure:
     figure.update_layout(
         template=TEMPLATE, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", uirevision="keep",
         height=height, margin={"l": 8, "r": 8, "t": 36 if title else 20, "b": 8}, autosize=True,
+        modebar={"remove": LEFT_OUT},
     )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)

@@ -39,7 +39,7 @@ _DATA, _EVAL, _FIT = 1_000_003, 2_000_003, 3_000_003
 #: CPU seconds per (row x multiplication of a forward) and per step, one core; measured on the presets (30 to 100)
 SECONDS_PER_PRODUCT, STEP_SECONDS = 3.2e-10, 5.3e-3
 METRICS = (
-    Metric("loss", "Loss", "", "squared error of grad E against the noise, mean over entries; of 4 rows a level",
+    Metric("loss", "Loss", "squared error", "of grad E against the noise, mean over entries; of 4 rows a level",
            better="low"),
     Metric("mse", "Error of whole answers", "", "squared error per entry, held-out problems", better="low"),
     Metric("mse_zero", "Error of answering 0", "", "mean square of the solutions", still=True),
