@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import streamlit as st
+from streamlit.testing.v1 import AppTest
 
 from app import stale, url
 
@@ -187,3 +188,19 @@ def test_a_widget_of_the_page_that_was_left_writes_nothing(session: Session) -> 
     st.session_state["url:focus"] = "a"
     session.changed()
     assert st.query_params.to_dict() == {"model": "run:a"}
+
+
+def test_a_widget_is_given_a_value_only_where_it_shows_another() -> None:
+    """A value that is given replaces what stands in the browser: a press that is on its way would be undone."""
+    source = """
+import streamlit as st
+from app import url
+url.bound(st.select_slider, "Level", "level", 0, options=[0, 1, 2])
+"""
+    at = AppTest.from_string(source).run()
+    assert at.select_slider[0].proto.set_value, "at first"
+    at.select_slider[0].set_value(1).run()
+    assert not at.select_slider[0].proto.set_value and at.query_params["level"] in ("1", ["1"])
+    at.query_params["level"] = "2"  # as a link does
+    at.run()
+    assert at.select_slider[0].proto.set_value and at.select_slider[0].value == 2
