@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from backend.analyses import exp001_hessian as code
 from backend.analyses import registry
 from backend.maths import annealing
 from tests.energy_kit import problems, shipped_energy, tiny_energy
@@ -105,8 +106,9 @@ TRUE = np.linspace(0.5, 1.5, 40) * 1e-3
 
 
 @pytest.mark.parametrize(("implied", "true", "mean", "order"), [
-    (TRUE, TRUE, "holds", "holds"), (1.5 * TRUE, TRUE, "fails", "holds"), (0 * TRUE + 1e-3, TRUE, "holds", "fails"),
-    (TRUE[::-1], TRUE, "holds", "fails"), (28 * TRUE, 28 * TRUE, "met by its null", "holds"),
+    (TRUE, TRUE, "holds", "holds"), (1.5 * TRUE, TRUE, "fails", "holds"),
+    (0 * TRUE + 1e-3, TRUE, "cannot be tested here", "fails"),
+    (TRUE[::-1], TRUE, "cannot be tested here", "fails"), (28 * TRUE, 28 * TRUE, "met by its null", "holds"),
     (20 * TRUE, 20 * TRUE, "holds", "holds"),  # a flat energy claims .0286, 43 % too much
     (np.where(np.arange(40) < 3, 2e-2, -3e-4), TRUE, "cannot be tested here", "fails"),
 ])  # fmt: skip
@@ -114,6 +116,17 @@ def test_the_trace_is_judged_by_its_interval_and_its_order(implied, true, mean, 
     _, level0, ranked = EXP.judge(table_of((6.0, 1.0), (1 / 6, 1.0), implied, true), None)
     assert (level0.verdict, ranked.verdict) == (mean, order)
     assert f"{(np.asarray(implied) < 0).mean():.0%}" in level0.value
+
+
+def test_a_ratio_is_within_the_tolerance_with_all_of_its_interval():
+    assert code._judged(0.91, 1.09, False) == "holds" and code._judged(0.91, 1.09, True) == "met by its null"
+    assert code._judged(0.7, 0.89, True) == code._judged(1.11, 1.3, False) == "fails"
+    told = [code._judged(*ends, False) for ends in ((1.01, 1.24), (1.03, 1.27), (0.75, 1.09), (0.84, 1.11))]
+    assert set(told) == {"cannot be tested here"}
+    flat = code._flat(table_of((6.0, 1.0), (1 / 6, 1.0), TRUE, TRUE).query("level == 0"))
+    near = flat / 1.15 * np.linspace(0.5, 1.5, 40)
+    claim = EXP.judge(table_of((6.0, 1.0), (1 / 6, 1.0), near, near), None)[1]
+    assert claim.verdict == "met by its null", "a flat energy is 15 % off, +-9 %"
 
 
 def test_an_order_that_could_be_chance_is_none():

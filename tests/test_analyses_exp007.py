@@ -69,7 +69,8 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
 
     asked = [falls(r).verdict for r in (3.7, 3.9, 4.1, 4.3)]
     assert asked == ["holds", "met by its null", "met by its null", "fails"]
-    assert falls(3.7, first=3.7).verdict == falls(3.7, first=3.5).verdict == "fails", "it does not fall"
+    assert falls(3.7, first=3.5).verdict == "fails", "it does not fall"
+    assert falls(3.7, first=3.7).verdict == falls(3.7, 0.2, first=3.69).verdict == "cannot be tested here"
     assert falls(3.9, first=3.91).verdict == "cannot be tested here"
     assert falls(3.7, 0.2).verdict == falls(3.7, first=3.71).verdict == "cannot be tested here", "within the interval"
     assert falls(3.7, float("nan")).verdict == "cannot be tested here", "one matrix"
@@ -106,6 +107,9 @@ def test_a_rank_is_low_and_a_completion_better_only_beyond_what_is_beside_them()
     assert depth(4.0, 0.05) == "holds" and depth(4.0, 0.05, (4.0, 0.05)) == "met by its null"
     assert depth(4.5, 0.05) == depth(4.0, 0.2) == depth(4.0, 0.2, (4.0, 0.05)) == "fails"
     assert depth(4.0, 0.09, se=0.01) == depth(4.0, 0.11, se=0.01) == "cannot be tested here"
+    last.loc["target", "matrices"] = 1
+    assert depth(4.0, 0.0, se=float("nan")) == "cannot be tested here", "one matrix: no interval"
+    last.loc["target", "matrices"] = 9
     assert depth(4.395, 0.05) == "cannot be tested here", "its rank may be a tenth above"
 
     def completes(error, best, linear=0.5, se=1e-3):

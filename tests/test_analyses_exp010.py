@@ -182,7 +182,10 @@ def test_a_null_meets_only_what_is_met_and_less_of_a_large_error_is_no_answer():
     told, words = verdicts(mse=2.44, mse_low=2.0, mse_high=2.9, gain=0.266, gain_low=0.2, gain_high=0.3)
     assert told["solves"] == "fails" and told["steps"] == "cannot be tested here"
     assert "no better than answering without x (mean: 0.25)" in words[1]
-    assert verdicts(gain=0.05)[0]["steps"] == verdicts(gain_low=-0.1)[0]["steps"] == "fails"
+    assert verdicts(gain=0.05, gain_low=0.02, gain_high=0.09)[0]["steps"] == "fails"
+    assert verdicts(gain_low=0.05)[0]["steps"] == verdicts(gain=0.09, gain_low=0.02, gain_high=0.3)[0]["steps"] == (
+        "cannot be tested here")  # fmt: skip
+    assert verdicts(gain_low=float("nan"), gain_high=float("nan"))[0]["steps"] == "holds", "no interval: the value"
 
 
 def test_an_untrained_net_solves_nothing(tmp_path):

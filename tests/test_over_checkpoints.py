@@ -172,9 +172,9 @@ auto_page.form(one, choices=picks.siblings(house.backend(), one, bar))
 
 def test_a_block_is_picked_and_a_wrong_one_is_said(backend: Backend) -> None:
     source = """
-from app import auto_page, house, picks, url
+from app import auto_page, house, notes, picks
 from app.subject import Bar
-url.say_here()
+notes.here()
 card = {"parameters": {"embed.weight": 8, "layers.0.q.weight": 4}}
 for name in ("hessian_spectrum", "ntk"):
     one = house.backend().analysis(name)

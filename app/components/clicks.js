@@ -2,7 +2,7 @@
 function nearest(points, at, box) {
   let best = null, least = Infinity;
   for (const p of points) {
-    if (!p.customdata || !p.xaxis || !p.yaxis) continue;
+    if (!p.customdata || typeof p.customdata !== "object" || !p.xaxis || !p.yaxis) continue;
     const x = box.left + p.xaxis._offset + p.xaxis.d2p(p.x), y = box.top + p.yaxis._offset + p.yaxis.d2p(p.y);
     const away = Math.hypot(x - at.clientX, y - at.clientY);
     if (away < least) [best, least] = [p, away];

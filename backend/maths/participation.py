@@ -21,8 +21,8 @@ def effective_range(samples: np.ndarray, draws: int, seed: int) -> tuple[float, 
 
     Noise in effects that are 0 counts as effect: it moves `effective` of the means towards 2 parts / pi. Signs from one
     half of the samples on the effects in the other, over the sum of products of both halves (whose mean is that of the
-    squares), make a count that noise lowers where signs are wrong. The interval holds what resamples of both say; where
-    nearly all parts share alike and noise is large, the truth may lie above it.
+    squares), make a count that noise lowers where signs are wrong. The interval holds what 95 % of the resamples of
+    both say; where the effect is spread over most parts and noise is large, the truth may lie above it.
     """
     n = len(samples)
     if n < 4:
@@ -30,7 +30,7 @@ def effective_range(samples: np.ndarray, draws: int, seed: int) -> tuple[float, 
     halves = [bootstrap_means(samples[start::2], draws, seed + start) for start in (0, 1)]
     counts, estimate = (effective(bootstrap_means(samples, draws, seed)), _crossed(*halves)), effective(samples.mean(0))
     low, high = np.quantile(np.stack(counts), [0.025, 0.975], axis=1)
-    return float(min(*low, estimate)), float(max(*high, estimate))
+    return float(max(min(*low, estimate), min(1.0, estimate))), float(max(*high, estimate))
 
 
 def _crossed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
