@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -91,8 +91,7 @@ def _queue(house: Any, specs: Sequence[str], about: Any, params: Any, before: tu
     if (len(busy), waiting) != before:
         st.rerun()
     _bar(house, places, busy, (specs, about, params))
-    titles = {n: a.title for n, a in house.experiments().items()}
-    st.html(_table(places, specs, titles))
+    st.html(_table(places, specs, house.experiments()))
     _failures(places)
 
 
@@ -123,15 +122,20 @@ def _nothing(places: Sequence[Any], words: str) -> str:
     return "Opening" if "waits" in states else "Running" if states & {"queued", "running"} else words
 
 
-def _table(places: Sequence[Any], specs: Sequence[str], titles: dict[str, str]) -> str:
+def _needs(one: Any) -> str:
+    """Return what an experiment waits for or reads: none takes the result of another one."""
+    return "model, first checkpoint (drift)" if "first_step" in one.params.model_fields else "model"
+
+
+def _table(places: Sequence[Any], specs: Sequence[str], known: Mapping[str, Any]) -> str:
     """Return the grid as HTML: a row per experiment, a column per model."""
     at = {(p.analysis, p.spec): p for p in places}
     head = "".join(f"<th>{html.escape(short_name(s).removesuffix(' (run)'))}</th>" for s in specs)
     rows = ""
-    for name, title in titles.items():
+    for name, one in known.items():
         cells = "".join(f"<td>{_cell(at[name, s])}</td>" for s in specs)
-        rows += f"<tr><td>{html.escape(title)}</td>{cells}</tr>"
-    return f'<div class="ps-grid"><table><tr><th>Experiment</th>{head}</tr>{rows}</table></div>'
+        rows += f"<tr><td>{html.escape(one.title)}</td><td>{_needs(one)}</td>{cells}</tr>"
+    return f'<div class="ps-grid"><table><tr><th>Experiment</th><th>Depends on</th>{head}</tr>{rows}</table></div>'
 
 
 def _cell(place: Any) -> str:

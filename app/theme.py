@@ -228,7 +228,7 @@ CSS = """
 .ps-grid th { text-align: left; white-space: nowrap; font-weight: 600; opacity: 0.75; }
 .ps-grid th, .ps-grid td { padding: 0.25rem 0.5rem;
   border-bottom: 1px solid rgba(128, 128, 128, 0.2); vertical-align: top; }
-.ps-claims .ps-verdict, .ps-claims .ps-short { white-space: nowrap; }
+.ps-claims .ps-verdict, .ps-claims .ps-short, .ps-grid .ps-badge { white-space: nowrap; }
 .ps-link, .ps-link .ps-badge { text-decoration: none; } a.ps-link { color: var(--ps-accent); }
 .ps-link:hover, .ps-link:hover .ps-badge { text-decoration: underline; }
 @media (max-width: 900px) {  /* a line each would be wider than the window: a block each, every cell with its name */

@@ -51,6 +51,7 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
     assert len(names) >= 1 and all(house.experiments()[n].title in said(at) for n in names)
     button = next(b for b in at.button if b.label.endswith(" missing"))
     assert button.label == f"Run {len(names)} missing" and "Nothing is computed yet" in said(at)
+    assert said(at).count("<td>model, first checkpoint (drift)</td>") == 1, "what each depends on"
     button.click()
     at = settle(at.run())
     assert ">done<" in said(at) and "not computed" not in said(at)
