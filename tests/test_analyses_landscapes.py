@@ -168,6 +168,45 @@ def test_a_barriers_interval_holds_ninety_five_percent():
     assert row["barrier_high"] - row["barrier_low"] == pytest.approx(3.92 * middle.std() / 20, rel=0.1)
 
 
+def test_a_path_between_unequal_ends_is_held_against_the_line_of_both_row_by_row():
+    """Rows l_i at t = 0, m_i at 1/4, r_i at 1: the excess of each is m_i - 3/4 l_i - 1/4 r_i, its spread their own."""
+    left, middle, right = np.random.default_rng(1).normal([[1], [7], [4]], [[2], [1], [3]], (3, 50))
+    table = path_room.table_of("straight", np.array([0, 0.25, 1]), np.stack([left, middle, right]), 0)
+    excess = middle - 0.75 * left - 0.25 * right
+    np.testing.assert_allclose(table["line"], [left.mean(), 0.75 * left.mean() + 0.25 * right.mean(), right.mean()])
+    np.testing.assert_allclose(table["excess_se"], [0, excess.std(ddof=1) / 50**0.5, 0], atol=1e-15)
+    row = table.iloc[0]
+    assert row["barrier"] == pytest.approx(excess.mean()) and row["barrier_low"] < excess.mean() < row["barrier_high"]
+
+
+class Wells(_at_weights.LossesAt):
+    """A loss of two weights w: of each row |w - its centre|^2."""
+
+    def __init__(self, own, *centres):
+        self.own, self.centres, self.count = {"w": torch.tensor(own)}, torch.tensor(centres), len(centres)
+
+    def graph(self, parameters, piece=None):
+        return (parameters["w"] - self.centres).square().sum(1)
+
+    def pieces(self, twice=False):
+        return [None]
+
+
+def test_a_curve_ends_at_the_matched_other_and_is_bent_by_the_rows_that_it_is_not_measured_on():
+    """From (0, 1) to (1, -1): matched is (-1, 1). Rows that train lie above the way there, the others below it."""
+    own, units = [0.0, 1.0], [("units", [("w", 0, np.arange(2)[:, None])])]
+    training, held_out = Wells(own, [-0.5, 9.0]), Wells(own, [-0.5, -7.0], [-0.5, -7.0])
+    params = path_room.PathParams(points=3, bend_steps=50, bend_lr=0.1, seed=3)
+    table = path_room.walked(training, held_out, {"w": torch.tensor([1.0, -1.0])}, units, params, quiet)
+    each = table.set_index(["path", "t"])
+    assert each.loc[("straight", 1.0), "loss"] == 1.5**2 + 6**2
+    for path in ("matched", "curved"):
+        assert each.loc[(path, 1.0), "loss"] == 0.5**2 + 8**2 and each.loc[(path, 1.0), "distance"] == 1
+    assert each.loc[("matched", 0.5), "loss"] == 8**2 < each.loc[("curved", 0.5), "loss"] - 10
+    assert each.loc[("straight", 0.0), "distance"] == 5**0.5
+    assert each.loc[("copy", 0.0), "distance"] == 2**0.5 and each.loc[("copy, matched", 0.0), "distance"] == 0
+
+
 def test_a_bend_lowers_the_loss_on_its_way(demo):
     corpus = Corpus(source="training", rows=24, length=64)
     few, many = (ask("mode_connectivity", demo, corpus, points=3, bend_steps=n, rows_used=24) for n in (1, 40))

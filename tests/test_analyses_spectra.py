@@ -113,6 +113,12 @@ def test_noise_has_no_outliers_and_a_planted_direction_is_one(tiny):
     assert found["flat"]["stable_rank"] == pytest.approx(32) == found["flat"]["participation_ratio"]
 
 
+def test_the_tail_is_of_squared_singular_values():
+    """Squares whose quantiles are those of x^-3 have exponent 3; the values themselves would have 5."""
+    found = weights_core.tail((((np.arange(200) + 0.5) / 200) ** -0.5) ** 0.5)
+    assert found["exponent"] == pytest.approx(3, abs=0.3)
+
+
 def test_a_density_of_noise_integrates_to_one(tiny):
     table = ask("weight_spectra", tiny["native"], draws=20)
     for matrix in ("W_OV", "W_in", "W_E"):

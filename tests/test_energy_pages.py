@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -62,6 +63,8 @@ def test_the_queue_says_what_is_missing_runs_it_and_shows_what_it_says(house: Ba
     links = [f"energy_landscapes?energy=run:tiny&amp;n_problems=3&amp;problem_seed=1&amp;experiment={p.analysis}"
              for p in places if p.state == "kept"]  # fmt: skip
     assert all(said(at).count(f'href="{address}"') > 1 for address in links), "from its cell and from its verdicts"
+    rows = re.findall(r'experiment=(exp[0-9]{3})[^"]*">(EXP-[0-9]{3})', said(at))
+    assert len({name for name, _ in rows}) > 1 and all(name == word.lower().replace("-", "") for name, word in rows)
 
 
 def test_the_queue_without_a_model_chosen_or_of_one_that_trains(house: Backend, tmp_path: Path) -> None:

@@ -8,12 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app import house
+from app import house, over_checkpoints, picks, theme
 from app.auto_page import unused
+from app.subject import Bar
 from backend import Backend
+from backend.contract import Weights
 from backend.figures.over_steps import SHOWN, by_change, effect_over_steps, over_steps, part_names
+from tests.energy_kit import energy_run
 from tests.page_kit import numbers, said, settle, settled_house
 
 AXES = ["layer", "head", "query"]
@@ -104,7 +108,6 @@ def test_all_checkpoints_are_computed_when_asked_and_drawn(backend: Backend) -> 
 
 def test_only_its_own_jobs_count_as_under_way(backend: Backend) -> None:
     from app.over_checkpoints import Over, _keys, _waiting, mine
-    from backend.contract import Weights
 
     over = Over("head_scores", "run:induction-1layer", [0], Weights())
     keys = list(_keys(house.backend(), over).values())
@@ -121,6 +124,19 @@ def test_what_is_missing_is_what_is_asked_and_not_kept(backend: Backend) -> None
     (button,) = [b for b in at.button if b.label.startswith("Compute at all")]
     assert button.label.startswith("Compute at all 4 checkpoints (1 missing, about "), "at its price"
     assert "3 of 4 checkpoints are computed" in said(at)
+
+
+def test_the_price_is_that_of_all_that_is_missing(backend: Backend) -> None:
+    last = backend.run("induction-1layer")["checkpoints"][-1]
+    over = over_checkpoints.Over("head_scores", "run:induction-1layer", [last], Weights())
+    backend.open(over.spec, last)
+    for job in backend.jobs(states=["queued", "running"]):
+        backend.wait(job["id"], 60)
+    card = backend.card(over.spec, last)
+    assert card is not None
+    each = backend.estimate(over.analysis, card, over.subject, {})["seconds"]
+    told = over_checkpoints._price(backend, over, 1000)
+    assert told == f", about {theme.seconds(1000 * each)}" != f", about {theme.seconds(each)}"
 
 
 def test_a_form_shows_what_its_search_reads(backend: Backend) -> None:
@@ -168,6 +184,34 @@ auto_page.form(one, choices=picks.siblings(house.backend(), one, bar))
     other, step = (next(s for s in at.selectbox if s.label == label) for label in ("Other run", "Its checkpoint"))
     assert other.options == ["this run"] and step.value == 0 and not at.exception
     assert step.options == [*(f"step {s}" for s in backend.run("induction-demo")["checkpoints"]), "the newest"]
+
+
+def test_the_checkpoints_to_pick_from_are_those_of_the_run_that_was_picked(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a widget stands already, it has the last word: the address is a step behind it."""
+    for name, steps in (("one", (0, 10)), ("twin", (0, 30))):
+        energy_run(backend.settings.runs / name, width=5, steps=steps)
+    backend.follower.poll()
+    analysis = backend.analysis("energy_connectivity")
+    pick = picks.siblings(backend, analysis, Bar("run:one", None, {}, Weights()))
+    assert pick["other"]({}) == {"": "this run", "twin": "twin"}
+    assert list(pick["other_step"]({})) == [0, 10, -1] and list(pick["other_step"]({"other": "twin"})) == [0, 30, -1]
+    asked = {"other": "twin", "other_step": 10, "points": 3}
+    assert picks.offered(analysis, asked, "form", pick) == {"other": "twin", "points": 3}
+    monkeypatch.setattr(st, "session_state", {"form.other_step": 30})
+    assert picks.offered(analysis, asked, "form", pick) == asked
+
+
+def test_a_click_on_a_chart_is_told_once() -> None:
+    source = """
+import streamlit as st
+from app.components.chart_clicks import chart_clicks
+st.text(str(chart_clicks("curve")))
+"""
+    at = AppTest.from_string(source, default_timeout=60)
+    at.session_state["clicked:curve"] = {"custom": [3, "a"], "x": 0.5}
+    assert [at.run().text[0].value for _ in range(2)] == ["([3, 'a'], 0.5)", "None"] and not at.exception
 
 
 def test_a_block_is_picked_and_a_wrong_one_is_said(backend: Backend) -> None:

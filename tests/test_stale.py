@@ -9,7 +9,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from app import stale, url
+from app import notes, stale, url
 
 
 class Query(dict):
@@ -188,6 +188,54 @@ def test_a_widget_of_the_page_that_was_left_writes_nothing(session: Session) -> 
     st.session_state["url:focus"] = "a"
     session.changed()
     assert st.query_params.to_dict() == {"model": "run:a"}
+
+
+class Given(dict):
+    """A session whose values that are given to widgets are counted, as Streamlit sends them."""
+
+    keys_given: list[str] = []
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.keys_given.append(key)
+
+
+def test_a_widget_that_the_browser_draws_anew_is_given_its_value(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another page, with other options, or never drawn, it shows nothing of the value that the session holds."""
+    monkeypatch.setattr(st, "session_state", Given({"url:level": 1}))
+
+    def given(page: str, *options: int, **more: Any) -> bool:
+        session.arrives(page=page, level="1")
+        Given.keys_given = []
+        url.bound(lambda label, key, on_change, **_: None, "Level", "level", 0, options=list(options), **more)
+        return "url:level" in Given.keys_given
+
+    assert given("lens", 0, 1), "never drawn here"
+    assert not given("lens", 0, 1), "it stands there"
+    assert given("lens", 0, 1, 2) and given("lens", 0, 1, 2, format_func=lambda o: f"level {o}")
+    assert given("lens", 0, 1, 2, help="words") and given("attention", 0, 1, 2, help="words")
+    assert not given("attention", 0, 1, 2, help="words")
+
+
+def test_what_was_said_of_an_address_is_dropped_with_its_page(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[str] = []
+    monkeypatch.setattr(st, "container", lambda: SimpleNamespace(caption=captions.append))
+
+    def said(page: str, text: str = "") -> list[str]:
+        session.arrives(page=page)
+        notes.here()
+        url.carry(page)
+        captions.clear()
+        notes.keep("focus", "b", text)
+        return list(captions)
+
+    assert len(said("training", "run c is not offered")) == 1
+    assert said("training") == [":material/info: run c is not offered"], "as long as it is shown"
+    assert said("attention") == [] == said("training")
 
 
 def test_a_widget_is_given_a_value_only_where_it_shows_another() -> None:
