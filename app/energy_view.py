@@ -65,7 +65,7 @@ def _summary(house: Any, bar: Bar) -> None:
                            "accent" if name == "mse" else "warn" if worse else "neutral"))  # fmt: skip
     theme.badges(badges)
     if found:
-        st.caption("Squared error per entry on held-out problems at the end of training. Where a trivial answer is as "
+        st.caption("Squared error per entry on held-out problems, as the run last logged it. Where a trivial answer is as "
                    "good as the model (marked), its landscape explains that answer.")  # fmt: skip
 
 

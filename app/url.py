@@ -229,8 +229,11 @@ def _within(value: Any, limits: Mapping[str, Any]) -> Any:
     return value
 
 
-def _drawn(widget: Callable[..., Any], label: str, more: Mapping[str, Any]) -> str:
-    """Return all that tells the browser's widget from another one: with something else it would be a new widget."""
+def _drawn(widget: Callable[..., Any], label: str, more: Mapping[str, Any]) -> str | None:
+    """Return all that tells the browser's widget from another one (with something else it would be a new widget), of
+    those that are pressed several times in a second; others are given their value at every run, come what may."""
+    if widget not in (st.slider, st.select_slider):
+        return None
     said = more.get("format_func") or str
     words = {n: [str(said(o)) for o in v] if n == "options" else v for n, v in more.items() if not callable(v)}
     return repr((getattr(widget, "__name__", ""), label, words))

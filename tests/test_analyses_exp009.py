@@ -126,6 +126,10 @@ def test_film_is_needed_only_beyond_zero_and_beyond_a_random_move():
         return code._film_claim(pd.DataFrame(rows)).verdict
 
     assert verdict(0.1) == "holds" and verdict(0.1, null=0.09) == verdict(0.1, null=0.3) == "met by its null"
+    rows = [{"level": 0, "what": "film", "index": i, "d_energy": 0.0, "d_mse": d, "d_mse_se": 0.001, "d_mse_null": null,
+             "d_mse_null_se": 0.001, "problems": 500} for i, d, null in ((0, 0.14, 0.17), (2, 0.07, 0.03))]  # fmt: skip
+    claim = code._film_claim(pd.DataFrame(rows))
+    assert claim.verdict == "holds" and "fc3" in claim.value, "the larger one is below its null"
     assert verdict(0.1, smooth=-1.0) == "holds" and verdict(-0.1, smooth=1.0, other=-0.2) == "fails", "of level 0"
     told = verdict(0.1, n=2), verdict(0.2, n=2), verdict(0.02), verdict(0.0)
     assert set(told) == {"cannot be tested here"}, "an interval that reaches 0; of two problems 25 standard errors"

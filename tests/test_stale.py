@@ -206,10 +206,13 @@ def test_a_widget_that_the_browser_draws_anew_is_given_its_value(
     """On another page, with other options, or never drawn, it shows nothing of the value that the session holds."""
     monkeypatch.setattr(st, "session_state", Given({"url:level": 1}))
 
-    def given(page: str, *options: int, **more: Any) -> bool:
+    slider = lambda label, key, on_change, **_: None  # noqa: E731
+    monkeypatch.setattr(st, "select_slider", slider)
+
+    def given(page: str, *options: int, widget: Any = slider, **more: Any) -> bool:
         session.arrives(page=page, level="1")
         Given.keys_given = []
-        url.bound(lambda label, key, on_change, **_: None, "Level", "level", 0, options=list(options), **more)
+        url.bound(widget, "Level", "level", 0, options=list(options), **more)
         return "url:level" in Given.keys_given
 
     assert given("lens", 0, 1), "never drawn here"
@@ -217,6 +220,8 @@ def test_a_widget_that_the_browser_draws_anew_is_given_its_value(
     assert given("lens", 0, 1, 2) and given("lens", 0, 1, 2, format_func=lambda o: f"level {o}")
     assert given("lens", 0, 1, 2, help="words") and given("attention", 0, 1, 2, help="words")
     assert not given("attention", 0, 1, 2, help="words")
+    other = lambda label, key, on_change, **_: None  # noqa: E731
+    assert given("attention", 0, 1, widget=other) and given("attention", 0, 1, widget=other), "no slider: every time"
 
 
 def test_what_was_said_of_an_address_is_dropped_with_its_page(

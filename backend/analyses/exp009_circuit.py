@@ -267,11 +267,12 @@ def _unit_claim(table: pd.DataFrame) -> Claim:
 
 
 def _film_claim(table: pd.DataFrame) -> Claim:
-    """The layer of larger effect, with intervals of both at once over problems."""
+    """The layer whose effect is further above its null, with intervals of both at once over problems."""
     from backend.maths import ranks
 
     rows = table[(table.what == "film") & (table.level == table.level.min())]
-    best: Any = rows[rows["index"] % len(_film.INSTEAD) == 0].sort_values("d_mse").iloc[-1]
+    rows = rows[rows["index"] % len(_film.INSTEAD) == 0]
+    best: Any = rows.iloc[int((rows.d_mse - rows.d_mse_null).to_numpy().argmax())]
     criterion = "the answer needs what the level says through FiLM (set to its mean over levels, level 0)"
     if not np.isfinite(best.d_mse_se):
         return Claim(criterion, "0 where the level says nothing", "one problem: no interval", "cannot be tested here")
@@ -281,7 +282,7 @@ def _film_claim(table: pd.DataFrame) -> Claim:
     return Claim(criterion, f"moved as far in a random direction: error {best.d_mse_null:+.2g} +- {null_half:.1g}; 0 "
                  "where the level says nothing",
                  f"error {best.d_mse:+.2g} +- {half:.1g}, energy {best.d_energy:+.2g}; "
-                 f"{_film.PARTS[int(best['index'])]}, the larger of two layers",
+                 f"{_film.PARTS[int(best['index'])]}, of two layers the one further above that",
                  "fails" if best.d_mse + half <= 0 else "cannot be tested here" if low <= 0 else
                  "holds" if low > null else "met by its null")  # fmt: skip
 
