@@ -65,8 +65,8 @@ def _summary(house: Any, bar: Bar) -> None:
                            "accent" if name == "mse" else "warn" if worse else "neutral"))  # fmt: skip
     theme.badges(badges)
     if found:
-        st.caption("Squared error per entry on held-out problems, as the run last logged it. Where a trivial answer is as "
-                   "good as the model (marked), its landscape explains that answer.")  # fmt: skip
+        st.caption("Squared error per entry on held-out problems, as the run last logged it. Where a trivial answer is "
+                   "as good as the model (marked), its landscape explains that answer.")  # fmt: skip
 
 
 def _logged(house: Any, run: str) -> dict[str, float]:
