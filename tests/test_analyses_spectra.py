@@ -5,12 +5,15 @@ import pytest
 import torch
 
 from backend import analyses
+from backend.analyses import _activation_spectra as activations_room
+from backend.analyses import _energy
 from backend.analyses import _weight_spectra as weights_core
-from backend.analyses import activation_spectra as activations_room
 from backend.analyses import weight_spectra as weights_room
 from backend.contract import Corpus, Weights
+from backend.errors import BadInput
 from backend.maths import random_matrix, spectra
 from backend.runs import corpora
+from tests.energy_kit import problems, tiny_energy
 from tests.tiny_models import opened, quiet
 
 CORPUS = Corpus(source="random", rows=24, length=20)
@@ -137,7 +140,7 @@ def cloud(scales, rows=40, length=50, seed=0):
 
 
 def told(x, **params):
-    return activations_room.measured(x, activations_room.ActivationSpectraParams(**params))
+    return activations_room.measured(x, activations_room.SpectraOfActivationsParams(**params))
 
 
 def test_the_dimension_of_a_gaussian_is_its_closed_form():
@@ -188,3 +191,32 @@ def test_activations_are_those_of_the_model_whatever_the_batches(tiny, monkeypat
         row = table.loc[place]
         assert row["participation_ratio"] == pytest.approx(float(spectra.participation_ratio(x)))
         np.testing.assert_allclose(row["eigenvalues"].sum(), float(x.var(0).sum()), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- hidden layers of an energy model
+
+
+def test_hidden_layers_are_read_at_their_level_and_one_direction_is_one(tmp_path):
+    model = tiny_energy(tmp_path, "float64", side=2)
+    some, read = problems(model, 40), analyses.registry()["energy_activations"]
+    before = read.compute(model, some, read.params(draws=1), quiet).set_index(["level", "point"])
+    heard = {}
+    hooks = [getattr(model.net, f"fc{i}").register_forward_hook(lambda _, a, out, i=i: heard.update({i: (a[0], out)}))
+             for i in (1, 2, 3, 4)]  # fmt: skip
+    with torch.no_grad():
+        model.net(some.x, _energy.noised(model, some, 3), model.level(3, 40))
+    for hook in hooks:
+        hook.remove()
+    for at, point in enumerate(("h1", "h2", "h3"), start=1):
+        x = heard[at + 1][0]  # what the next layer reads
+        values = torch.linalg.eigvalsh(x.T.cov()).flip(0).clamp_min(0)
+        np.testing.assert_allclose(before.loc[(3, point), "eigenvalues"], values, rtol=1e-5, atol=1e-9)
+        assert before.loc[(3, point), "variance"] == pytest.approx(float(x.var(0).sum()))
+    assert before.index.get_level_values("level").nunique() == 10 and before.participation_ratio_se.min() > 0
+    with torch.no_grad():
+        model.net.fc1.weight.copy_(1e-4 * torch.outer(torch.randn(len(model.net.fc1.weight)), torch.ones(8)))
+    after = read.compute(model, some, read.params(draws=1), quiet).set_index(["level", "point"])
+    assert after.loc[(3, "h1"), "participation_ratio"] == pytest.approx(1, abs=1e-3)
+    assert after.loc[(3, "h1"), "participation_ratio_null"] > 2, "the null has its variances in all units"
+    with pytest.raises(BadInput, match="Ask about more"):
+        read.compute(model, problems(model, 3), read.params(), quiet)
