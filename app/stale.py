@@ -66,11 +66,11 @@ def displace(key: str, value: Any, drawn: Any = None) -> None:
     """Give the widget `key` a value, and remember the one that it showed until now.
 
     A value that is given goes to the browser and replaces what stands there: a press that is still on its way (three
-    quick ones of an arrow key) would be undone. So a widget that is `drawn` as the last time, and showed this value
-    then, is given none.
+    quick ones of an arrow key) would be undone. So a widget that is `drawn` as the last time, and that the browser
+    has with this value, is given none.
     """
     before = st.session_state.setdefault("drawn", {})
-    same = drawn is not None and before.get(key) == (page(), drawn) and key in st.session_state
+    same = drawn is not None and before.get(key) == (page(), drawn) and in_browser(key)
     before[key] = page(), drawn
     shown = st.session_state.get(key)
     if same and shown == value:
@@ -78,6 +78,16 @@ def displace(key: str, value: Any, drawn: Any = None) -> None:
     if shown is not None and shown != value:
         st.session_state.setdefault("displaced", {})[key] = shown, time.monotonic()
     st.session_state[key] = value
+
+
+def in_browser(key: str) -> bool:
+    """Say whether the request of this run brought the widget as it is drawn now.
+
+    A run that is broken off may have drawn it without the browser hearing of it: there it would stand at its first
+    option, and say so with the next click.
+    """
+    state: Any = getattr(getattr(get_script_run_ctx(suppress_warning=True), "session_state", None), "_state", None)
+    return state is not None and state._key_id_mapper.get_id_from_key(key, "") in state._new_widget_state.states
 
 
 def displaced(key: str) -> bool:

@@ -205,6 +205,7 @@ def test_a_widget_that_the_browser_draws_anew_is_given_its_value(
 ) -> None:
     """On another page, with other options, or never drawn, it shows nothing of the value that the session holds."""
     monkeypatch.setattr(st, "session_state", Given({"url:level": 1}))
+    monkeypatch.setattr(stale, "in_browser", lambda key: key == "url:level")
 
     slider = lambda label, key, on_change, **_: None  # noqa: E731
     monkeypatch.setattr(st, "select_slider", slider)
@@ -220,6 +221,8 @@ def test_a_widget_that_the_browser_draws_anew_is_given_its_value(
     assert given("lens", 0, 1, 2) and given("lens", 0, 1, 2, format_func=lambda o: f"level {o}")
     assert given("lens", 0, 1, 2, help="words") and given("attention", 0, 1, 2, help="words")
     assert not given("attention", 0, 1, 2, help="words")
+    monkeypatch.setattr(stale, "in_browser", lambda key: False)
+    assert given("attention", 0, 1, 2, help="words"), "the browser never heard of it"
     other = lambda label, key, on_change, **_: None  # noqa: E731
     assert given("attention", 0, 1, widget=other) and given("attention", 0, 1, widget=other), "no slider: every time"
 
