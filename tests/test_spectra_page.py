@@ -60,7 +60,7 @@ def test_an_energy_model_has_its_own_loss_there(backend: Backend) -> None:
     assert len(at.get("plotly_chart")) == 3 and "off by at most" in said(at)
     assert "loss (squared error)" in list(at.dataframe[0].value[""])
     others = [a for a in backend.analyses().values() if a.group == "Spectra" and a.subject.family == "energy"]
-    assert len(others) == 5 and all(a.asks in said(at) for a in others)
+    assert len(others) == 6 and all(a.asks in said(at) for a in others)
     next(b for b in at.button if b.label.startswith("Compute at all")).click()
     at = settle(at.run())
     checkpoints = len(backend.run("inverse-3")["checkpoints"])
